@@ -1,0 +1,28 @@
+"""Morphogen: train vision networks faster by changing the network's size while it trains.
+
+    net = morphogen.trace(model, example)          # what of the model can change size
+    half = net.subnetwork(width=0.5)               # a part of it, as plain data
+    morphogen.morph(net, half, optimizer=optimizer)
+    morphogen.morph(net, net.dense, optimizer=optimizer)
+
+or a method in one's own loop: `morphogen.attach`.
+"""
+
+from . import operators as operators  # enters the growth operators in the table
+from .attach import Attached, attach
+from .errors import ConfigError, MorphError, MorphogenError, SubNetworkError, TraceError, TrainingError
+from .graph.trace import trace
+from .methods import Dense, Method, NetworkExpansion
+from .morph.commit import Change, Receipt, morph
+from .morph.growth import Gap, GrowthOperator, operator
+from .network import Network
+from .schedule.stages import Stage
+from .subnet import BlockStack, ChannelGroup, PinnedAxis, SubNetwork
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attached", "BlockStack", "Change", "ChannelGroup", "ConfigError", "Dense", "Gap", "GrowthOperator", "Method",
+    "MorphError", "MorphogenError", "Network", "NetworkExpansion", "PinnedAxis", "Receipt", "Stage", "SubNetwork",
+    "SubNetworkError", "TraceError", "TrainingError", "attach", "morph", "operator", "trace",
+]

@@ -1,0 +1,188 @@
+"""The command line: `morphogen train`, `compare`, `inspect`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .errors import ConfigError, MorphogenError
+from .methods import METHODS
+from .report.flops import cost
+from .report.render import as_table, summary, write_results
+from .spec import build
+from .train.compare import compare
+from .train.config import CompareConfig, Recipe, TrainConfig
+from .train.data import load_data
+from .train.loop import Run
+from .train.models import build_model
+
+EXAMPLES = {
+    "train": """examples:
+  morphogen train
+  morphogen train --model "resnet20(width=32)" --data /data/cifar10 --epochs 60 --method "NetworkExpansion(stages=3)"
+  morphogen train --config run.yaml --seed 1""",
+    "compare": """examples:
+  morphogen compare
+  morphogen compare --data /data/cifar10 --seeds 3 --epochs 30 \\
+      --methods "[NetworkExpansion(operator='orthogonal'), NetworkExpansion(operator='random')]"
+  morphogen compare --config study.yaml""",
+    "inspect": """examples:
+  morphogen inspect resnet50
+  morphogen inspect timm:convnext_nano --widths "[0.25, 0.5, 1.0]"
+  morphogen inspect mypackage.nets:build --image_size 64""",
+}
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What of a model can change size.
+
+    Attributes:
+        model: `resnet20(width=32)`, any torchvision or timm name, or `package.module:function`.
+        image_size: side of the square input in pixels.
+        num_classes: number of outputs.
+        widths: shares of the channels to count parameters and FLOPs at.
+        exclude: module paths to leave whole.
+        json: print JSON instead of tables.
+    """
+
+    model: str
+    image_size: int = 224
+    num_classes: int = 1000
+    widths: tuple[float, ...] = (0.5, 0.75, 1.0)
+    exclude: tuple[str, ...] = ()
+    json: bool = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    try:
+        command, settings = _parse(arguments)
+        return COMMANDS[command][1](settings)
+    except MorphogenError as error:
+        print(f"morphogen: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("morphogen: stopped; what was finished is saved", file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
+    parser = ArgumentParser(prog="morphogen", exit_on_error=False,
+                            description="Train vision networks faster by changing their size while they train.")
+    commands = parser.add_subcommands(dest="command", required=True)
+    for name, (kind, run) in COMMANDS.items():
+        sub = ArgumentParser(exit_on_error=False, description=run.__doc__, epilog=EXAMPLES[name],
+                             formatter_class=_Formatter)
+        if name == "inspect":
+            sub.add_argument("model", type=str, help="name of a model, or package.module:function")
+            sub.add_class_arguments(kind, skip={"model"}, as_group=False)
+        else:
+            sub.add_argument("--config", action="config", help="YAML file with the keys below")
+            sub.add_class_arguments(kind, as_group=False)
+        commands.add_subcommand(name, sub)
+    try:
+        parsed = parser.parse_args(arguments)
+        settings: Namespace = parsed[parsed.command]
+        settings.pop("config", None)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    return parsed.command, COMMANDS[parsed.command][0](**vars(settings))
+
+
+def run_train(config: TrainConfig) -> int:
+    """Train one network by one method; weights and ledger go to the output folder."""
+    method = build(config.method, METHODS, "method")
+    run = Run(config, load_data(config), method, config.method, config.seed)
+    try:
+        with _bars() as tell:
+            for epoch in run.epochs():
+                tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
+    finally:
+        _save(run, config)
+    seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
+    Console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy:.2f}", **seconds}]))
+    print(f"weights and ledger are in {config.output}")
+    return 0
+
+
+def _save(run: Run, config: TrainConfig) -> None:
+    try:
+        run.save(config.output / "model.pt")
+        (config.output / "results.json").write_text(json.dumps([run.ledger.record()], indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write the results ({error})", where=str(config.output)) from error
+
+
+def run_compare(config: CompareConfig) -> int:
+    """Train the dense network and methods side by side; print and write what was saved."""
+    with _bars() as tell:
+        records = compare(config, tell)
+    write_results(records, config.output)
+    Console().print(as_table(summary(records), f"{config.model} on {config.data}, {config.epochs} epochs"))
+    print(f"results.json, results.csv and accuracy.png are in {config.output}")
+    return 0
+
+
+def run_inspect(config: InspectConfig) -> int:
+    """Show the channel groups of a model, what is pinned and why, and what chosen widths cost."""
+    import torch
+
+    from .graph.trace import trace
+
+    model = build_model(config.model, config.num_classes)
+    network = trace(model, torch.zeros(2, 3, config.image_size, config.image_size), exclude=config.exclude)
+    costs = [(width, cost(network, network.subnetwork(width=width))) for width in config.widths]
+    groups = [{"channel group": g.name, "channels": g.channels, "unit": g.unit, "units": g.size,
+               "tensor axes": len(g.members)} for g in network.groups]
+    pinned = [{"pinned axis": p.axis, "size": p.size, "reason": p.reason} for p in network.pinned]
+    sizes = [{"width": width, "parameters": c.parameters, "forward FLOPs": c.forward, "training FLOPs": c.training}
+             for width, c in costs]
+    if config.json:
+        print(json.dumps({"model": config.model, "groups": groups, "pinned": pinned, "widths": sizes}, indent=1))
+        return 0
+    console = Console()
+    for title, rows in (("Channel groups", groups), ("Pinned", pinned), ("Cost for one image", sizes)):
+        if rows:
+            console.print(as_table([{k: f"{v:,}" if isinstance(v, int) else str(v) for k, v in row.items()}
+                                    for row in rows], title))
+    return 0
+
+
+class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Help with defaults, and examples as they are written."""
+
+
+class _bars:
+    """A progress bar for each run; nothing where there is no terminal."""
+
+    def __enter__(self):
+        self.console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TextColumn("{task.fields[accuracy]:.2f} %"))
+        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.progress.start()
+        self.tasks = {}
+        return self.tell
+
+    def tell(self, label: str, done: int, total: int, accuracy: float) -> None:
+        if label not in self.tasks:
+            self.tasks[label] = self.progress.add_task(label, total=total, accuracy=0.0)
+        self.progress.update(self.tasks[label], completed=done, accuracy=accuracy)
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+
+COMMANDS = {
+    "train": (TrainConfig, run_train),
+    "compare": (CompareConfig, run_compare),
+    "inspect": (InspectConfig, run_inspect),
+}

@@ -1,0 +1,38 @@
+"""What went wrong, where, what was expected, what was found, and what to do next."""
+
+from __future__ import annotations
+
+
+class MorphogenError(Exception):
+    """Base of every error Morphogen raises on purpose; its text is one line a user can act on."""
+
+    def __init__(self, what: str, *, where: str = "", expected: str = "", found: str = "", todo: str = ""):
+        self.where = where
+        text = f"{where}: {what}" if where else what
+        if expected:
+            text += f"; expected {expected}"
+        if found:
+            text += f"{',' if expected else ';'} found {found}"
+        if todo:
+            text += f". {todo}"
+        super().__init__(text)
+
+
+class TraceError(MorphogenError):
+    """The model could not be read: its export failed, or an op has no rule."""
+
+
+class SubNetworkError(MorphogenError):
+    """A sub-network that does not fit the dense network it is meant for."""
+
+
+class MorphError(MorphogenError):
+    """A morph that was refused; nothing was changed."""
+
+
+class ConfigError(MorphogenError):
+    """A setting that cannot be used: an unknown name, a value out of range, a missing folder."""
+
+
+class TrainingError(MorphogenError):
+    """Training could not go on, such as a loss that is not finite."""

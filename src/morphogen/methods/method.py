@@ -1,0 +1,27 @@
+"""What a method is: a policy of when to morph, to which sub-network, filled how."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from ..morph.growth import GrowthOperator
+from ..network import Network
+from ..schedule.stages import Stage
+
+
+class Method(ABC):
+    """A policy over one network. A method is a frozen dataclass of its settings, checked when it is made."""
+
+    @property
+    def operator(self) -> str | GrowthOperator:
+        """The growth operator of its morphs, or its name."""
+        return "orthogonal"
+
+    @abstractmethod
+    def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
+        """The stages of a run of `epochs` epochs, the first at epoch 0, in order.
+
+        Raises:
+            ConfigError: the settings do not fit the run's length or the network.
+        """

@@ -1,0 +1,73 @@
+"""The optimizer's state follows its parameters, index by index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import MorphError
+from .tensors import TensorMap
+
+
+def check_optimizers(
+    optimizers: Iterable[Optimizer], names: Mapping[nn.Parameter, str], maps: Mapping[str, TensorMap]
+) -> None:
+    """Refuse, before anything is changed, what `carry_state` could not carry.
+
+    Args:
+        optimizers: all optimizers of the model.
+        names: the model's parameters.
+        maps: the tensors that will change.
+
+    Raises:
+        MorphError: an optimizer holds a parameter of another model, two hold the same one, or a state tensor
+            is neither a scalar nor of its parameter's shape.
+    """
+    seen: set[nn.Parameter] = set()
+    for optimizer in optimizers:
+        kind = type(optimizer).__name__
+        for number, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                if parameter not in names:
+                    raise MorphError(
+                        f"{kind} holds a parameter that is not the model's", where=f"param_groups[{number}]",
+                        expected="parameters of the traced model", found=f"one of shape {tuple(parameter.shape)}",
+                        todo="Make the optimizer from the parameters of the model you traced")
+                if parameter in seen:
+                    raise MorphError("the parameter is in two optimizer groups", where=names[parameter])
+                seen.add(parameter)
+                if names[parameter] not in maps:
+                    continue
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, torch.Tensor) and value.numel() > 1 and value.shape != parameter.shape:
+                        raise MorphError(
+                            f"{kind} keeps a state '{key}' that cannot follow its parameter",
+                            where=names[parameter], expected=f"a scalar or shape {tuple(parameter.shape)}",
+                            found=f"shape {tuple(value.shape)}",
+                            todo="Use an optimizer with one state entry a weight, such as SGD or AdamW")
+
+
+def carry_state(optimizer: Optimizer, parameter: nn.Parameter, change: TensorMap, new: torch.Tensor) -> None:
+    """Carry the state of one parameter; new entries get what the optimizer would begin with.
+
+    Args:
+        optimizer: any optimizer; one that does not hold the parameter has no state for it.
+        parameter: still with its old value.
+        change: how it changes.
+        new: its new value.
+    """
+    state = optimizer.state.get(parameter)
+    if not state:
+        return
+    group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    begin: dict[str, float | torch.Tensor] = {
+        "sum": group.get("initial_accumulator_value", 0.0),  # Adagrad
+        "step_size": float(group["lr"]),  # Rprop
+        "ax": new,  # ASGD: the average starts at the value itself
+    }
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.ndim:
+            state[key] = change.carry(value, begin.get(key, 0.0))

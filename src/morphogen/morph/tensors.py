@@ -1,0 +1,138 @@
+"""Index maps from the current tensor to the next one, and the copy they drive.
+
+One `AxisMap` an axis serves the parameter, its gradient, its optimizer state and its EMA copies alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from ..subnet import FIXED, Role, Structure, SubNetwork, TensorLayout
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """Where the positions of one axis come from.
+
+    Attributes:
+        source: for each new position, an old one: the same channel's where it was alive, else the channel
+            that a copying operator would take (the group's channels in turn).
+        carried: for each new position, whether its channel was alive.
+    """
+
+    source: torch.Tensor
+    carried: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """How one tensor changes: its shapes before and after, and a map for each axis that changes."""
+
+    name: str
+    role: Role
+    old_shape: tuple[int, ...]
+    new_shape: tuple[int, ...]
+    axes: tuple[AxisMap | None, ...]
+    groups: int
+    """Number of groups of the convolution after the morph, 1 for everything else."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether there are entries to fill."""
+        return any(axis is not None and not bool(axis.carried.all()) for axis in self.axes)
+
+    @property
+    def carried(self) -> int:
+        """Number of entries carried over bit for bit."""
+        return prod(
+            size if axis is None else int(axis.carried.sum())
+            for size, axis in zip(self.new_shape, self.axes, strict=True)
+        )
+
+    def select(self, old: torch.Tensor) -> torch.Tensor:
+        """The new tensor with every new entry copied from the old channel that is its source."""
+        new = old
+        for dim, axis in enumerate(self.axes):
+            if axis is not None:
+                new = new.index_select(dim, axis.source.to(old.device))
+        return like(new, old)
+
+    def carry(self, old: torch.Tensor, fill: float | torch.Tensor = 0.0) -> torch.Tensor:
+        """The new tensor: what was alive carried over, the rest `fill`."""
+        new = self.select(old)
+        for dim, axis in enumerate(self.axes):
+            if axis is not None and not bool(axis.carried.all()):
+                missing = (~axis.carried).nonzero().flatten().to(old.device)
+                if isinstance(fill, torch.Tensor):
+                    new.index_copy_(dim, missing, fill.index_select(dim, missing))
+                else:
+                    new.index_fill_(dim, missing, fill)
+        return new
+
+
+def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """`new` in the memory format of `old`."""
+    for dims, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if old.ndim == dims and not _has_strides(old, torch.contiguous_format) and _has_strides(old, memory_format):
+            return new.contiguous(memory_format=memory_format)
+    return new.contiguous()
+
+
+def _has_strides(tensor: torch.Tensor, memory_format: torch.memory_format) -> bool:
+    """Whether the strides are exactly this format's, also where size-1 axes would leave it open."""
+    plain = torch.empty(tensor.shape, device="meta").contiguous(memory_format=memory_format)
+    if memory_format != torch.contiguous_format:
+        plain = torch.empty(tensor.shape, device="meta", memory_format=memory_format)
+    return tensor.stride() == plain.stride()
+
+
+def map_tensors(structure: Structure, current: SubNetwork, target: SubNetwork) -> dict[str, TensorMap]:
+    """The map of every tensor that changes between two sub-networks of one dense network."""
+    old, new = structure.alive_mask(current), structure.alive_mask(target)
+    source = _source_units(structure, old)
+    maps = {}
+    for name, layout in structure.tensors.items():
+        axes = tuple(None if axis is None else _map_axis(axis, old, new, source) for axis in layout.axes)
+        if any(axis is not None for axis in axes):
+            new_shape = layout.alive_shape(new)
+            maps[name] = TensorMap(
+                name, layout.role, layout.alive_shape(old), new_shape, axes, _groups(layout, new_shape)
+            )
+    return maps
+
+
+def _groups(layout: TensorLayout, shape: tuple[int, ...]) -> int:
+    role = layout.role
+    return shape[0] // (layout.shape[0] // role.groups) if role.blockwise else role.groups
+
+
+def _source_units(structure: Structure, alive: torch.Tensor) -> torch.Tensor:
+    """For each unit, itself where it is alive, else the units alive in its group, each in turn."""
+    source = torch.arange(len(alive))
+    groups = structure.unit_groups()
+    for number in range(len(structure.groups)):
+        units = (groups == number).nonzero().flatten()
+        old, new = units[alive[units]], units[~alive[units]]
+        source[new] = old[torch.arange(len(new)) % len(old)]
+    source[-1] = FIXED
+    return source
+
+
+def _map_axis(axis: torch.Tensor, old: torch.Tensor, new: torch.Tensor, source: torch.Tensor) -> AxisMap | None:
+    """Map one axis whose positions belong to the units `axis`; None where nothing changes."""
+    was, will = old[axis], new[axis]
+    if torch.equal(was, will):
+        return None
+    # The source of a position is the position of the same rank within the source unit: a unit has several
+    # positions where it is a group of channels, or a channel that was flattened with its space.
+    order = torch.argsort(axis, stable=True)
+    start = torch.searchsorted(axis[order], axis)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(axis)) - start[order]
+    of_source = order[torch.searchsorted(axis[order], source[axis]) + rank]
+    dense = torch.where(axis == FIXED, torch.arange(len(axis)), of_source)[will]
+    position = was.cumsum(0) - 1  # dense position -> position in the current tensor
+    return AxisMap(position[dense], was[will])

@@ -1,0 +1,136 @@
+"""The ledger of one run: time by cause, FLOPs, memory, accuracy, and every morph."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+
+TRAINING = ("step", "data", "trace", "morph")
+"""Causes of time that training takes; `evaluation` and `accounting` are beside it."""
+
+
+@dataclass
+class Epoch:
+    """One epoch: mean loss, test accuracy at its end (percent), training seconds since the run began."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+@dataclass
+class MorphEvent:
+    """One change of size, before `epoch`: test accuracy before and right after (percent), and its time."""
+
+    epoch: int
+    accuracy_before: float
+    accuracy_after: float
+    seconds: float
+    total_seconds: float
+
+
+@dataclass
+class StageCost:
+    """One sub-network of a run: what a step of it costs, and how many were taken."""
+
+    epoch: int
+    parameters: int
+    training_flops: int
+    steps: int = 0
+
+
+@dataclass
+class Ledger:
+    """All figures of one run, filled while it goes on."""
+
+    method: str
+    model: str
+    data: str
+    seed: int
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*TRAINING, "evaluation", "accounting"), 0.0))
+    epochs: list[Epoch] = field(default_factory=list)
+    morphs: list[MorphEvent] = field(default_factory=list)
+    stages: list[StageCost] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    peak_memory: int = 0
+
+    @contextmanager
+    def clock(self, cause: str, device: torch.device) -> Iterator[None]:
+        """Time a piece of the run under its cause, with the device idle at both ends."""
+        start = _now(device)
+        try:
+            yield
+        finally:
+            self.seconds[cause] += _now(device) - start
+
+    @property
+    def training_seconds(self) -> float:
+        """Everything a user waits for but evaluation."""
+        return sum(self.seconds[cause] for cause in TRAINING)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all training steps."""
+        return sum(stage.training_flops * stage.steps for stage in self.stages)
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy after the last epoch, percent."""
+        return self.epochs[-1].accuracy if self.epochs else 0.0
+
+    def note_memory(self, device: torch.device) -> None:
+        """Peak bytes: of the allocator on CUDA, of the whole process on a CPU."""
+        if device.type == "cuda":
+            self.peak_memory = torch.cuda.max_memory_allocated(device)
+        else:
+            self.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def record(self) -> dict[str, Any]:
+        """One record of JSON types; `compare` adds speedups against the dense run."""
+        return {
+            "method": self.method, "model": self.model, "data": self.data, "seed": self.seed,
+            "accuracy": self.accuracy, "training_seconds": self.training_seconds, "seconds": dict(self.seconds),
+            "flops": self.flops, "peak_memory": self.peak_memory,
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "morphs": [asdict(event) for event in self.morphs],
+            "stages": [asdict(stage) for stage in self.stages],
+            "history": self.history,
+        }
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Hardware, versions and commit that figures are true for."""
+    cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+               platform.processor())
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
+                            capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+        "morphogen": __version__, "commit": commit,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

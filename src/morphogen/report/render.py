@@ -1,0 +1,104 @@
+"""Tables, files and pictures of results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+Record = dict[str, Any]
+
+
+def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records of each method, in the order of their first."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["method"], []).append(record)
+    return groups
+
+
+def _mean(runs: Sequence[Record], key: str) -> float | None:
+    values = [run[key] for run in runs if run[key] is not None]
+    return statistics.fmean(values) if values else None
+
+
+def summary(records: Sequence[Record]) -> list[dict[str, str]]:
+    """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups."""
+    groups = by_method(records)
+    dense = _mean(groups["Dense"], "accuracy") or 0.0
+    rows = []
+    for method, runs in groups.items():
+        accuracies = [run["accuracy"] for run in runs]
+        mean = statistics.fmean(accuracies)
+        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
+        realised = _mean(runs, "realised")
+        rows.append({
+            "method": method,
+            "accuracy %": f"{mean:.2f}{spread}",
+            "gap (points)": f"{mean - dense:+.2f}",
+            "seconds": f"{_mean(runs, 'training_seconds'):.1f}",
+            "speedup": f"{_mean(runs, 'speedup'):.2f}x",
+            "FLOP speedup": f"{_mean(runs, 'flop_speedup'):.2f}x",
+            "realised": "" if realised is None or method.startswith("Dense") else f"{realised:.2f}",
+        })
+    return rows
+
+
+def as_table(rows: Sequence[dict[str, str]], title: str = "") -> Table:
+    """A table for the terminal, the first column to the left, figures to the right."""
+    table = Table(title=title or None)
+    for i, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
+def as_markdown(rows: Sequence[dict[str, str]]) -> str:
+    """The same rows as a Markdown table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]
+    return "\n".join(lines + ["| " + " | ".join(row.values()) + " |" for row in rows])
+
+
+def write_results(records: Sequence[Record], folder: Path) -> None:
+    """`results.json` (one record a run), `results.csv` (its scalars) and `accuracy.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(records, indent=1) + "\n")
+    flat = [
+        {key: value for key, value in record.items() if not isinstance(value, (dict, list))}
+        | {f"seconds_{cause}": value for cause, value in record["seconds"].items()}
+        for record in records
+    ]
+    with open(folder / "results.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(flat[0]))
+        writer.writeheader()
+        writer.writerows(flat)
+    draw_accuracy(records, folder / "accuracy.png")
+
+
+def draw_accuracy(records: Sequence[Record], path: Path) -> None:
+    """Test accuracy against training time, one line a run, morphs marked (Network Expansion, Figure 4)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for i, (method, runs) in enumerate(by_method(records).items()):
+        for run in runs:
+            seconds = [epoch["seconds"] for epoch in run["epochs"]]
+            accuracy = [epoch["accuracy"] for epoch in run["epochs"]]
+            axes.plot(seconds, accuracy, color=f"C{i}", alpha=0.8, linewidth=1.3,
+                      linestyle="--" if method.startswith("Dense in") else "-",
+                      label=method if run is runs[0] else None)
+            axes.plot([m["total_seconds"] for m in run["morphs"]], [m["accuracy_after"] for m in run["morphs"]],
+                      color=f"C{i}", marker="^", markersize=5, linestyle="none")
+    axes.set_xlabel("training time (s), evaluation left out")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(f"{records[0]['model']} on {records[0]['data']} (triangles: right after a morph)", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=130)

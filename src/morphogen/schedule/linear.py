@@ -1,0 +1,21 @@
+"""Schedules as pure functions of progress."""
+
+from __future__ import annotations
+
+
+def linear_ratios(initial: float, stages: int) -> list[float]:
+    """alpha_i = alpha_0 + i (1 - alpha_0) / (n_g - 1) for each stage i (Network Expansion, equation 1).
+
+    One stage is the full network from the start.
+    """
+    if stages == 1:
+        return [1.0]
+    return [initial + i * (1 - initial) / (stages - 1) for i in range(stages)]
+
+
+def equal_starts(epochs: int, stages: int) -> list[int]:
+    """The first epoch of each of `stages` stages of equal length.
+
+    Epoch e is in stage floor(e n_g / T); where `stages` does not divide `epochs`, lengths differ by one.
+    """
+    return [-(-stage * epochs // stages) for stage in range(stages)]

@@ -1,0 +1,59 @@
+"""`Name(key=value, ...)`: how models and methods are written on the command line and in YAML."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+
+T = TypeVar("T")
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Split `resnet20(width=32)` into its name and its arguments; a bare name has none.
+
+    Raises:
+        ConfigError: neither a name nor a call with literal keyword arguments.
+    """
+    name, bracket, rest = text.strip().partition("(")
+    if not bracket:
+        return name, {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError
+        return name.strip(), {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError):
+        raise ConfigError(f"cannot read '{text}'", expected="a name, or NAME(key=value, ...) with plain values") from None
+
+
+def build(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
+    """Call the entry of `table` that `text` names, with the arguments it gives.
+
+    Raises:
+        ConfigError: an unknown name (near ones are suggested), an unknown argument or a value of another type.
+    """
+    name, arguments = parse_call(text)
+    if name not in table:
+        raise ConfigError(f"no {kind} '{name}'", todo=suggest(name, table))
+    known = inspect.signature(table[name]).parameters
+    for key, value in arguments.items():
+        if key not in known:
+            raise ConfigError(f"{name} has no setting '{key}'", expected="one of " + ", ".join(known))
+        default = known[key].default
+        fits = isinstance(value, (int, float) if isinstance(default, float) else type(default))
+        if not fits or isinstance(value, bool) != isinstance(default, bool):
+            raise ConfigError(f"{name}: bad value for '{key}'", expected=f"{type(default).__name__} such as {default!r}",
+                              found=repr(value))
+    return table[name](**arguments)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A sentence that names what comes closest."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or sorted(names)[:10]
+    return "Did you mean " + ", ".join(near) + "?"

@@ -1,0 +1,227 @@
+"""The shared vocabulary: what a dense network consists of, and what of it is alive.
+
+Everything here is plain, frozen data. `graph` derives it, `morph` acts on it, neither knows the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .errors import SubNetworkError
+
+FIXED = -1
+"""The unit of an axis position that is always alive: an image channel, a class, a kernel tap."""
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are dropped and grown by the same decision: a residual stage, a conv-BN-conv chain.
+
+    The group is a row of `size` units. A unit is the least that can leave without changing what the rest
+    computes: usually one channel, for a grouped convolution one of its groups. `channels` counts the
+    positions of the group on the axis of the layer that names it, so a unit is `channels // size` of them.
+
+    Attributes:
+        name: path of the first layer that produces the group, such as `layer1.0.conv1`.
+        size: number of units; a sub-network keeps at least one.
+        channels: number of channels in the naming layer.
+        members: the tensor axes that follow the group, such as `layer1.0.bn1.weight[0]`.
+    """
+
+    name: str
+    size: int
+    channels: int
+    members: tuple[str, ...] = field(repr=False)
+
+    @property
+    def unit(self) -> int:
+        """Channels of the naming layer in one unit."""
+        return self.channels // self.size
+
+
+@dataclass(frozen=True)
+class PinnedAxis:
+    """A tensor axis that stays whole in every sub-network, and why."""
+
+    axis: str
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class BlockStack:
+    """A run of interchangeable blocks of the dense network, by their module paths."""
+
+    name: str
+    blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a tensor is to the layer that reads it; growth operators decide by it how to fill new entries.
+
+    Attributes:
+        kind: `weight` (of a convolution or linear layer), `bias`, `scale`, `shift`, `mean`, `variance`
+            (of a normalisation), or `direct` (a parameter used as it is: a layer scale, a token).
+        out_axis, in_axis: the channel axes of a `weight`.
+        groups: number of groups of the dense convolution.
+        blockwise: the convolution loses and gains whole groups, so new inputs meet new outputs only.
+    """
+
+    kind: str
+    out_axis: int = 0
+    in_axis: int = 1
+    groups: int = 1
+    blockwise: bool = False
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """For each axis of one dense tensor, the unit each position belongs to (int64, FIXED where none), or
+    None where the whole axis is fixed. Units are numbered through all groups of the network."""
+
+    shape: tuple[int, ...]
+    axes: tuple[torch.Tensor | None, ...]
+    role: Role
+
+    def alive_shape(self, alive: torch.Tensor) -> tuple[int, ...]:
+        """The tensor's shape in the sub-network whose mask is `alive`."""
+        return tuple(
+            size if axis is None else int(alive[axis].sum()) for size, axis in zip(self.shape, self.axes, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class AttributeLayout:
+    """A size that a module keeps (`in_channels`, `groups`, `normalized_shape`) and the axes it counts.
+
+    Attributes:
+        path: the module; empty for the model itself.
+        name: the attribute.
+        dense: its value in the dense network, one number or several.
+        axes: for each number the units it counts, None where it is fixed.
+    """
+
+    path: str
+    name: str
+    dense: int | tuple[int, ...]
+    axes: tuple[torch.Tensor | None, ...]
+
+    def value(self, alive: torch.Tensor) -> int | tuple[int, ...]:
+        """The attribute's value in the sub-network whose mask is `alive`."""
+        numbers = (self.dense,) if isinstance(self.dense, int) else self.dense
+        counts = tuple(
+            number if axis is None else int(alive[axis].sum())
+            for number, axis in zip(numbers, self.axes, strict=True)
+        )
+        return counts[0] if isinstance(self.dense, int) else counts
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All that a morph needs to know of a dense network, without its graph."""
+
+    groups: tuple[ChannelGroup, ...]
+    pinned: tuple[PinnedAxis, ...]
+    stacks: tuple[BlockStack, ...]
+    tensors: Mapping[str, TensorLayout]
+    attributes: tuple[AttributeLayout, ...]
+    resolution: tuple[int, int] | None
+
+    def alive_mask(self, subnetwork: SubNetwork) -> torch.Tensor:
+        """Boolean mask over all units, with one True behind them so that FIXED (-1) reads as alive."""
+        mask = torch.zeros(sum(group.size for group in self.groups) + 1, dtype=torch.bool)
+        mask[-1] = True
+        start = 0
+        for group in self.groups:
+            mask[start + torch.tensor(subnetwork.channels[group.name], dtype=torch.long)] = True
+            start += group.size
+        return mask
+
+    def unit_groups(self) -> torch.Tensor:
+        """For each unit, the number of its group."""
+        sizes = torch.tensor([group.size for group in self.groups], dtype=torch.long)
+        return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+
+
+@dataclass(frozen=True)
+class SubNetwork:
+    """What of the dense network is alive (psi of the papers): plain data, equal by value, JSON in and out.
+
+    Attributes:
+        channels: for each channel group, the sorted indices of the units that are alive.
+        blocks: for each block stack, the sorted dense positions of the blocks that are alive.
+        resolution: (height, width) of the input in pixels, None where the input is no image.
+    """
+
+    channels: Mapping[str, tuple[int, ...]]
+    blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    resolution: tuple[int, int] | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of JSON types, index lists as ranges: `"0:32,40:48"`."""
+        return {
+            "channels": {name: _to_ranges(alive) for name, alive in self.channels.items()},
+            "blocks": {name: _to_ranges(alive) for name, alive in self.blocks.items()},
+            "resolution": None if self.resolution is None else list(self.resolution),
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> SubNetwork:
+        """The inverse of `to_dict`.
+
+        Raises:
+            SubNetworkError: the data does not describe a sub-network.
+        """
+        try:
+            height_width = data["resolution"]
+            return SubNetwork(
+                channels={str(name): _from_ranges(text) for name, text in data["channels"].items()},
+                blocks={str(name): _from_ranges(text) for name, text in data["blocks"].items()},
+                resolution=None if height_width is None else (int(height_width[0]), int(height_width[1])),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise SubNetworkError(
+                "not a sub-network",
+                expected="keys channels, blocks, resolution with index ranges such as '0:32,40:48'",
+                found=f"{type(error).__name__} {error}",
+            ) from None
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> SubNetwork:
+        """The inverse of `to_json`; raises SubNetworkError where it does not fit."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SubNetworkError("not a sub-network", expected="JSON", found=str(error)) from None
+        return SubNetwork.from_dict(data)
+
+
+def _to_ranges(indices: tuple[int, ...]) -> str:
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([index, index + 1])
+    return ",".join(f"{start}:{stop}" for start, stop in runs)
+
+
+def _from_ranges(text: str) -> tuple[int, ...]:
+    indices: list[int] = []
+    for run in filter(None, text.split(",")):
+        start, stop = run.split(":")
+        indices.extend(range(int(start), int(stop)))
+    return tuple(indices)

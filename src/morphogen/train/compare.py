@@ -1,0 +1,127 @@
+"""Methods beside the dense network: the same loop, seeds and clock, epoch by epoch in turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..methods import METHODS, Dense, Method
+from ..report.ledger import environment
+from ..spec import build
+from .config import CompareConfig, Recipe
+from .data import Data, load_data
+from .loop import Run
+
+Record = dict[str, Any]
+Progress = Callable[[str, int, int, float], None]
+"""Told after every epoch: the run's label, epochs done, epochs in all, accuracy."""
+
+
+def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> list[Record]:
+    """Train dense and every method with every seed, and for each method a dense run of the method's own time.
+
+    The runs of one seed take turns after every epoch, so that a noisy machine hits all alike. Finished runs
+    are appended to `runs.jsonl` in the output folder at once and not run again when the comparison is
+    started anew with the same recipe.
+
+    Returns:
+        One record a run, with `speedup`, `flop_speedup` and `realised` against the dense run of its seed.
+
+    Raises:
+        MorphogenError: settings, model, data and methods that do not fit; a loss that is not finite.
+    """
+    methods: dict[str, Method] = {"Dense": Dense()}
+    for text in config.methods:
+        methods[text] = build(text, METHODS, "method")
+    data = load_data(config)
+    log = _Log(config)
+    for seed in range(config.seeds):
+        todo = [label for label in methods if (label, seed) not in log.records]
+        runs = [Run(config, data, methods[label], label, seed) for label in todo]
+        _in_turn(runs, log, progress)
+        for label in config.methods:
+            _run_in_time_of(label, seed, config, data, log, progress)
+    return log.compared(list(methods), config)
+
+
+def _run_in_time_of(label: str, seed: int, recipe: Recipe, data: Data, log: _Log, progress: Progress) -> None:
+    """A dense run whose schedule is shortened so that it takes as long as a method did."""
+    short = in_time_of(label)
+    if (short, seed) not in log.records:
+        dense, method = log.records["Dense", seed], log.records[label, seed]
+        share = min(1.0, method["training_seconds"] / dense["training_seconds"])
+        steps = max(1, round(share * recipe.epochs * data.steps))
+        _in_turn([Run(recipe, data, Dense(), short, seed, steps)], log, progress)
+
+
+def in_time_of(label: str) -> str:
+    """The label of the dense run with the time budget of a method."""
+    return f"Dense in the time of {label}"
+
+
+def _in_turn(runs: list[Run], log: _Log, progress: Progress) -> None:
+    """One epoch of each run after the other until all are over."""
+    going: list[tuple[Run, Iterator[Any]]] = [(run, run.epochs()) for run in runs]
+    while going:
+        for run, epochs in list(going):
+            epoch = next(epochs, None)
+            if epoch is None:
+                going.remove((run, epochs))
+                log.append(run)
+            else:
+                progress(f"{run.ledger.method}, seed {run.seed}", epoch.epoch + 1, run.total_epochs, epoch.accuracy)
+
+
+class _Log:
+    """The finished runs of one comparison, on disk."""
+
+    def __init__(self, config: CompareConfig):
+        self.path = config.output / "runs.jsonl"
+        recipe = asdict(config)
+        for key in ("methods", "seeds", "output"):
+            recipe.pop(key)
+        self.head = json.loads(json.dumps({"recipe": recipe, "environment": environment(config.torch_device())}))
+        self.records: dict[tuple[str, int], Record] = {}
+        try:
+            config.output.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+        except OSError as error:
+            raise ConfigError(f"cannot write there ({error})", where=str(config.output)) from error
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line a killed session was writing
+            if record["recipe"] != recipe:
+                raise ConfigError("the folder holds runs of another recipe", where=str(config.output),
+                                  todo="Choose another folder with --output, or remove it")
+            self.records[record["method"], record["seed"]] = record
+
+    def append(self, run: Run) -> None:
+        """Keep a finished run."""
+        record = {**run.ledger.record(), **self.head}
+        self.records[record["method"], record["seed"]] = record
+        with open(self.path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def compared(self, labels: list[str], config: CompareConfig) -> list[Record]:
+        """All records of this comparison in the order of the table, speedups added."""
+        ordered = [name for label in labels for name in ((label, in_time_of(label)) if label != "Dense" else (label,))]
+        return [
+            {**self.records[name, seed], **speedups(self.records[name, seed], self.records["Dense", seed])}
+            for name in ordered for seed in range(config.seeds)
+        ]
+
+
+def speedups(record: Record, dense: Record) -> dict[str, float | None]:
+    """Speedup in time and in FLOPs, and the share of the saved FLOPs that became saved time.
+
+    `realised` is (time speedup - 1) / (FLOP speedup - 1); None where no FLOPs were saved.
+    """
+    time = dense["training_seconds"] / record["training_seconds"]
+    flops = dense["flops"] / record["flops"]
+    return {"speedup": time, "flop_speedup": flops, "realised": (time - 1) / (flops - 1) if flops > 1.001 else None}

@@ -1,0 +1,107 @@
+"""The settings of a run: the same keys on the command line, in YAML and in Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train one network; the same for a method and the dense baseline.
+
+    Attributes:
+        model: `resnet20(width=32)`, any torchvision or timm name, or `package.module:function`.
+        data: `digits` (embedded), a folder with `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or
+            `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER` as torchvision reads them.
+        image_size: side of the square input in pixels; by default the data's own.
+        images: use only so many training images, the same for every seed.
+        epochs: passes over the training images.
+        batch_size: images in a step.
+        optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`; the learning rate falls to 0 along a cosine.
+        lr: peak learning rate.
+        weight_decay: as the optimizer defines it.
+        precision: `float32`, or `bfloat16` autocast.
+        channels_last: keep images and weights in channels-last memory format.
+        workers: processes that decode images which do not fit into memory.
+        device: `auto` takes a GPU where there is one.
+    """
+
+    model: str = "resnet14(width=32)"
+    data: str = "digits"
+    image_size: int | None = None
+    images: int | None = None
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    workers: int = 2
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "image_size", "images"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"{key} out of range", expected="at least 1", found=f"{value}")
+        if not self.lr > 0 or self.weight_decay < 0 or self.workers < 0:
+            raise ConfigError("out of range", expected="lr above 0, weight_decay and workers not below",
+                              found=f"lr {self.lr}, weight_decay {self.weight_decay}, workers {self.workers}")
+
+    def torch_device(self) -> torch.device:
+        """The device to train on.
+
+        Raises:
+            ConfigError: there is no such device here.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"cannot use this device ({str(error).splitlines()[0]})", where=self.device) from error
+        return device
+
+
+@dataclass(frozen=True)
+class TrainConfig(Recipe):
+    """One run.
+
+    Attributes:
+        method: such as `NetworkExpansion(width=0.5, stages=5, operator='orthogonal')` or `Dense`.
+        seed: of the weights, the data order and the augmentation.
+        output: folder for the weights and the ledger.
+    """
+
+    method: str = "NetworkExpansion"
+    seed: int = 0
+    output: Path = Path("runs/train")
+
+
+@dataclass(frozen=True)
+class CompareConfig(Recipe):
+    """Methods side by side with the dense baseline.
+
+    Attributes:
+        methods: what to compare with dense training.
+        seeds: runs of each.
+        output: folder for the results; finished runs found there are kept, not run again.
+    """
+
+    methods: list[str] = field(default_factory=lambda: ["NetworkExpansion(multiple_of=8)"])
+    seeds: int = 1
+    output: Path = Path("runs/compare")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds < 1 or not self.methods:
+            raise ConfigError("nothing to compare", expected="at least one method and one seed",
+                              found=f"{len(self.methods)} methods, {self.seeds} seeds")

@@ -1,0 +1,244 @@
+"""Images and labels in batches: from memory where they fit, else decoded by worker processes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, UnidentifiedImageError
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.datasets import CIFAR10, CIFAR100, DatasetFolder, ImageFolder, ImageNet
+from torchvision.transforms import v2
+
+from ..errors import ConfigError
+from .config import Recipe
+
+IN_MEMORY = 64
+"""Images up to this side (pixels) are decoded once and kept as bytes."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Batch = tuple[Tensor, Tensor]
+"""Normalised images (N, 3, H, W), float32, and labels (N,), int64, on the device of the run."""
+
+
+class Data(ABC):
+    """A training set and a test set."""
+
+    name: str
+    num_classes: int
+    image_size: int
+    steps: int
+    """Batches in an epoch; the last, incomplete one is left out."""
+
+    @abstractmethod
+    def train_batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """Shuffled, augmented batches, the same for the same seed and epoch."""
+
+    @abstractmethod
+    def test_batches(self) -> Iterator[Batch]:
+        """All test images in order."""
+
+    def example(self, batch_size: int) -> Tensor:
+        """An input of the right shape."""
+        return torch.zeros(batch_size, 3, self.image_size, self.image_size)
+
+
+class MemoryData(Data):
+    """Images kept as bytes on the device; augmentation on whole batches there."""
+
+    def __init__(self, name: str, train: Batch, test: Batch, recipe: Recipe, crop: int, flip: bool):
+        """`crop` is the padding in pixels for random crops; `train` and `test` are uint8 images and labels."""
+        device = recipe.torch_device()
+        self.name, self.batch_size, self.crop, self.flip = name, recipe.batch_size, crop, flip
+        self.train_images, self.train_labels = (t.to(device) for t in _subset(train, recipe.images))
+        self.test_images, self.test_labels = (t.to(device) for t in test)
+        self.num_classes = int(torch.cat([self.train_labels, self.test_labels]).max()) + 1
+        self.image_size = self.train_images.shape[-1]
+        self.steps = len(self.train_images) // self.batch_size
+        _check_steps(self.steps, len(self.train_images), recipe)
+        scaled = self.train_images.float().div_(255)
+        self.mean, self.std = scaled.mean((0, 2, 3)).view(3, 1, 1), scaled.std((0, 2, 3)).view(3, 1, 1)
+
+    def train_batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """Random crops after padding, and horizontal flips where they keep the meaning."""
+        # Seeds of neighbouring runs must not share epochs, hence the product with a large odd number.
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.train_images), generator=generator)
+        for step in range(self.steps):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size].to(self.train_images.device)
+            images = crop_and_flip(self.train_images[chosen], self.crop, self.flip, generator)
+            yield self._normalise(images), self.train_labels[chosen]
+
+    def test_batches(self) -> Iterator[Batch]:
+        """In batches of 500."""
+        for images, labels in zip(self.test_images.split(500), self.test_labels.split(500), strict=True):
+            yield self._normalise(images), labels
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return images.float().div_(255).sub_(self.mean).div_(self.std)
+
+
+class StreamData(Data):
+    """Images decoded when needed (torchvision datasets and transforms, PyTorch's loader)."""
+
+    def __init__(self, name: str, train: DatasetFolder, test: DatasetFolder, recipe: Recipe):
+        self.name, self.recipe, self.device = name, recipe, recipe.torch_device()
+        self.num_classes, self.image_size = len(train.classes), recipe.image_size or 224
+        size = self.image_size
+        last = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        train.transform = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), *last])
+        test.transform = v2.Compose([v2.Resize(int(size / 0.875), antialias=True), v2.CenterCrop(size), *last])
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: recipe.images]
+        self.train, self.test = torch.utils.data.Subset(train, chosen.tolist()), test
+        self.steps = len(self.train) // recipe.batch_size
+        _check_steps(self.steps, len(self.train), recipe)
+
+    def train_batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """Random resized crops and horizontal flips."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        yield from self._load(self.train, shuffle=True, generator=generator, drop_last=True)
+
+    def test_batches(self) -> Iterator[Batch]:
+        """Centre crops."""
+        yield from self._load(self.test)
+
+    def _load(self, dataset: torch.utils.data.Dataset[Batch], **options: object) -> Iterator[Batch]:
+        loader = torch.utils.data.DataLoader(
+            dataset, self.recipe.batch_size, num_workers=self.recipe.workers,
+            pin_memory=self.device.type == "cuda", **options)  # type: ignore[arg-type]
+        for images, labels in loader:
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Each image of a batch (N, C, H, W) at its own random crop and flip, in one gather.
+
+    torchvision's transforms draw one crop for a whole batch, and one call an image costs more than a step of
+    a small network.
+    """
+    n, channels, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    top, left = torch.randint(2 * padding + 1, (2, n, 1), generator=generator)
+    rows, columns = torch.arange(height) + top, torch.arange(width) + left
+    if flip:
+        columns = torch.where(torch.rand(n, 1, generator=generator) < 0.5, columns.flip(1), columns)
+    index = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(n, 1, -1).to(images.device)
+    return padded.flatten(2).gather(2, index.expand(-1, channels, -1)).view(images.shape)
+
+
+def load_data(recipe: Recipe) -> Data:
+    """The data a recipe names.
+
+    Raises:
+        ConfigError: a missing or empty folder, an image that cannot be read, fewer images than a batch.
+    """
+    kind, _, folder = recipe.data.rpartition(":")
+    if not kind and folder == "digits":
+        return _digits(recipe)
+    if kind in ("cifar10", "cifar100"):
+        dataset = CIFAR10 if kind == "cifar10" else CIFAR100
+        try:
+            pairs = [dataset(folder, train=train) for train in (True, False)]
+        except (RuntimeError, OSError) as error:
+            raise ConfigError(f"cannot read {kind} ({error})", where=folder) from error
+        train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2), torch.tensor(p.targets)) for p in pairs]
+        return MemoryData(kind, _resized(train, recipe), _resized(test, recipe), recipe, crop=4, flip=True)
+    if kind == "imagenet":
+        try:
+            return StreamData(kind, ImageNet(folder, "train"), ImageNet(folder, "val"), recipe)
+        except (RuntimeError, OSError) as error:
+            raise ConfigError(f"cannot read ImageNet ({error})", where=folder) from error
+    return _folder(Path(recipe.data), recipe)
+
+
+def _digits(recipe: Recipe) -> Data:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey; every fifth is for testing."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
+    labels = torch.from_numpy(digits.target).long()
+    test = torch.arange(len(labels)) % 5 == 0
+    pairs = [_resized((images[m].contiguous(), labels[m]), recipe) for m in (~test, test)]
+    return MemoryData("digits", pairs[0], pairs[1], recipe, crop=pairs[0][0].shape[-1] // 8, flip=False)
+
+
+def _folder(root: Path, recipe: Recipe) -> Data:
+    if not root.is_dir():
+        raise ConfigError("no such data", where=str(root),
+                          expected="digits, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER or an image folder")
+    names = ["train", next((name for name in ("val", "test") if (root / name).is_dir()), "val")]
+    sets = []
+    for name in names:
+        try:
+            sets.append(ImageFolder(str(root / name), loader=read_image))
+        except (FileNotFoundError, OSError) as error:
+            raise ConfigError(f"not an image folder ({error})", where=str(root),
+                              expected="train/CLASS/IMAGE and val/CLASS/IMAGE (or test/...)") from error
+    if sets[0].classes != sets[1].classes:
+        raise ConfigError("training and test folders hold different classes", where=str(root),
+                          expected=f"{sets[0].classes}", found=f"{sets[1].classes}")
+    sizes = {read_image(sets[0].samples[i][0]).size for i in (0, len(sets[0]) // 2, len(sets[0]) - 1)}
+    if len(sizes) == 1 and max(next(iter(sizes))) <= IN_MEMORY:
+        train, test = (_resized(_decode(dataset, name), recipe) for dataset, name in zip(sets, names, strict=True))
+        return MemoryData(root.name, train, test, recipe, crop=train[0].shape[-1] // 8, flip=True)
+    return StreamData(root.name, sets[0], sets[1], recipe)
+
+
+def read_image(path: str) -> Image.Image:
+    """An RGB image.
+
+    Raises:
+        ConfigError: the file is no image, or is cut short.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ConfigError(f"cannot read the image ({error})", where=path,
+                          todo="Remove the file or restore it") from error
+
+
+def _decode(dataset: ImageFolder, name: str) -> Batch:
+    """All images of one size as bytes; torchvision decodes JPEG faster, but PIL reads every format."""
+    images: list[Tensor] = []
+    for path, _ in track(dataset.samples, f"reading {name} images", transient=True, disable=not _terminal()):
+        image = torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)
+        if images and image.shape != images[0].shape:
+            raise ConfigError("images of this folder differ in size", where=path,
+                              expected=f"{tuple(images[0].shape[1:])}", found=f"{tuple(image.shape[1:])}")
+        images.append(image)
+    return torch.stack(images), torch.tensor(dataset.targets)
+
+
+def _terminal() -> bool:
+    from rich.console import Console
+
+    return Console().is_terminal
+
+
+def _resized(batch: Batch, recipe: Recipe) -> Batch:
+    images, labels = batch
+    if recipe.image_size is None or images.shape[-2:] == (recipe.image_size, recipe.image_size):
+        return batch
+    return torchvision.transforms.v2.functional.resize(images, [recipe.image_size] * 2, antialias=True), labels
+
+
+def _subset(batch: Batch, images: int | None) -> Batch:
+    if images is None or images >= len(batch[0]):
+        return batch
+    chosen = torch.randperm(len(batch[0]), generator=torch.Generator().manual_seed(0))[:images]
+    return batch[0][chosen], batch[1][chosen]
+
+
+def _check_steps(steps: int, images: int, recipe: Recipe) -> None:
+    if not steps:
+        raise ConfigError("fewer training images than one batch", where=recipe.data,
+                          expected=f"at least {recipe.batch_size}", found=f"{images}")

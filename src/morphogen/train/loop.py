@@ -1,0 +1,198 @@
+"""The reference trainer: a plain loop that a method is attached to, and a clock on every part of it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import resize
+
+from ..attach import Attached, attach
+from ..errors import TrainingError
+from ..methods import Method
+from ..report.flops import cost
+from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
+from .config import Recipe
+from .data import Batch, Data
+from .models import build_model
+
+CHECK_EVERY = 50
+"""Steps between looks at the loss: often enough to stop early, seldom enough not to wait for a GPU."""
+
+
+class Run:
+    """One network trained by one method with one seed.
+
+    `epochs()` yields after every epoch, so several runs can take turns; each keeps its own random state.
+
+    Attributes:
+        ledger: all figures so far.
+        attached: the network and the method at work on it.
+    """
+
+    def __init__(self, recipe: Recipe, data: Data, method: Method, label: str, seed: int, steps: int | None = None):
+        """`steps` shortens the run, and its learning-rate schedule, to so many steps.
+
+        Raises:
+            MorphogenError: the model, the data and the method do not fit each other.
+        """
+        self.recipe, self.data, self.seed = recipe, data, seed
+        self.device = recipe.torch_device()
+        self.steps = recipe.epochs * data.steps if steps is None else steps
+        self.ledger = Ledger(label, recipe.model, recipe.data, seed)
+        self._random = torch.random.get_rng_state()
+        with self._own_random():
+            torch.manual_seed(seed)
+            self.model = build_model(recipe.model, data.num_classes).to(self.device)
+            self.model.train()
+            if recipe.channels_last:
+                self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.optimizer = _optimizer(self.model, recipe)
+            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps)
+            example = data.example(recipe.batch_size).to(self.device)
+            epochs = -(-self.steps // data.steps)
+            with self.ledger.clock("trace", self.device):
+                self.attached = attach(self.model, self.optimizer, method, example=example, epochs=epochs)
+            self._open_stage(0)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of this run, the last perhaps cut short."""
+        return -(-self.steps // self.data.steps)
+
+    def epochs(self) -> Iterator[Epoch]:
+        """Train; yield each epoch's figures when it is over.
+
+        Raises:
+            TrainingError: a loss that is not finite; the ledger holds everything up to that epoch.
+        """
+        for number in range(self.total_epochs):
+            with self._own_random():
+                epoch = self._epoch(number)
+            yield epoch
+
+    def _epoch(self, number: int) -> Epoch:
+        ledger = self.ledger
+        before = ledger.accuracy
+        with ledger.clock("morph", self.device):
+            receipt = self.attached.begin_epoch(number)
+        if receipt is not None and number > 0:
+            self._open_stage(number)
+            after = self._evaluate()
+            ledger.morphs.append(MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds))
+        loss = self._train_epoch(number)
+        epoch = Epoch(number, loss, self._evaluate(), ledger.training_seconds)
+        ledger.epochs.append(epoch)
+        ledger.note_memory(self.device)
+        return epoch
+
+    def _train_epoch(self, number: int) -> float:
+        """One pass over the data; returns the mean loss."""
+        self.model.train()
+        done = number * self.data.steps
+        losses: list[torch.Tensor] = []
+        waited = self.ledger.seconds["data"]
+        with self.ledger.clock("step", self.device):
+            for images, labels in itertools.islice(self._timed(self.data.train_batches(self.seed, number)),
+                                                   self.steps - done):
+                losses.append(self._step(images, labels))
+                if len(losses) % CHECK_EVERY == 0:
+                    _check_finite(losses[-CHECK_EVERY:], done + len(losses) - CHECK_EVERY)
+            _check_finite(losses, done)
+        # The loop waits for its batches inside the step clock; that part is the data's.
+        self.ledger.seconds["step"] -= self.ledger.seconds["data"] - waited
+        self.ledger.stages[-1].steps += len(losses)
+        return float(torch.stack(losses).mean())
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with self._precision():
+            loss = F.cross_entropy(self.model(self._sized(images)), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss.detach()
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, with the time until each is there on the data's account."""
+        cpu = torch.device("cpu")  # the host's wait; a GPU goes on with its queue meanwhile
+        while True:
+            with self.ledger.clock("data", cpu):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _sized(self, images: torch.Tensor) -> torch.Tensor:
+        """Images at the sub-network's resolution and in the memory format of the run."""
+        resolution = self.attached.network.current.resolution
+        if resolution is not None and images.shape[-2:] != resolution:
+            images = resize(images, list(resolution), antialias=True)
+        return images.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else images
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            yield
+
+    def _evaluate(self) -> float:
+        """Test accuracy in percent."""
+        self.model.eval()
+        right, total = torch.zeros((), device=self.device), 0
+        with self.ledger.clock("evaluation", self.device), torch.inference_mode(), self._precision():
+            for images, labels in self.data.test_batches():
+                right += (self.model(self._sized(images)).argmax(1) == labels).sum()
+                total += len(labels)
+        return 100 * float(right) / total
+
+    def _open_stage(self, epoch: int) -> None:
+        """Enter the sub-network that trains from here on."""
+        network = self.attached.network
+        with self.ledger.clock("accounting", self.device):
+            price = cost(network, network.current, self.recipe.batch_size)
+            self.ledger.stages.append(StageCost(epoch, price.parameters, price.training))
+            self.ledger.history = [
+                {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history]
+
+    @contextmanager
+    def _own_random(self) -> Iterator[None]:
+        """This run's random numbers, whatever other runs draw between its epochs."""
+        others = torch.random.get_rng_state()
+        torch.random.set_rng_state(self._random)
+        try:
+            yield
+        finally:
+            self._random = torch.random.get_rng_state()
+            torch.random.set_rng_state(others)
+
+    def save(self, path: Path) -> None:
+        """Write the weights and the sub-network they belong to; a file already there stays until it is whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".part")
+        content = {"state_dict": self.model.state_dict(), "subnetwork": self.attached.network.current.to_json()}
+        with open(aside, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9, nesterov=True,
+                           weight_decay=recipe.weight_decay)
+
+
+def _check_finite(losses: list[torch.Tensor], first_step: int) -> None:
+    finite = torch.stack(losses).isfinite()
+    if not bool(finite.all()):
+        bad = int((~finite).nonzero()[0])
+        raise TrainingError("the loss is not finite", where=f"step {first_step + bad}", found=f"{float(losses[bad])}",
+                            todo="Lower the learning rate, or begin with a larger network")

@@ -76,17 +76,15 @@ class TensorMap:
 def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     """`new` in the memory format of `old`."""
     for dims, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if old.ndim == dims and not _has_strides(old, torch.contiguous_format) and _has_strides(old, memory_format):
-            return new.contiguous(memory_format=memory_format)
+        if old.ndim == dims and old.stride() == _strides(old, memory_format) != _strides(old, torch.contiguous_format):
+            # `.contiguous` leaves strides as they are where axes of size 1 make both formats true, and the
+            # format would be lost when such an axis grows.
+            return torch.empty_like(new, memory_format=memory_format).copy_(new)
     return new.contiguous()
 
 
-def _has_strides(tensor: torch.Tensor, memory_format: torch.memory_format) -> bool:
-    """Whether the strides are exactly this format's, also where size-1 axes would leave it open."""
-    plain = torch.empty(tensor.shape, device="meta").contiguous(memory_format=memory_format)
-    if memory_format != torch.contiguous_format:
-        plain = torch.empty(tensor.shape, device="meta", memory_format=memory_format)
-    return tensor.stride() == plain.stride()
+def _strides(tensor: torch.Tensor, memory_format: torch.memory_format) -> tuple[int, ...]:
+    return torch.empty(tensor.shape, device="meta", memory_format=memory_format).stride()
 
 
 def map_tensors(structure: Structure, current: SubNetwork, target: SubNetwork) -> dict[str, TensorMap]:

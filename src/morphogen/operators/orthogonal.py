@@ -6,7 +6,7 @@ import torch
 
 from ..morph.growth import Gap, operator
 from ..morph.tensors import like
-from .random import he
+from .random import he, random
 from .reset import reset
 
 
@@ -23,6 +23,8 @@ def orthogonal(gap: Gap) -> torch.Tensor:
     role = gap.map.role
     if role.kind != "weight":
         return reset(gap)
+    if not gap.map.carried:
+        return random(gap)  # nothing survives that the new filters could repeat
     new = gap.map.carry(gap.old.contiguous())
     weight = gap.matrices(new)  # a view: filling it fills `new`
     if role.blockwise:

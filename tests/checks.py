@@ -1,0 +1,98 @@
+"""Shared checks of design invariants; `test_checks.py` shows that each can fail."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+import morphogen
+from morphogen.morph.tensors import map_tensors
+
+
+def randomise_statistics(model: nn.Module) -> None:
+    """Running statistics as after training, so that forgetting to carry them shows."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_()
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+
+
+def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, example, steps: int = 2) -> None:
+    """A few training steps with random targets, so that every state is there."""
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        output = model(example)
+        (output * torch.randn_like(output)).sum().backward()
+        optimizer.step()
+
+
+def masked_dense(net: morphogen.Network, target: morphogen.SubNetwork) -> nn.Module:
+    """A copy of the dense model with every weight that `target` drops set to zero."""
+    assert net.current == net.dense
+    model = copy.deepcopy(net.model)
+    alive = net.structure.alive_mask(target)
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    with torch.no_grad():
+        for name, layout in net.structure.tensors.items():
+            if layout.role.kind == "variance":
+                continue
+            for dim, axis in enumerate(layout.axes):
+                if axis is not None:
+                    tensors[name].index_fill_(dim, (~alive[axis]).nonzero().flatten(), 0.0)
+    return model
+
+
+def assert_equals_masked_dense(net: morphogen.Network, target: morphogen.SubNetwork, example, tolerance=1e-5) -> None:
+    """Morph to `target`: outputs equal those of the masked dense network (invariant 3)."""
+    net.model.eval()
+    with torch.no_grad():
+        expected = masked_dense(net, target)(example)
+        morphogen.morph(net, target)
+        torch.testing.assert_close(net.model(example), expected, rtol=tolerance, atol=tolerance)
+
+
+def assert_optimizer_holds_model(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Every trainable parameter is in exactly one group, and nothing else is (invariant 1)."""
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.numel() > 1:
+                assert value.shape == parameter.shape, key
+
+
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, torch.Tensor]:
+    """All weights, buffers, gradients and moments by name."""
+    result = {name: tensor.detach().clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            result[f"{name}/grad"] = parameter.grad.clone()
+        for key, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
+            result[f"{name}/{key}"] = torch.as_tensor(value).clone()
+    return result
+
+
+def assert_survivors_equal(net, before, old: morphogen.SubNetwork, new: morphogen.SubNetwork, after) -> None:
+    """Whatever is alive in both sub-networks is bitwise the same in both snapshots (invariant 1).
+
+    Works from the layouts alone, by dense position, so that it shares no index map with the morph.
+    """
+    mask_old, mask_new = net.structure.alive_mask(old), net.structure.alive_mask(new)
+    changed = map_tensors(net.structure, old, new)
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        name = key.partition("/")[0]
+        if name not in changed or value.ndim == 0:
+            assert torch.equal(value, after[key]), key
+            continue
+        left, right = value, after[key]
+        for dim, axis in enumerate(net.structure.tensors[name].axes):
+            if axis is not None:
+                both = mask_old[axis] & mask_new[axis]
+                left = left.index_select(dim, both[mask_old[axis]].nonzero().flatten())
+                right = right.index_select(dim, both[mask_new[axis]].nonzero().flatten())
+        assert torch.equal(left, right), key

@@ -1,0 +1,129 @@
+"""Small nets whose groups, parameters and FLOPs can be worked out by hand, and a few for odd corners."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Plain(nn.Module):
+    """conv-BN-conv-flatten-linear on 8 x 8 images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.fc = nn.Linear(16 * 4 * 4, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.fc(torch.relu(self.conv2(x)).flatten(1))
+
+
+class Residual(nn.Module):
+    """A stem and one residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv1 = nn.Conv2d(8, 12, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(12)
+        self.conv2 = nn.Conv2d(12, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.stem(x)))
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return self.fc(torch.relu(x + y).mean((2, 3)))
+
+
+class Concat(nn.Module):
+    """Two branches of different widths, concatenated, then a 1 x 1 convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = nn.Conv2d(3, 8, 1)
+        self.right = nn.Conv2d(3, 4, 3, padding=1)
+        self.join = nn.Conv2d(12, 16, 1)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
+        return self.fc(torch.relu(self.join(x)).mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    """A depthwise convolution, one of two groups (kept) and one of eight (which lose whole groups)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.two = nn.Conv2d(8, 12, 3, padding=1, groups=2)
+        self.widen = nn.Conv2d(12, 32, 1)
+        self.eight = nn.Conv2d(32, 16, 3, padding=1, groups=8)
+        self.norm = nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.two(torch.relu(self.depthwise(self.stem(x))))
+        return self.fc(self.norm(self.eight(torch.relu(self.widen(torch.relu(x))))).mean((2, 3)))
+
+
+class SqueezeExcite(nn.Module):
+    """A gate on the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.reduce = nn.Conv2d(16, 4, 1)
+        self.expand = nn.Conv2d(4, 16, 1)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x))
+        gate = torch.sigmoid(self.expand(torch.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
+        return self.fc((x * gate).mean((2, 3)))
+
+
+class Mixed(nn.Module):
+    """Everything at once: transposed convolution, group and instance norm, GLU, PReLU, layer scale,
+    interpolation, pixel shuffle, channel shuffle, layer norm over permuted channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.gn = nn.GroupNorm(8, 16)
+        self.glu = nn.Conv2d(16, 24, 1)
+        self.prelu = nn.PReLU(12)
+        self.down = nn.Conv2d(12, 16, 3, stride=2, padding=1)
+        self.instance = nn.InstanceNorm2d(16)
+        self.up = nn.ConvTranspose2d(16, 12, 2, stride=2)
+        self.scale = nn.Parameter(torch.full((12, 1, 1), 0.1))
+        self.to_shuffle = nn.Conv2d(12, 32, 1)
+        self.after = nn.Conv2d(8, 12, 3, padding=1)
+        self.norm = nn.LayerNorm(12)
+        self.fc = nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.gn(self.stem(x)))
+        a, b = self.glu(x).chunk(2, 1)
+        x = self.prelu(a * torch.sigmoid(b))
+        y = self.up(self.instance(self.down(x)))
+        x = x + self.scale * y
+        x = nn.functional.channel_shuffle(self.to_shuffle(x), 2)
+        x = nn.functional.pixel_shuffle(x, 2)
+        x = nn.functional.interpolate(self.after(x), scale_factor=0.5, mode="bilinear")
+        return self.fc(self.norm(x.permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+NETS = {net.__name__: net for net in (Plain, Residual, Concat, Grouped, SqueezeExcite, Mixed)}
+PER_CHANNEL = [name for name in NETS if name != "Mixed"]
+"""Nets all of whose normalisation is per channel, so that a sub-network equals the masked dense network."""
+
+
+def image(batch: int = 2, size: int = 8) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size)

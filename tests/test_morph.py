@@ -1,0 +1,270 @@
+"""Invariants 1 to 3 over random widths, optimizers, dtypes and memory formats."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from checks import (
+    assert_equals_masked_dense,
+    assert_optimizer_holds_model,
+    assert_survivors_equal,
+    randomise_statistics,
+    snapshot,
+    take_steps,
+)
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from nets import NETS, PER_CHANNEL, Plain, Residual, image
+from timm.utils import ModelEmaV3
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import morphogen
+from morphogen.morph import commit
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01, amsgrad=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 0.01, centered=True, momentum=0.9),
+    "adagrad": lambda p: torch.optim.Adagrad(p, 0.01, initial_accumulator_value=0.1),
+    "nadam": lambda p: torch.optim.NAdam(p, 0.01),
+    "radam": lambda p: torch.optim.RAdam(p, 0.01),
+    "adadelta": lambda p: torch.optim.Adadelta(p),
+    "adamax": lambda p: torch.optim.Adamax(p, 0.01),
+    "rprop": lambda p: torch.optim.Rprop(p, 0.01),
+    "asgd": lambda p: torch.optim.ASGD(p, 0.01),
+}
+# The explain phase traces every line of PyTorch, which takes minutes.
+quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow],
+                 phases=[Phase.explicit, Phase.generate, Phase.shrink])
+structure_of = functools.cache(lambda name: morphogen.trace(NETS[name](), image()).structure)
+
+
+def network(name, model, example=None):
+    """A network without tracing anew."""
+    return morphogen.Network(model, structure_of(name), image() if example is None else example)
+
+
+@st.composite
+def subnetworks(draw, net):
+    """Any sub-network: for each group any non-empty set of units."""
+    alive = {g.name: draw(st.lists(st.integers(0, g.size - 1), min_size=1, unique=True)) for g in net.groups}
+    return net.subnetwork(alive=alive)
+
+
+@pytest.mark.parametrize("name", PER_CHANNEL)
+@quick
+@given(data=st.data())
+def test_a_subnetwork_equals_the_masked_dense_network(name, data):
+    model = NETS[name]()
+    randomise_statistics(model)
+    net = network(name, model)
+    assert_equals_masked_dense(net, data.draw(subnetworks(net)), image())
+
+
+@pytest.mark.parametrize("name", NETS)
+@quick
+@given(data=st.data())
+def test_any_walk_of_morphs_keeps_what_survives(name, data):
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    memory_format = data.draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
+    make = OPTIMIZERS[data.draw(st.sampled_from(["sgd", "adamw"]))]
+    model = NETS[name]().to(dtype).to(memory_format=memory_format)
+    x = image().to(dtype).contiguous(memory_format=memory_format)
+    optimizer = make(model.parameters())
+    net = network(name, model, x)
+    identities = {n: id(t) for n, t in [*model.named_modules(), *model.named_parameters()]}
+    take_steps(model, optimizer, x, steps=1)
+    for _ in range(2):
+        old, new = net.current, data.draw(subnetworks(net))
+        before = snapshot(model, optimizer)
+        morphogen.morph(net, new, optimizer=optimizer, operator=data.draw(st.sampled_from(["orthogonal", "replicate"])))
+        assert_survivors_equal(net, before, old, new, snapshot(model, optimizer))
+        assert_optimizer_holds_model(model, optimizer)
+        assert identities == {n: id(t) for n, t in [*model.named_modules(), *model.named_parameters()]}
+        for parameter in model.parameters():
+            assert parameter.dtype == dtype and parameter.requires_grad
+            if parameter.ndim == 4 and min(parameter.shape) > 1:
+                assert parameter.is_contiguous(memory_format=memory_format)
+        take_steps(model, optimizer, x, steps=1)
+    morphogen.morph(net, net.dense, optimizer=optimizer)
+    NETS[name]().to(dtype).load_state_dict(model.state_dict())
+
+
+@quick
+@given(data=st.data())
+def test_widen_then_narrow_is_the_identity(data):
+    model = Residual()
+    optimizer = torch.optim.Adam(model.parameters())
+    net = network("Residual", model)
+    small = data.draw(subnetworks(net))
+    morphogen.morph(net, small, optimizer=optimizer)
+    take_steps(model, optimizer, image())
+    before = snapshot(model, optimizer)
+    morphogen.morph(net, net.dense, optimizer=optimizer)
+    morphogen.morph(net, small, optimizer=optimizer)
+    after = snapshot(model, optimizer)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_states_follow(name):
+    model = Residual()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    net = morphogen.trace(model, image())
+    half = net.subnetwork(width=0.5)
+    morphogen.morph(net, half, optimizer=optimizer)
+    take_steps(model, optimizer, image())
+    before = snapshot(model, optimizer)
+    morphogen.morph(net, net.dense, optimizer=optimizer)
+    assert_survivors_equal(net, before, half, net.dense, snapshot(model, optimizer))
+    # New entries begin as the optimizer would begin them.
+    other = Residual()
+    fresh = OPTIMIZERS[name](other.parameters())
+    zeroed = {n: torch.zeros_like(p) for n, p in other.named_parameters()}
+    for n, parameter in other.named_parameters():
+        parameter.grad = zeroed[n]
+    fresh.step()
+    state, begin = optimizer.state[model.conv1.weight], fresh.state[other.conv1.weight]
+    for key in ("sum", "step_size", "exp_avg", "momentum_buffer"):
+        if key in state:
+            torch.testing.assert_close(state[key][6:, 4:], begin[key][6:, 4:])
+    take_steps(model, optimizer, image())
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_replicate_copies_group_by_group():
+    model = Plain()
+    net = morphogen.trace(model, image())
+    morphogen.morph(net, net.subnetwork(alive={"conv1": [0, 2, 4]}))
+    kept = model.conv1.weight.detach().clone()
+    morphogen.morph(net, net.dense, operator="replicate")
+    # units 1, 3, 5, 6, 7 are new and take 0, 2, 4, 0, 2 in turn
+    assert torch.equal(model.conv1.weight, kept[[0, 0, 1, 1, 2, 2, 0, 1]])
+
+
+def test_flattened_space_follows_its_channel():
+    model = Plain()
+    before = model.fc.weight.detach().clone().view(10, 16, 16)
+    net = morphogen.trace(model, image())
+    morphogen.morph(net, net.subnetwork(alive={"conv2": [1, 5, 9]}))
+    assert torch.equal(model.fc.weight.view(10, 3, 16), before[:, [1, 5, 9]])
+
+
+@pytest.mark.parametrize("kind", ["averaged", "timm", "copy"])
+def test_ema_copies_follow(kind):
+    model = Residual()
+    ema = {"averaged": lambda: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)),
+           "timm": lambda: ModelEmaV3(model, decay=0.9), "copy": lambda: copy.deepcopy(model)}[kind]()
+    inner = getattr(ema, "module", ema)
+    with torch.no_grad():
+        for parameter in inner.parameters():
+            parameter.add_(1.0)
+    net = morphogen.trace(model, image())
+    kept = inner.conv1.weight.detach().clone()
+    morphogen.morph(net, net.subnetwork(width=0.5), ema=ema)
+    assert torch.equal(inner.conv1.weight, kept[:6, :4]) and inner.conv1.out_channels == 6
+    morphogen.morph(net, net.dense, ema=ema)
+    assert torch.equal(inner.conv1.weight[:6, :4], kept[:6, :4])
+    assert torch.equal(inner.conv1.weight[6:], model.conv1.weight[6:])  # new: the model's own value
+    inner(image())
+    if kind == "averaged":
+        ema.update_parameters(model)
+    elif kind == "timm":
+        ema.update(model)
+
+
+def test_a_loss_still_alive_does_not_break_the_next_step():
+    model = Plain()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    net = morphogen.trace(model, image())
+    hits = []
+    model.conv1.weight.register_post_accumulate_grad_hook(lambda p: hits.append(tuple(p.shape)))
+    loss = model(image()).sum()
+    loss.backward()
+    morphogen.morph(net, net.subnetwork(width=0.5), optimizer=optimizer)
+    again = model(image()).sum()
+    again.backward()
+    optimizer.step()
+    assert hits == [(8, 3, 3, 3), (4, 3, 3, 3)] and loss.requires_grad
+
+
+def test_frozen_parameters_stay_frozen_and_hooks_stay():
+    model = Residual()
+    model.conv1.weight.requires_grad_(False)
+    called = []
+    model.conv1.register_forward_hook(lambda *_: called.append(1))
+    net = morphogen.trace(model, image())
+    assert not called  # tracing runs no hooks
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert not model.conv1.weight.requires_grad and model.conv2.weight.requires_grad and not called
+    model(image())
+    assert called
+
+
+def test_a_failing_operator_leaves_everything_as_it_was():
+    model = Residual()
+    optimizer = torch.optim.Adam(model.parameters())
+    net = morphogen.trace(model, image())
+    morphogen.morph(net, net.subnetwork(width=0.5), optimizer=optimizer)
+    take_steps(model, optimizer, image())
+    before, current = snapshot(model, optimizer), net.current
+
+    def wrong(gap):
+        return gap.old if gap.map.name == "bn2.weight" else commit.named("random")(gap)
+
+    with pytest.raises(morphogen.MorphError, match=r"bn2\.weight"):
+        morphogen.morph(net, net.dense, optimizer=optimizer, operator=wrong)
+    after = snapshot(model, optimizer)
+    assert net.current == current and model.conv1.out_channels == 6
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+class BakedIn(torch.nn.Module):
+    """A view with sizes written into the code."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.fc = torch.nn.Linear(8 * 64, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).view(-1, 512))
+
+
+def test_sizes_written_into_the_code_are_refused_and_nothing_changes():
+    model = BakedIn()
+    net = morphogen.trace(model, image())
+    with pytest.raises(morphogen.MorphError, match="exclude"):
+        morphogen.morph(net, net.subnetwork(width=0.5))
+    assert net.current == net.dense and model.conv.out_channels == 8 and model.conv.weight.shape[0] == 8
+
+
+def test_foreign_and_unfit_optimizers_are_refused():
+    model = Residual()
+    net = morphogen.trace(model, image())
+    half = net.subnetwork(width=0.5)
+    with pytest.raises(morphogen.MorphError, match="not the model's"):
+        morphogen.morph(net, half, optimizer=torch.optim.SGD(Residual().parameters(), 0.1))
+    factored = torch.optim.Adafactor(model.parameters())
+    take_steps(model, factored, image())
+    with pytest.raises(morphogen.MorphError, match="cannot follow"):
+        morphogen.morph(net, half, optimizer=factored)
+    with pytest.raises(morphogen.MorphError, match="growth operator 'magic'"):
+        morphogen.morph(net, half, operator="magic")
+    with pytest.raises(morphogen.MorphError, match="current sub-network"):
+        morphogen.morph(net, half, ema=Plain())
+    assert net.current == net.dense
+
+
+def test_several_optimizers():
+    model = Residual()
+    head = torch.optim.Adam(model.fc.parameters())
+    body = torch.optim.SGD([p for n, p in model.named_parameters() if not n.startswith("fc")], 0.1, momentum=0.9)
+    net = morphogen.trace(model, image())
+    model(image()).sum().backward()
+    head.step()
+    body.step()
+    morphogen.morph(net, net.subnetwork(width=0.5), optimizer=[head, body])
+    assert head.state[model.fc.weight]["exp_avg"].shape == (10, 4)
+    assert body.state[model.conv1.weight]["momentum_buffer"].shape == (6, 4, 3, 3)

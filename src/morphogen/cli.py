@@ -126,7 +126,7 @@ def run_compare(config: CompareConfig) -> int:
     with _bars() as tell:
         records = compare(config, tell)
     write_results(records, config.output)
-    Console().print(as_table(summary(records), f"{config.model} on {config.data}, {config.epochs} epochs"))
+    Console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
     print(f"results.json, results.csv and accuracy.png are in {config.output}")
     return 0
 

@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int, float], None]
 def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> list[Record]:
     """Train dense and every method with every seed, and for each method a dense run of the method's own time.
 
-    The runs of one seed take turns after every epoch, so that a noisy machine hits all alike. Finished runs
+    Methods that cost the same FLOPs share that run. The runs of one seed take turns after every epoch, so that a noisy machine hits all alike. Finished runs
     are appended to `runs.jsonl` in the output folder at once and not run again when the comparison is
     started anew with the same recipe.
 
@@ -38,14 +38,22 @@ def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> list
     for text in config.methods:
         methods[text] = build(text, METHODS, "method")
     data = load_data(config)
-    log = _Log(config)
+    log = _Log(config, data)
     for seed in range(config.seeds):
         todo = [label for label in methods if (label, seed) not in log.records]
         runs = [Run(config, data, methods[label], label, seed) for label in todo]
         _in_turn(runs, log, progress)
-        for label in config.methods:
+        for label in _budgets(config.methods, log, seed):
             _run_in_time_of(label, seed, config, data, log, progress)
-    return log.compared(list(methods), config)
+    return log.compared(config)
+
+
+def _budgets(labels: list[str], log: _Log, seed: int) -> list[str]:
+    """The methods whose time a dense run must fit: one of those that cost the same FLOPs."""
+    costs: dict[int, str] = {}
+    for label in labels:
+        costs.setdefault(log.records[label, seed]["flops"], label)
+    return list(costs.values())
 
 
 def _run_in_time_of(label: str, seed: int, recipe: Recipe, data: Data, log: _Log, progress: Progress) -> None:
@@ -79,12 +87,12 @@ def _in_turn(runs: list[Run], log: _Log, progress: Progress) -> None:
 class _Log:
     """The finished runs of one comparison, on disk."""
 
-    def __init__(self, config: CompareConfig):
+    def __init__(self, config: CompareConfig, data: Data):
         self.path = config.output / "runs.jsonl"
-        recipe = asdict(config)
-        for key in ("methods", "seeds", "output"):
+        recipe = asdict(config) | {"data": data.name}  # results are to be shared, the paths of a machine are not
+        for key in ("methods", "seeds", "output", "workers"):
             recipe.pop(key)
-        self.head = json.loads(json.dumps({"recipe": recipe, "environment": environment(config.torch_device())}))
+        self.head = {"recipe": recipe, "environment": environment(config.torch_device())}
         self.records: dict[tuple[str, int], Record] = {}
         try:
             config.output.mkdir(parents=True, exist_ok=True)
@@ -108,12 +116,15 @@ class _Log:
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def compared(self, labels: list[str], config: CompareConfig) -> list[Record]:
+    def compared(self, config: CompareConfig) -> list[Record]:
         """All records of this comparison in the order of the table, speedups added."""
-        ordered = [name for label in labels for name in ((label, in_time_of(label)) if label != "Dense" else (label,))]
+        labels = ["Dense"]
+        for label in config.methods:
+            labels += [label, in_time_of(label)]
+        seeds = range(config.seeds)
         return [
-            {**self.records[name, seed], **speedups(self.records[name, seed], self.records["Dense", seed])}
-            for name in ordered for seed in range(config.seeds)
+            {**self.records[label, seed], **speedups(self.records[label, seed], self.records["Dense", seed])}
+            for label in labels for seed in seeds if (label, seed) in self.records
         ]
 
 

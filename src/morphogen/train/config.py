@@ -21,6 +21,7 @@ class Recipe:
             `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER` as torchvision reads them.
         image_size: side of the square input in pixels; by default the data's own.
         images: use only so many training images, the same for every seed.
+        test_images: use only so many test images, the same for every seed.
         epochs: passes over the training images.
         batch_size: images in a step.
         optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`; the learning rate falls to 0 along a cosine.
@@ -36,6 +37,7 @@ class Recipe:
     data: str = "digits"
     image_size: int | None = None
     images: int | None = None
+    test_images: int | None = None
     epochs: int = 20
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -47,7 +49,7 @@ class Recipe:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "image_size", "images"):
+        for key in ("epochs", "batch_size", "image_size", "images", "test_images"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"{key} out of range", expected="at least 1", found=f"{value}")

@@ -58,7 +58,7 @@ class MemoryData(Data):
         device = recipe.torch_device()
         self.name, self.batch_size, self.crop, self.flip = name, recipe.batch_size, crop, flip
         self.train_images, self.train_labels = (t.to(device) for t in _subset(train, recipe.images))
-        self.test_images, self.test_labels = (t.to(device) for t in test)
+        self.test_images, self.test_labels = (t.to(device) for t in _subset(test, recipe.test_images))
         self.num_classes = int(torch.cat([self.train_labels, self.test_labels]).max()) + 1
         self.image_size = self.train_images.shape[-1]
         self.steps = len(self.train_images) // self.batch_size
@@ -95,8 +95,8 @@ class StreamData(Data):
         last = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         train.transform = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), *last])
         test.transform = v2.Compose([v2.Resize(int(size / 0.875), antialias=True), v2.CenterCrop(size), *last])
-        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: recipe.images]
-        self.train, self.test = torch.utils.data.Subset(train, chosen.tolist()), test
+        self.train = torch.utils.data.Subset(train, _chosen(len(train), recipe.images))
+        self.test = torch.utils.data.Subset(test, _chosen(len(test), recipe.test_images))
         self.steps = len(self.train) // recipe.batch_size
         _check_steps(self.steps, len(self.train), recipe)
 
@@ -231,11 +231,16 @@ def _resized(batch: Batch, recipe: Recipe) -> Batch:
     return torchvision.transforms.v2.functional.resize(images, [recipe.image_size] * 2, antialias=True), labels
 
 
-def _subset(batch: Batch, images: int | None) -> Batch:
-    if images is None or images >= len(batch[0]):
-        return batch
-    chosen = torch.randperm(len(batch[0]), generator=torch.Generator().manual_seed(0))[:images]
+def _subset(batch: Batch, count: int | None) -> Batch:
+    chosen = _chosen(len(batch[0]), count)
     return batch[0][chosen], batch[1][chosen]
+
+
+def _chosen(total: int, count: int | None) -> list[int]:
+    """All indices, or `count` of them, the same in every run."""
+    if count is None or count >= total:
+        return list(range(total))
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values.tolist()
 
 
 def _check_steps(steps: int, images: int, recipe: Recipe) -> None:

@@ -45,7 +45,7 @@ class Run:
         self.recipe, self.data, self.seed = recipe, data, seed
         self.device = recipe.torch_device()
         self.steps = recipe.epochs * data.steps if steps is None else steps
-        self.ledger = Ledger(label, recipe.model, recipe.data, seed)
+        self.ledger = Ledger(label, recipe.model, data.name, seed)
         self._random = torch.random.get_rng_state()
         with self._own_random():
             torch.manual_seed(seed)

@@ -1,0 +1,99 @@
+"""The graph: errors that name the op and the way out, and the algebra of views."""
+
+import pytest
+import torch
+from nets import Plain, image
+from torch import nn
+
+import morphogen
+from morphogen.graph.axes import reshape
+from morphogen.graph.slots import Slots
+
+
+class Unknown(nn.Module):
+    """Uses an op without a rule in a named module."""
+
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.special.erfcx(x)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.odd = self.Odd()
+        self.last = nn.Conv2d(8, 8, 1)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc(self.last(self.odd(self.conv(x))).mean((2, 3)))
+
+
+def test_an_unknown_op_names_itself_the_module_and_the_way_out():
+    with pytest.raises(morphogen.TraceError, match=r"odd: no rule for the op aten.special_erfcx.*exclude=\['odd'\].*CONTRIBUTING"):
+        morphogen.trace(Unknown(), image())
+    net = morphogen.trace(Unknown(), image(), exclude=["odd"])
+    assert [group.name for group in net.groups] == ["last"]
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert net.model.last.out_channels == 4 and net.model.conv.out_channels == 8
+
+
+def test_models_that_cannot_be_exported_are_refused():
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(morphogen.TraceError, match="torch.export cannot read"):
+        morphogen.trace(Branches(), image())
+    with pytest.raises(morphogen.TraceError, match=r"found inputs of shape \(2, 4, 8, 8\)"):
+        morphogen.trace(Plain(), torch.randn(2, 4, 8, 8))
+
+
+def test_tracing_leaves_the_model_untouched():
+    model = Plain()
+    model.train()
+    model.bn1.eval()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.random.get_rng_state()
+    morphogen.trace(model, image().zero_())
+    torch.random.set_rng_state(random)
+    modes = [module.training for module in model.modules()]
+    assert modes == [True, True, False, True, True]
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def solved(slots, axis):
+    units, _ = slots.solve()
+    return units[axis].tolist()
+
+
+def test_views_merge_and_split():
+    slots = Slots()
+    channels = slots.fresh(4)
+    (_, flat) = reshape(slots, (2, 4, 3, 3), (None, channels, None, None), (2, 36))
+    assert flat.tolist() == channels.repeat_interleave(9).tolist()
+    back = reshape(slots, (2, 36), (None, flat), (2, 4, 9))
+    assert back[1].tolist() == channels.tolist() and back[2] is None
+    assert len(set(solved(slots, channels))) == 4  # nothing was tied on the way
+
+
+def test_few_groups_tie_across_many_groups_leave_whole():
+    slots = Slots()
+    few, many = slots.fresh(6), slots.fresh(16)
+    axes = reshape(slots, (1, 6), (None, few), (1, 2, 3))
+    assert axes[1] is None and axes[2].tolist() == few[:3].tolist()
+    axes = reshape(slots, (1, 16), (None, many), (1, 8, 2))
+    assert axes[1].tolist() == many[::2].tolist() and axes[2] is None
+    assert solved(slots, few)[:3] == solved(slots, few)[3:]
+    assert solved(slots, many)[::2] == solved(slots, many)[1::2]
+
+
+def test_ties_are_transitive_and_fixing_spreads():
+    slots = Slots()
+    a, b, c = slots.fresh(3), slots.fresh(3), slots.fresh(3)
+    slots.tie(a, b, "")
+    slots.tie(c, b, "")
+    slots.fix(c[1:2], "because")
+    units, reasons = slots.solve()
+    assert units[a].tolist() == units[c].tolist() == [1, 2, 3]
+    assert reasons[2] == "because" and 1 not in reasons

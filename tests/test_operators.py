@@ -1,0 +1,93 @@
+"""What each growth operator says of the weights it makes."""
+
+import pytest
+import torch
+from nets import Plain, Residual, image
+from torch import nn
+
+import morphogen
+
+
+class Wide(nn.Module):
+    """A 3 x 3 convolution with room for new filters, and a 1 x 1 convolution with none."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.point = nn.Conv2d(16, 32, 1)
+        self.fc = nn.Linear(32, 10)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.point(torch.relu(self.conv(torch.relu(self.stem(x)))))).mean((2, 3)))
+
+
+def grown(operator, start=0.5):
+    model = Wide()
+    net = morphogen.trace(model, image())
+    morphogen.morph(net, net.subnetwork(width=start))
+    old = {name: p.detach().clone() for name, p in model.named_parameters()}
+    morphogen.morph(net, net.dense, operator=operator)
+    return model, old
+
+
+def test_orthogonal_meets_equations_2_and_5():
+    model, old = grown("orthogonal")
+    weight, before = model.conv.weight.detach(), old["conv.weight"]
+    assert torch.equal(weight[:8, :8], before)
+    rows, new_rows = before.flatten(1), weight[8:, :8].flatten(1)
+    columns, new_columns = before.transpose(0, 1).flatten(1), weight[:8, 8:].transpose(0, 1).flatten(1)
+    for had, got in ((rows, new_rows), (columns, new_columns)):
+        norm = had.norm(dim=1).mean()
+        assert (had @ got.T).abs().max() < 1e-5  # orthogonal to the old
+        torch.testing.assert_close(got @ got.T, norm**2 * torch.eye(8), atol=1e-5, rtol=1e-4)  # and to each other
+
+
+def test_orthogonal_uses_the_room_there_is():
+    """`point` grows from (16, 8) to (32, 16): its 16 old rows fill all 8 dimensions; columns have 8 to spare."""
+    model, old = grown("orthogonal")
+    weight, before = model.point.weight.detach().flatten(1), old["point.weight"].flatten(1)
+    assert (before.T @ weight[:16, 8:]).abs().max() < 1e-5
+    norm = before.norm(dim=1).mean()
+    torch.testing.assert_close(weight[16:, :8].norm(dim=1), norm.expand(16), rtol=1e-4, atol=1e-5)
+
+
+def test_random_is_he_normal():
+    model = nn.Sequential(nn.Conv2d(3, 256, 3), nn.ReLU(), nn.Conv2d(256, 256, 3), nn.Flatten(), nn.Linear(256 * 16, 4))
+    net = morphogen.trace(model, image())
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    morphogen.morph(net, net.dense, operator="random")
+    expected = (2 / (256 * 9)) ** 0.5
+    for new in (model[2].weight.detach()[128:], model[2].weight.detach()[:, 128:]):
+        assert float(new.mean().abs()) < 1e-3 and float(new.std()) == pytest.approx(expected, rel=0.02)
+
+
+def test_replicate_repeats_filters():
+    model, old = grown("replicate")
+    before = old["conv.weight"]
+    assert torch.equal(model.conv.weight, torch.cat([before, before]).repeat(1, 2, 1, 1))
+    assert torch.equal(model.conv.bias, old["conv.bias"].repeat(2))
+
+
+@pytest.mark.parametrize("operator", ["orthogonal", "random"])
+def test_new_normalisation_is_neutral(operator):
+    model = Residual()
+    net = morphogen.trace(model, image())
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    with torch.no_grad():
+        for tensor in (model.bn1.weight, model.bn1.bias, model.bn1.running_mean, model.bn1.running_var):
+            tensor.fill_(7.0)
+    morphogen.morph(net, net.dense, operator=operator)
+    for tensor, value in ((model.bn1.weight, 1), (model.bn1.bias, 0), (model.bn1.running_mean, 0), (model.bn1.running_var, 1)):
+        assert tensor[:6].eq(7).all() and tensor[6:].eq(value).all()
+
+
+def test_a_users_own_operator():
+    def zeros(gap):
+        return gap.map.carry(gap.old)
+
+    model = Plain()
+    net = morphogen.trace(model, image())
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    morphogen.morph(net, net.dense, operator=zeros)
+    assert model.conv1.weight[4:].eq(0).all() and not model.conv1.weight[:4].eq(0).any()

@@ -1,0 +1,65 @@
+"""torchvision's CNNs: prune to half, compare with the masked dense network, grow back."""
+
+import warnings
+
+import pytest
+import torch
+import torchvision
+from checks import assert_equals_masked_dense, randomise_statistics
+from torch import nn
+
+import morphogen
+
+PER_CHANNEL = """resnet18 resnet50 resnext50_32x4d vgg16_bn densenet121 mobilenet_v2 mobilenet_v3_large
+    mobilenet_v3_small efficientnet_b0 regnet_y_400mf shufflenet_v2_x1_0 squeezenet1_0 googlenet inception_v3
+    mnasnet1_0 alexnet""".split()
+OTHERS = ["convnext_tiny"]  # layer norm: statistics over channels
+
+SIZES = {"alexnet": 96, "inception_v3": 299}  # pixels; the others take 64
+
+WHOLE = {
+    # Channel shuffle and split tie all channels of a stage to each other: a narrower stage would be shuffled
+    # differently and so be no sub-network of the dense one. These convolutions join such stages.
+    "shufflenet_v2_x1_0": {"stage3.0.branch1.0", "stage3.0.branch1.2", "stage4.0.branch1.0"},
+}
+
+
+def build(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torchvision.models.get_model(name, weights=None)
+
+
+@pytest.mark.parametrize("name", PER_CHANNEL + OTHERS)
+def test_prune_then_grow(name):
+    model = build(name)
+    randomise_statistics(model)
+    size = SIZES.get(name, 64)
+    x = torch.randn(2, 3, size, size)
+    net = morphogen.trace(model, x)
+    half = net.subnetwork(width=0.5)
+    dense = {path: tuple(m.weight.shape) for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    if name in PER_CHANNEL:
+        assert_equals_masked_dense(net, half, x)
+    else:
+        morphogen.morph(net, half)
+    whole = {path for path, shape in dense.items() if tuple(model.get_submodule(path).weight.shape) == shape}
+    assert whole == WHOLE.get(name, set())
+    morphogen.morph(net, net.dense, operator="random")
+    fresh = build(name)
+    fresh.load_state_dict(model.state_dict())
+    model.eval()
+    fresh.eval()
+    with torch.no_grad():
+        assert torch.equal(model(x), fresh(x))
+
+
+def test_auxiliary_heads_follow_too():
+    """GoogLeNet's auxiliary classifiers run in training alone; they must still fit after a morph."""
+    model = build("googlenet")
+    net = morphogen.trace(model, torch.randn(2, 3, 64, 64))
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    model.train()
+    output = model(torch.randn(2, 3, 64, 64))
+    (output.logits.sum() + output.aux_logits1.sum() + output.aux_logits2.sum()).backward()
+    assert model.aux1.conv.conv.weight.shape[1] == 256

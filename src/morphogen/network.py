@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -176,7 +178,7 @@ class FakeModel:
                 shape[2:] = resolution
             return value.new_empty(shape)
 
-        with self._mode:
+        with self._mode, silence():
             args, kwargs = tree_map(resize, self._example)
             return model(*args, **kwargs)
 
@@ -200,3 +202,19 @@ def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, mode, hooks, pre_hooks in kept:
             module.training, module._forward_hooks, module._forward_pre_hooks = mode, hooks, pre_hooks
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep PyTorch's export and fake tensors from printing what the caller gets as an exception anyway."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._subclasses.fake_tensor")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -5,11 +5,8 @@ The exported graph is only read. What runs and what is edited stays the user's o
 
 from __future__ import annotations
 
-import logging
 import operator
-import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TraceError
-from ..network import Example, Network, as_call, quiet
+from ..network import Example, Network, as_call, quiet, silence
 from ..subnet import Role, Structure
 from .groups import TracedAttribute, TracedTensor, derive_groups
 from .rules import RULES, Call, Value
@@ -63,7 +60,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
     try:
-        with _silence(), torch.random.fork_rng(devices=[]):
+        with silence(), torch.random.fork_rng(devices=[]):
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # whatever the model's own code raises on this input
         text = str(error).strip().splitlines()
@@ -76,20 +73,6 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                                                  if isinstance(t, torch.Tensor)),
             todo="Call model(example) yourself first; where the model branches on data, trace a submodule",
         ) from error
-
-
-@contextmanager
-def _silence():
-    """Export warns about its own deprecations, which a user can do nothing about."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _at_least_two(value: Any) -> Any:

@@ -64,7 +64,8 @@ class MemoryData(Data):
         self.steps = len(self.train_images) // self.batch_size
         _check_steps(self.steps, len(self.train_images), recipe)
         scaled = self.train_images.float().div_(255)
-        self.mean, self.std = scaled.mean((0, 2, 3)).view(3, 1, 1), scaled.std((0, 2, 3)).view(3, 1, 1)
+        self.mean = scaled.mean((0, 2, 3)).view(3, 1, 1)
+        self.std = scaled.std((0, 2, 3)).view(3, 1, 1).clamp_min_(1 / 255)  # a channel may be constant
 
     def train_batches(self, seed: int, epoch: int) -> Iterator[Batch]:
         """Random crops after padding, and horizontal flips where they keep the meaning."""

@@ -78,8 +78,10 @@ def main():
             times[key].append(receipt.seconds)
             shares.append(peak.extra / state_bytes(model, optimizer))
     record = {
-        "model": options.model, **{key: statistics.median(values) for key, values in times.items()},
-        "extra memory share": statistics.median(shares), "rounds": options.rounds,
+        "model": options.model,
+        **{key: statistics.median(values) for key, values in times.items()},
+        "extra memory share": statistics.median(shares),
+        "rounds": options.rounds,
         "environment": environment(torch.device("cpu")),
     }
     for key, value in record.items():

@@ -7,8 +7,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "morphogen"
 LAYERS = [
-    {"errors"}, {"subnet", "spec"}, {"network"}, {"graph", "morph"}, {"operators", "schedule"}, {"methods"}, {"attach"},
-    {"report"}, {"train"}, {"cli"}, {"__main__"},
+    {"errors"},
+    {"subnet", "spec"},
+    {"network"},
+    {"graph", "morph"},
+    {"operators", "schedule"},
+    {"methods"},
+    {"attach"},
+    {"report"},
+    {"train"},
+    {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 INDEPENDENT = [("graph", "morph"), ("schedule", "operators")]

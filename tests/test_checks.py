@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+
+import morphogen
+
 from checks import (
     assert_equals_masked_dense,
     assert_optimizer_holds_model,
@@ -12,8 +15,6 @@ from checks import (
     take_steps,
 )
 from nets import NETS, Residual, image
-
-import morphogen
 
 
 def test_masked_dense_notices_a_wrong_running_mean():
@@ -54,7 +55,9 @@ def test_optimizer_check_notices_a_stale_moment():
         assert_optimizer_holds_model(model, optimizer)
 
 
-@pytest.mark.parametrize("key", ["conv1.weight", "conv1.weight/exp_avg", "conv1.weight/grad", "bn1.running_var", "fc.bias"])
+@pytest.mark.parametrize(
+    "key", ["conv1.weight", "conv1.weight/exp_avg", "conv1.weight/grad", "bn1.running_var", "fc.bias"]
+)
 def test_survivor_check_notices_one_changed_entry(key):
     model = Residual()
     optimizer = torch.optim.Adam(model.parameters())

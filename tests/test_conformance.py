@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from checks import assert_optimizer_holds_model, assert_survivors_equal, randomise_statistics, snapshot, take_steps
-from conformance import METHODS, OPERATORS
-from nets import NETS, Residual, image
 
 import morphogen
 from morphogen.methods import METHODS as REGISTERED_METHODS
 from morphogen.morph.growth import OPERATORS as REGISTERED_OPERATORS
+
+from checks import assert_optimizer_holds_model, assert_survivors_equal, randomise_statistics, snapshot, take_steps
+from conformance import METHODS, OPERATORS
+from nets import NETS, Residual, image
 
 
 def test_the_table_is_complete():
@@ -70,8 +71,9 @@ def test_method_follows_its_schedule_and_replays(row):
         take_steps(model, optimizer, image(), steps=1)
         assert_optimizer_holds_model(model, optimizer)
     assert tuple(widths) == row.channels
-    assert {name: value.shape for name, value in model.state_dict().items()} == \
-        {name: value.shape for name, value in fresh.items()}
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in fresh.items()
+    }
     Residual().load_state_dict(model.state_dict())
     # The history replays the run.
     again = morphogen.trace(Residual(), image())

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from nets import Plain, image
 from torch import nn
 
 import morphogen
 from morphogen.graph.axes import reshape
 from morphogen.graph.slots import Slots
+
+from nets import Plain, image
 
 
 class Unknown(nn.Module):
@@ -29,7 +30,9 @@ class Unknown(nn.Module):
 
 
 def test_an_unknown_op_names_itself_the_module_and_the_way_out():
-    with pytest.raises(morphogen.TraceError, match=r"odd: no rule for the op aten.special_erfcx.*exclude=\['odd'\].*CONTRIBUTING"):
+    with pytest.raises(
+        morphogen.TraceError, match=r"odd: no rule for the op aten.special_erfcx.*exclude=\['odd'\].*CONTRIBUTING"
+    ):
         morphogen.trace(Unknown(), image())
     net = morphogen.trace(Unknown(), image(), exclude=["odd"])
     assert [group.name for group in net.groups] == ["last"]
@@ -42,7 +45,7 @@ def test_models_that_cannot_be_exported_are_refused():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(morphogen.TraceError, match="torch.export cannot read"):
+    with pytest.raises(morphogen.TraceError, match=r"torch\.export cannot read"):
         morphogen.trace(Branches(), image())
     with pytest.raises(morphogen.TraceError, match=r"found inputs of shape \(2, 4, 8, 8\)"):
         morphogen.trace(Plain(), torch.randn(2, 4, 8, 8))

@@ -1,10 +1,11 @@
 """Groups, channels, parameters and FLOPs of five small nets, worked out by hand."""
 
 import pytest
-from nets import Concat, Grouped, Plain, Residual, SqueezeExcite, image
 
 import morphogen
 from morphogen.report.flops import cost
+
+from nets import Concat, Grouped, Plain, Residual, SqueezeExcite, image
 
 # A convolution costs 2 * out * (in / groups) * taps * positions FLOPs, a linear layer 2 * out * in.
 # Backward: one such product for the weights, one for the inputs, which the first layer does not need.
@@ -14,7 +15,13 @@ def test_plain():
     net = morphogen.trace(Plain(), image())
     assert [(g.name, g.size, g.channels) for g in net.groups] == [("conv1", 8, 8), ("conv2", 16, 16)]
     assert net.groups[0].members == (
-        "conv1.weight[0]", "bn1.weight[0]", "bn1.bias[0]", "conv2.weight[1]", "bn1.running_mean[0]", "bn1.running_var[0]")
+        "conv1.weight[0]",
+        "bn1.weight[0]",
+        "bn1.bias[0]",
+        "conv2.weight[1]",
+        "bn1.running_mean[0]",
+        "bn1.running_var[0]",
+    )
     assert net.groups[1].members == ("conv2.weight[0]", "conv2.bias[0]", "fc.weight[1]")
     # dense: 3*8*9 + 2*8 + 8*16*9 + 16 + 256*10 + 10; half: 3*4*9 + 2*4 + 4*8*9 + 8 + 128*10 + 10
     dense, half = cost(net, net.dense), cost(net, net.subnetwork(width=0.5))
@@ -25,8 +32,14 @@ def test_plain():
     assert half.forward == first // 2 + second // 4 + last // 2 == 13824 + 9216 + 2560
     morphogen.morph(net, net.subnetwork(width=0.5))
     model = net.model
-    assert (model.conv1.out_channels, model.bn1.num_features, model.conv2.in_channels, model.conv2.out_channels,
-            model.fc.in_features, model.fc.out_features) == (4, 4, 4, 8, 128, 10)
+    assert (
+        model.conv1.out_channels,
+        model.bn1.num_features,
+        model.conv2.in_channels,
+        model.conv2.out_channels,
+        model.fc.in_features,
+        model.fc.out_features,
+    ) == (4, 4, 4, 8, 128, 10)
     assert sum(p.numel() for p in model.parameters()) == 1702
 
 
@@ -34,8 +47,9 @@ def test_residual():
     net = morphogen.trace(Residual(), image())
     assert [(g.name, g.size) for g in net.groups] == [("stem", 8), ("conv1", 12)]
     # the stem's channels are also conv2's, because of the addition
-    assert {"stem.weight[0]", "conv1.weight[1]", "conv2.weight[0]", "bn2.weight[0]", "fc.weight[1]"} <= \
-        set(net.groups[0].members)
+    assert {"stem.weight[0]", "conv1.weight[1]", "conv2.weight[0]", "bn2.weight[0]", "fc.weight[1]"} <= set(
+        net.groups[0].members
+    )
     assert {"conv1.weight[0]", "bn1.weight[0]", "conv2.weight[1]"} <= set(net.groups[1].members)
     # 216 + 16 + 864 + 24 + 864 + 16 + 90; at half: 108 + 8 + 216 + 12 + 216 + 8 + 50
     assert cost(net, net.dense).parameters == 2090
@@ -58,8 +72,11 @@ def test_concat():
 def test_grouped_and_depthwise():
     net = morphogen.trace(Grouped(), image())
     # two groups are kept: the same positions of each; eight groups of four inputs go as wholes
-    assert [(g.name, g.size, g.channels, g.unit) for g in net.groups] == \
-        [("stem", 4, 8, 2), ("two", 6, 12, 2), ("widen", 8, 32, 4)]
+    assert [(g.name, g.size, g.channels, g.unit) for g in net.groups] == [
+        ("stem", 4, 8, 2),
+        ("two", 6, 12, 2),
+        ("widen", 8, 32, 4),
+    ]
     morphogen.morph(net, net.subnetwork(alive={"stem": [0, 3], "two": [0, 1, 2], "widen": [1, 5]}))
     model = net.model
     assert (model.depthwise.groups, model.depthwise.in_channels, model.depthwise.out_channels) == (4, 4, 4)
@@ -74,8 +91,14 @@ def test_grouped_and_depthwise():
 def test_squeeze_excitation():
     net = morphogen.trace(SqueezeExcite(), image())
     assert [(g.name, g.size) for g in net.groups] == [("conv", 16), ("reduce", 4)]
-    assert set(net.groups[0].members) == {"conv.weight[0]", "conv.bias[0]", "reduce.weight[1]", "expand.weight[0]",
-                                          "expand.bias[0]", "fc.weight[1]"}
+    assert set(net.groups[0].members) == {
+        "conv.weight[0]",
+        "conv.bias[0]",
+        "reduce.weight[1]",
+        "expand.weight[0]",
+        "expand.bias[0]",
+        "fc.weight[1]",
+    }
     half = cost(net, net.subnetwork(width=0.5))
     # conv 8*27+8, reduce 2*8+2, expand 8*2+8, fc 80+10
     assert half.parameters == 224 + 18 + 24 + 90

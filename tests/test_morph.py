@@ -5,6 +5,14 @@ import functools
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from timm.utils import ModelEmaV3
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import morphogen
+from morphogen.morph import commit
+
 from checks import (
     assert_equals_masked_dense,
     assert_optimizer_holds_model,
@@ -13,14 +21,7 @@ from checks import (
     snapshot,
     take_steps,
 )
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from nets import NETS, PER_CHANNEL, Plain, Residual, image
-from timm.utils import ModelEmaV3
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-import morphogen
-from morphogen.morph import commit
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
@@ -29,14 +30,18 @@ OPTIMIZERS = {
     "adagrad": lambda p: torch.optim.Adagrad(p, 0.01, initial_accumulator_value=0.1),
     "nadam": lambda p: torch.optim.NAdam(p, 0.01),
     "radam": lambda p: torch.optim.RAdam(p, 0.01),
-    "adadelta": lambda p: torch.optim.Adadelta(p),
+    "adadelta": torch.optim.Adadelta,
     "adamax": lambda p: torch.optim.Adamax(p, 0.01),
     "rprop": lambda p: torch.optim.Rprop(p, 0.01),
     "asgd": lambda p: torch.optim.ASGD(p, 0.01),
 }
 # The explain phase traces every line of PyTorch, which takes minutes.
-quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow],
-                 phases=[Phase.explicit, Phase.generate, Phase.shrink])
+quick = settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+)
 structure_of = functools.cache(lambda name: morphogen.trace(NETS[name](), image()).structure)
 
 
@@ -154,8 +159,11 @@ def test_flattened_space_follows_its_channel():
 @pytest.mark.parametrize("kind", ["averaged", "timm", "copy"])
 def test_ema_copies_follow(kind):
     model = Residual()
-    ema = {"averaged": lambda: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)),
-           "timm": lambda: ModelEmaV3(model, decay=0.9), "copy": lambda: copy.deepcopy(model)}[kind]()
+    ema = {
+        "averaged": lambda: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)),
+        "timm": lambda: ModelEmaV3(model, decay=0.9),
+        "copy": lambda: copy.deepcopy(model),
+    }[kind]()
     inner = getattr(ema, "module", ema)
     with torch.no_grad():
         for parameter in inner.parameters():

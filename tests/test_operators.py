@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from nets import Plain, Residual, image
 from torch import nn
 
 import morphogen
+
+from nets import Plain, Residual, image
 
 
 class Wide(nn.Module):
@@ -78,7 +79,12 @@ def test_new_normalisation_is_neutral(operator):
         for tensor in (model.bn1.weight, model.bn1.bias, model.bn1.running_mean, model.bn1.running_var):
             tensor.fill_(7.0)
     morphogen.morph(net, net.dense, operator=operator)
-    for tensor, value in ((model.bn1.weight, 1), (model.bn1.bias, 0), (model.bn1.running_mean, 0), (model.bn1.running_var, 1)):
+    for tensor, value in (
+        (model.bn1.weight, 1),
+        (model.bn1.bias, 0),
+        (model.bn1.running_mean, 0),
+        (model.bn1.running_var, 1),
+    ):
         assert tensor[:6].eq(7).all() and tensor[6:].eq(value).all()
 
 

@@ -3,10 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import Grouped, Plain, image
 
 import morphogen
 from morphogen.schedule.linear import equal_starts, linear_ratios
+
+from nets import Grouped, Plain, image
 
 indices = st.sets(st.integers(0, 300), min_size=1).map(lambda s: tuple(sorted(s)))
 
@@ -22,8 +23,16 @@ def test_ranges_are_readable():
     assert morphogen.SubNetwork({"a": (0, 1, 2, 5, 7, 8)}).to_dict()["channels"] == {"a": "0:3,5:6,7:9"}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"channels": {"a": "x"}, "blocks": {}, "resolution": null}',
-                                  '{"channels": 1, "blocks": {}, "resolution": null}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"channels": {"a": "x"}, "blocks": {}, "resolution": null}',
+        '{"channels": 1, "blocks": {}, "resolution": null}',
+    ],
+)
 def test_other_json_is_refused(text):
     with pytest.raises(morphogen.SubNetworkError, match="not a sub-network"):
         morphogen.SubNetwork.from_json(text)
@@ -42,17 +51,20 @@ def test_widths_are_floored_and_multiples_rounded():
     assert count(grouped.subnetwork(width=0.5, multiple_of=4)) == [2, 4, 4]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"width": 0}, "0 < width <= 1"),
-    ({"width": 1.5}, "found 1.5"),
-    ({"width": {"conv9": 0.5}}, "conv9"),
-    ({"alive": {"conv1": []}}, "at least one unit"),
-    ({"alive": {"conv1": [0, 8]}}, "from 0 to 7"),
-    ({"alive": {"conv1": [1, 1]}}, "each once"),
-    ({"depth": 0.5}, "no block stacks"),
-    ({"multiple_of": 0}, "multiple_of"),
-    ({"resolution": 0}, "1 pixel"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 0}, "0 < width <= 1"),
+        ({"width": 1.5}, "found 1.5"),
+        ({"width": {"conv9": 0.5}}, "conv9"),
+        ({"alive": {"conv1": []}}, "at least one unit"),
+        ({"alive": {"conv1": [0, 8]}}, "from 0 to 7"),
+        ({"alive": {"conv1": [1, 1]}}, "each once"),
+        ({"depth": 0.5}, "no block stacks"),
+        ({"multiple_of": 0}, "multiple_of"),
+        ({"resolution": 0}, "1 pixel"),
+    ],
+)
 def test_bad_subnetworks_are_refused(arguments, message):
     net = morphogen.trace(Plain(), image())
     with pytest.raises(morphogen.SubNetworkError, match=message):
@@ -68,5 +80,6 @@ def test_equation_1_and_equal_stages():
         for stages in range(1, epochs + 1):
             starts = equal_starts(epochs, stages)
             # the stage of every epoch is floor(e n / T), as the paper writes it
-            assert [sum(start <= e for start in starts) - 1 for e in range(epochs)] == \
-                [e * stages // epochs for e in range(epochs)]
+            assert [sum(start <= e for start in starts) - 1 for e in range(epochs)] == [
+                e * stages // epochs for e in range(epochs)
+            ]

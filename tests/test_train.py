@@ -86,16 +86,37 @@ def test_train_writes_weights_that_load_and_a_ledger(tmp_path):
 
 
 def test_compare_prints_writes_and_goes_on_where_it_stopped(tmp_path, capsys):
-    arguments = ["compare", *SMALL, "--methods", "[NetworkExpansion(stages=2), \"NetworkExpansion(stages=2, operator='random')\"]",
-                 "--seeds", "2", "--output", str(tmp_path)]
+    arguments = [
+        "compare",
+        *SMALL,
+        "--methods",
+        "[NetworkExpansion(stages=2), \"NetworkExpansion(stages=2, operator='random')\"]",
+        "--seeds",
+        "2",
+        "--output",
+        str(tmp_path),
+    ]
     assert main(arguments) == 0
     table = capsys.readouterr().out
     assert "realised" in table and "operator" in table
     records = json.loads((tmp_path / "results.json").read_text())
     # dense, two methods, and one dense run in the time that both take, each with two seeds
     assert len(records) == 8 and len({r["method"] for r in records}) == 4
-    for key in ("method", "model", "data", "seed", "accuracy", "seconds", "flops", "speedup", "flop_speedup", "realised",
-                "history", "environment", "recipe"):
+    for key in (
+        "method",
+        "model",
+        "data",
+        "seed",
+        "accuracy",
+        "seconds",
+        "flops",
+        "speedup",
+        "flop_speedup",
+        "realised",
+        "history",
+        "environment",
+        "recipe",
+    ):
         assert key in records[0]
     short = next(r for r in records if r["method"].startswith("Dense in the time"))
     assert 0 < short["flops"] <= records[0]["flops"]
@@ -119,8 +140,15 @@ def test_summary_by_hand():
     records = [base | {"method": "Dense", "accuracy": a} for a in (90.0, 92.0)]
     records += [base | {"method": "M", "accuracy": a, "speedup": 1.5, "realised": 0.8} for a in (89.0, 91.0)]
     rows = summary(records)
-    assert rows[1] == {"method": "M", "accuracy %": "90.00 ± 1.41", "gap (points)": "-1.00", "seconds": "10.0",
-                       "speedup": "1.50x", "FLOP speedup": "1.00x", "realised": "0.80"}
+    assert rows[1] == {
+        "method": "M",
+        "accuracy %": "90.00 ± 1.41",
+        "gap (points)": "-1.00",
+        "seconds": "10.0",
+        "speedup": "1.50x",
+        "FLOP speedup": "1.00x",
+        "realised": "0.80",
+    }
     assert as_markdown(rows).count("\n") == 3
 
 
@@ -131,9 +159,13 @@ def test_crop_and_flip_gathers_each_image_by_its_own_offset():
     for seed in range(40):
         out = crop_and_flip(images, 1, True, torch.Generator().manual_seed(seed))
         padded = nn.functional.pad(images, (1,) * 4)
-        windows = {(top, left): padded[0, :, top:top + 4, left:left + 4] for top in range(3) for left in range(3)}
-        matches = [(place, flip) for place, window in windows.items() for flip in (False, True)
-                   if torch.equal(out[0], window.flip(2) if flip else window)]
+        windows = {(top, left): padded[0, :, top : top + 4, left : left + 4] for top in range(3) for left in range(3)}
+        matches = [
+            (place, flip)
+            for place, window in windows.items()
+            for flip in (False, True)
+            if torch.equal(out[0], window.flip(2) if flip else window)
+        ]
         assert len(matches) == 1
         seen.add(matches[0])
     assert len(seen) > 12  # of 18
@@ -162,8 +194,26 @@ def folder(tmp_path):
 
 
 def test_an_image_folder_trains(folder, tmp_path):
-    assert main(["train", "--model", "resnet8(width=8)", "--epochs", "2", "--batch_size", "32", "--data", str(folder),
-                 "--method", "NetworkExpansion(stages=2)", "--output", str(tmp_path / "out")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--model",
+                "resnet8(width=8)",
+                "--epochs",
+                "2",
+                "--batch_size",
+                "32",
+                "--data",
+                str(folder),
+                "--method",
+                "NetworkExpansion(stages=2)",
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
 
 
 def test_large_images_stream(tmp_path):
@@ -186,28 +236,31 @@ def refused(capsys, arguments, *words):
         assert word in error, error
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--model", "resnet5O"], ["no model 'resnet5O'", "resnet50"]),
-    (["--model", "resnet8(width='a')"], ["cannot build the model"]),
-    (["--model", "resnet8(8"], ["cannot read"]),
-    (["--model", "no.such:net"], ["cannot import"]),
-    (["--data", "nowhere"], ["nowhere", "no such data"]),
-    (["--method", "NetworkExpansion(width=0.0)"], ["0 < width <= 1"]),
-    (["--method", "NetworkExpansion(width=1.5)"], ["found 1.5"]),
-    (["--method", "NetworkExpansion(stages=0)"], ["stages"]),
-    (["--method", "NetworkExpansion(stages=3)"], ["at most 2 stages, found 3"]),
-    (["--method", "NetworkExpansion(stages='many')"], ["bad value for 'stages'"]),
-    (["--method", "NetworkExpansion(operator='magic')"], ["no growth operator 'magic'"]),
-    (["--method", "NetworkExpansion(hight=2)"], ["no setting 'hight'"]),
-    (["--method", "NetworkExpanson"], ["no method", "NetworkExpansion"]),
-    (["--epochs", "0"], ["epochs"]),
-    (["--epochs", "many"], ["epochs"]),
-    (["--image_size", "0"], ["image_size"]),
-    (["--colour", "red"], ["colour"]),
-    (["--device", "cuda:99"], ["cuda:99"]),
-    (["--batch_size", "5000"], ["fewer training images than one batch"]),
-    (["--model", "torchvision:alexnet"], ["AlexNet", "export"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "resnet5O"], ["no model 'resnet5O'", "resnet50"]),
+        (["--model", "resnet8(width='a')"], ["cannot build the model"]),
+        (["--model", "resnet8(8"], ["cannot read"]),
+        (["--model", "no.such:net"], ["cannot import"]),
+        (["--data", "nowhere"], ["nowhere", "no such data"]),
+        (["--method", "NetworkExpansion(width=0.0)"], ["0 < width <= 1"]),
+        (["--method", "NetworkExpansion(width=1.5)"], ["found 1.5"]),
+        (["--method", "NetworkExpansion(stages=0)"], ["stages"]),
+        (["--method", "NetworkExpansion(stages=3)"], ["at most 2 stages, found 3"]),
+        (["--method", "NetworkExpansion(stages='many')"], ["bad value for 'stages'"]),
+        (["--method", "NetworkExpansion(operator='magic')"], ["no growth operator 'magic'"]),
+        (["--method", "NetworkExpansion(hight=2)"], ["no setting 'hight'"]),
+        (["--method", "NetworkExpanson"], ["no method", "NetworkExpansion"]),
+        (["--epochs", "0"], ["epochs"]),
+        (["--epochs", "many"], ["epochs"]),
+        (["--image_size", "0"], ["image_size"]),
+        (["--colour", "red"], ["colour"]),
+        (["--device", "cuda:99"], ["cuda:99"]),
+        (["--batch_size", "5000"], ["fewer training images than one batch"]),
+        (["--model", "torchvision:alexnet"], ["AlexNet", "export"]),
+    ],
+)
 def test_bad_input_is_one_line(arguments, words, tmp_path, capsys):
     out = tmp_path / "out"
     refused(capsys, ["train", *SMALL, "--output", str(out), *arguments], *words)
@@ -237,8 +290,9 @@ def test_bad_yaml_and_unknown_keys_are_one_line(tmp_path, capsys):
 
 def test_yaml_takes_the_same_keys(tmp_path):
     config = tmp_path / "run.yaml"
-    config.write_text("model: resnet8(width=8)\nepochs: 2\nimages: 256\nbatch_size: 64\nmethod: Dense\n"
-                      f"output: {tmp_path / 'out'}\n")
+    config.write_text(
+        f"model: resnet8(width=8)\nepochs: 2\nimages: 256\nbatch_size: 64\nmethod: Dense\noutput: {tmp_path / 'out'}\n"
+    )
     assert main(["train", "--config", str(config), "--seed", "5"]) == 0
     assert json.loads((tmp_path / "out" / "results.json").read_text())[0]["seed"] == 5
 

@@ -5,10 +5,11 @@ import warnings
 import pytest
 import torch
 import torchvision
-from checks import assert_equals_masked_dense, randomise_statistics
 from torch import nn
 
 import morphogen
+
+from checks import assert_equals_masked_dense, randomise_statistics
 
 PER_CHANNEL = """resnet18 resnet50 resnext50_32x4d vgg16_bn densenet121 mobilenet_v2 mobilenet_v3_large
     mobilenet_v3_small efficientnet_b0 regnet_y_400mf shufflenet_v2_x1_0 squeezenet1_0 googlenet inception_v3

@@ -8,8 +8,10 @@ def run() -> int:
     try:
         from .cli import main
     except ModuleNotFoundError as error:
-        print(f"morphogen: the command line needs '{error.name}'. Install it with: pip install 'morphogen[train]'",
-              file=sys.stderr)
+        print(
+            f"morphogen: the command line needs '{error.name}'. Install it with: pip install 'morphogen[train]'",
+            file=sys.stderr,
+        )
         return 2
     return main()
 

@@ -18,7 +18,7 @@ from .report.flops import cost
 from .report.render import as_table, summary, write_results
 from .spec import build
 from .train.compare import compare
-from .train.config import CompareConfig, Recipe, TrainConfig
+from .train.config import CompareConfig, TrainConfig
 from .train.data import load_data
 from .train.loop import Run
 from .train.models import build_model
@@ -75,12 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
-    parser = ArgumentParser(prog="morphogen", exit_on_error=False,
-                            description="Train vision networks faster by changing their size while they train.")
+    parser = ArgumentParser(
+        prog="morphogen",
+        exit_on_error=False,
+        description="Train vision networks faster by changing their size while they train.",
+    )
     commands = parser.add_subcommands(dest="command", required=True)
     for name, (kind, run) in COMMANDS.items():
-        sub = ArgumentParser(exit_on_error=False, description=run.__doc__, epilog=EXAMPLES[name],
-                             formatter_class=_Formatter)
+        sub = ArgumentParser(
+            exit_on_error=False, description=run.__doc__, epilog=EXAMPLES[name], formatter_class=_Formatter
+        )
         if name == "inspect":
             sub.add_argument("model", type=str, help="name of a model, or package.module:function")
             sub.add_class_arguments(kind, skip={"model"}, as_group=False)
@@ -140,19 +144,32 @@ def run_inspect(config: InspectConfig) -> int:
     model = build_model(config.model, config.num_classes)
     network = trace(model, torch.zeros(2, 3, config.image_size, config.image_size), exclude=config.exclude)
     costs = [(width, cost(network, network.subnetwork(width=width))) for width in config.widths]
-    groups = [{"channel group": g.name, "channels": g.channels, "unit": g.unit, "units": g.size,
-               "tensor axes": len(g.members)} for g in network.groups]
+    groups = [
+        {
+            "channel group": g.name,
+            "channels": g.channels,
+            "unit": g.unit,
+            "units": g.size,
+            "tensor axes": len(g.members),
+        }
+        for g in network.groups
+    ]
     pinned = [{"pinned axis": p.axis, "size": p.size, "reason": p.reason} for p in network.pinned]
-    sizes = [{"width": width, "parameters": c.parameters, "forward FLOPs": c.forward, "training FLOPs": c.training}
-             for width, c in costs]
+    sizes = [
+        {"width": width, "parameters": c.parameters, "forward FLOPs": c.forward, "training FLOPs": c.training}
+        for width, c in costs
+    ]
     if config.json:
         print(json.dumps({"model": config.model, "groups": groups, "pinned": pinned, "widths": sizes}, indent=1))
         return 0
     console = Console()
     for title, rows in (("Channel groups", groups), ("Pinned", pinned), ("Cost for one image", sizes)):
         if rows:
-            console.print(as_table([{k: f"{v:,}" if isinstance(v, int) else str(v) for k, v in row.items()}
-                                    for row in rows], title))
+            console.print(
+                as_table(
+                    [{k: f"{v:,}" if isinstance(v, int) else str(v) for k, v in row.items()} for row in rows], title
+                )
+            )
     return 0
 
 
@@ -165,8 +182,13 @@ class _bars:
 
     def __enter__(self):
         self.console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("{task.fields[accuracy]:.2f} %"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[accuracy]:.2f} %"),
+        )
         self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.progress.start()
         self.tasks = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -115,18 +116,27 @@ class Network:
             if not units:
                 raise SubNetworkError("a group must keep at least one unit", where=group.name)
             if list(units) != sorted(set(units)) or units[0] < 0 or units[-1] >= group.size:
-                raise SubNetworkError("bad unit indices", where=group.name,
-                                      expected=f"sorted, each once, from 0 to {group.size - 1}", found=f"{units}")
+                raise SubNetworkError(
+                    "bad unit indices",
+                    where=group.name,
+                    expected=f"sorted, each once, from 0 to {group.size - 1}",
+                    found=f"{units}",
+                )
         if subnetwork.resolution is not None and min(subnetwork.resolution) < 1:
-            raise SubNetworkError("resolution out of range", expected="at least 1 pixel",
-                                  found=f"{subnetwork.resolution}")
+            raise SubNetworkError(
+                "resolution out of range", expected="at least 1 pixel", found=f"{subnetwork.resolution}"
+            )
 
     def _check_names(self, names: Sequence[str] | Mapping[str, Any]) -> None:
         known = {group.name for group in self.groups}
         for name in names:
             if name not in known:
-                raise SubNetworkError("no such channel group", where=name, expected="one of net.groups",
-                                      todo="`morphogen inspect` lists them")
+                raise SubNetworkError(
+                    "no such channel group",
+                    where=name,
+                    expected="one of net.groups",
+                    todo="`morphogen inspect` lists them",
+                )
 
 
 def _units(group: ChannelGroup, share: float, multiple_of: int) -> int:
@@ -169,6 +179,7 @@ class FakeModel:
 
         Raises whatever the model's forward raises.
         """
+
         def resize(value: Any) -> Any:
             if not isinstance(value, torch.Tensor) or not value.ndim:
                 return value
@@ -197,7 +208,7 @@ def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
     try:
         for module, *_ in kept:
             module.training = training
-            module._forward_hooks, module._forward_pre_hooks = type(module._forward_hooks)(), type(module._forward_pre_hooks)()
+            module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
         yield
     finally:
         for module, mode, hooks, pre_hooks in kept:

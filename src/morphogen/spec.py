@@ -28,7 +28,8 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError
         return name.strip(), {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError):
-        raise ConfigError(f"cannot read '{text}'", expected="a name, or NAME(key=value, ...) with plain values") from None
+        expected = "a name, or NAME(key=value, ...) with plain values"
+        raise ConfigError(f"cannot read '{text}'", expected=expected) from None
 
 
 def build(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
@@ -47,8 +48,8 @@ def build(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
         default = known[key].default
         fits = isinstance(value, (int, float) if isinstance(default, float) else type(default))
         if not fits or isinstance(value, bool) != isinstance(default, bool):
-            raise ConfigError(f"{name}: bad value for '{key}'", expected=f"{type(default).__name__} such as {default!r}",
-                              found=repr(value))
+            expected = f"{type(default).__name__} such as {default!r}"
+            raise ConfigError(f"{name}: bad value for '{key}'", expected=expected, found=repr(value))
     return table[name](**arguments)
 
 

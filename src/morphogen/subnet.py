@@ -116,8 +116,7 @@ class AttributeLayout:
         """The attribute's value in the sub-network whose mask is `alive`."""
         numbers = (self.dense,) if isinstance(self.dense, int) else self.dense
         counts = tuple(
-            number if axis is None else int(alive[axis].sum())
-            for number, axis in zip(numbers, self.axes, strict=True)
+            number if axis is None else int(alive[axis].sum()) for number, axis in zip(numbers, self.axes, strict=True)
         )
         return counts[0] if isinstance(self.dense, int) else counts
 

@@ -32,9 +32,7 @@ class TracedAttribute:
 
 def derive_groups(
     slots: Slots, tensors: Mapping[str, TracedTensor], attributes: Iterable[TracedAttribute]
-) -> tuple[
-    tuple[ChannelGroup, ...], tuple[PinnedAxis, ...], dict[str, TensorLayout], tuple[AttributeLayout, ...]
-]:
+) -> tuple[tuple[ChannelGroup, ...], tuple[PinnedAxis, ...], dict[str, TensorLayout], tuple[AttributeLayout, ...]]:
     """Channel groups, what is pinned, and the layouts of every tensor and of the sizes modules keep.
 
     Args:
@@ -71,9 +69,7 @@ def derive_groups(
         while label in taken:
             label += "'"
         taken.add(label)
-        groups.append(
-            ChannelGroup(label, len(ordered), len(positions), tuple(f"{n}[{d}]" for n, d, _ in places))
-        )
+        groups.append(ChannelGroup(label, len(ordered), len(positions), tuple(f"{n}[{d}]" for n, d, _ in places)))
     numbered = number[units]
     layouts = {
         name: TensorLayout(tensor.shape, _layout(tensor.axes, numbered), tensor.role)

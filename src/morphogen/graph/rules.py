@@ -99,19 +99,21 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 # --- every position stays where it is ---------------------------------------------------------------------
 
 
-@rule(*"""
+@rule(
+    *"""
     abs alias alpha_dropout bernoulli celu clamp clamp_max clamp_min clone contiguous cos detach dropout elu erf exp
     expm1 feature_alpha_dropout feature_dropout gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu lift_fresh
     lift_fresh_copy log log1p log_sigmoid log_softmax logical_not mish native_dropout neg ones_like rand_like
     randn_like reciprocal relu relu6 rsqrt selu sigmoid sign silu sin softmax softplus softshrink sqrt square
-    tanh tanhshrink threshold to type_as zeros_like _to_copy empty_like full_like""".split())
+    tanh tanhshrink threshold to type_as zeros_like _to_copy empty_like full_like""".split()
+)
 def keep(call: Call) -> Axes | list[Axes]:
     """Activations, dropout, casts, copies."""
     return call.input.axes if len(call.shapes) == 1 else [call.input.axes] * len(call.shapes)
 
 
 @rule(*"add sub rsub mul div maximum minimum pow where lerp addcmul addcdiv fmod remainder atan2 hypot".split())
-@rule(*"eq ne lt le gt ge logical_and logical_or masked_fill clamp_tensor".split())
+@rule(*"copy eq ne lt le gt ge logical_and logical_or masked_fill".split())
 def broadcast(call: Call) -> Axes:
     """Arithmetic between tensors: axes that meet are alive together."""
     (shape,) = call.shapes
@@ -123,12 +125,6 @@ def broadcast(call: Call) -> Axes:
             met[0] = call.slots.tie(met[0], axis, "meets an axis of fixed size")
         axes[i] = met[0] if met else None
     return tuple(axes)
-
-
-@rule("copy")
-def copy(call: Call) -> Axes:
-    """`a.copy_(b)`: `b` broadcast into the shape of `a`."""
-    return broadcast(call)
 
 
 @rule("_assert_tensor_metadata", "_assert_scalar", "sym_size")
@@ -259,7 +255,7 @@ def layer_norm(call: Call) -> Axes:
             for dim in range(-len(value.shape), 0):
                 axes[dim] = call.reads(call["input"], dim, value.axes[dim])
             call.role(value, Role(kind))
-    call.keeps(normalized_shape=tuple(axes[-len(call["normalized_shape"]):]))
+    call.keeps(normalized_shape=tuple(axes[-len(call["normalized_shape"]) :]))
     return tuple(axes)
 
 
@@ -295,21 +291,29 @@ def matmul(call: Call) -> Axes:
 
 @rule(*[f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max", "lp") for n in (1, 2, 3)])
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices")
-@rule(*[f"upsample_{kind}" for kind in
-        ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")])
+@rule(
+    *[
+        f"upsample_{kind}"
+        for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")
+    ]
+)
 @rule("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "grid_sampler")
+@rule("pad", "constant_pad_nd", *[f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)])
 def spatial(call: Call) -> Axes | list[Axes]:
-    """Pooling and resizing: the leading axes stay, those whose size changed are space."""
+    """Pooling, resizing and padding: axes whose size changed are of fixed size, the others stay."""
     x = call.input
-    results = [tuple(axis if size == new else None for axis, size, new in zip(x.axes, x.shape, shape, strict=True))
-               for shape in call.shapes]
+    results = [
+        tuple(axis if size == new else None for axis, size, new in zip(x.axes, x.shape, shape, strict=True))
+        for shape in call.shapes
+    ]
     for axis, size, new in zip(x.axes, x.shape, call.shapes[0], strict=True):
         if size != new:
             call.slots.fix(axis, f"resized by {call.op}")
     return results if len(results) > 1 else results[0]
 
 
-@rule(*"mean sum amax amin max min var std prod norm linalg_vector_norm var_mean argmax argmin any all logsumexp".split())
+@rule(*"mean sum amax amin max min var std prod norm linalg_vector_norm var_mean logsumexp".split())
+@rule(*"argmax argmin any all".split())
 def reduce(call: Call) -> Axes | list[Axes]:
     """Reductions: the reduced axes go, the others stay. A mean over channels is then one over fewer."""
     x = call.input
@@ -317,16 +321,13 @@ def reduce(call: Call) -> Axes | list[Axes]:
         return broadcast(call)
     dims = call.args.get("dim")
     ndim = len(x.shape)
-    gone = set(range(ndim)) if dims is None or dims == [] else {
-        d % max(ndim, 1) for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    gone = (
+        set(range(ndim))
+        if dims is None or dims == []
+        else {d % max(ndim, 1) for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    )
     kept = [None if i in gone else axis for i, axis in enumerate(x.axes) if call.args.get("keepdim") or i not in gone]
     return tuple(kept) if len(call.shapes) == 1 else [tuple(kept)] * len(call.shapes)
-
-
-@rule("pad", "constant_pad_nd", *[f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)])
-def pad(call: Call) -> Axes:
-    """Padding: an axis that grows by it is of fixed size."""
-    return spatial(call)  # type: ignore[return-value]
 
 
 @rule("pixel_shuffle")
@@ -409,7 +410,8 @@ def repeat(call: Call) -> Axes:
     x, (shape,) = call.input, call.shapes
     lead = len(shape) - len(x.shape)
     return (None,) * lead + tuple(
-        None if a is None else a.repeat(shape[lead + i] // x.shape[i]) for i, a in enumerate(x.axes))
+        None if a is None else a.repeat(shape[lead + i] // x.shape[i]) for i, a in enumerate(x.axes)
+    )
 
 
 @rule("cat", "concat")
@@ -436,7 +438,7 @@ def stack(call: Call) -> Axes:
     for value in values[1:]:
         axes = [call.slots.tie(a, b, "meets an axis of fixed size") for a, b in zip(axes, value.axes, strict=True)]
     dim = call["dim"] % (len(axes) + 1)
-    return tuple(axes[:dim] + [None] + axes[dim:])
+    return (*axes[:dim], None, *axes[dim:])
 
 
 @rule("chunk")
@@ -448,7 +450,7 @@ def chunk(call: Call) -> list[Axes]:
     if axis is not None and len({shape[dim] for shape in call.shapes}) == 1:
         table = axis.view(len(call.shapes), -1)
         call.slots.tie(axis, table[0].expand_as(table).reshape(-1), "")
-        return [(*x.axes[:dim], part, *x.axes[dim + 1:]) for part in table]
+        return [(*x.axes[:dim], part, *x.axes[dim + 1 :]) for part in table]
     return _cut(call, dim, "cut into unequal parts")
 
 

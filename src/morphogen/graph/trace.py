@@ -69,8 +69,8 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             f"{text[0] if text else 'no message'})",
             where=type(model).__name__,
             expected="an example the model accepts and a forward pass without data-dependent control flow",
-            found="inputs of shape " + ", ".join(str(tuple(t.shape)) for t in tree_leaves((args, kwargs))
-                                                 if isinstance(t, torch.Tensor)),
+            found="inputs of shape "
+            + ", ".join(str(tuple(t.shape)) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)),
             todo="Call model(example) yourself first; where the model branches on data, trace a submodule",
         ) from error
 
@@ -127,8 +127,9 @@ class _Walk:
         for (path, name), axes in self.sizes.items():
             value = getattr(model.get_submodule(path), name, None)
             numbers = (value,) if isinstance(value, int) else value
-            sizes = [axis is None or len(axis) == number for axis, number in zip(axes, numbers or (), strict=False)]
-            if isinstance(numbers, tuple) and len(sizes) == len(axes) and all(sizes):
+            if not isinstance(value, (int, tuple)) or not isinstance(numbers, tuple) or len(numbers) != len(axes):
+                continue
+            if all(axis is None or len(axis) == number for axis, number in zip(axes, numbers, strict=True)):
                 found.append(TracedAttribute(path, name, value, axes))
         return found
 
@@ -156,8 +157,11 @@ class _Walk:
                     if isinstance(value, Value) and value.name is None:
                         self._fix(value, "output of the model")
             else:
-                raise TraceError(f"a graph node of kind '{node.op}' ({node.target}) cannot be read", where=_path(node),
-                                 todo="Exclude the module: trace(..., exclude=[...])")
+                raise TraceError(
+                    f"a graph node of kind '{node.op}' ({node.target}) cannot be read",
+                    where=_path(node),
+                    todo="Exclude the module: trace(..., exclude=[...])",
+                )
 
     def _call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if node.target is operator.getitem:
@@ -173,10 +177,11 @@ class _Walk:
         rule = RULES.get(op)
         if rule is None:
             raise TraceError(
-                f"no rule for the op {node.target}", where=path or "the model's own forward",
+                f"no rule for the op {node.target}",
+                where=path or "the model's own forward",
                 expected="an op of morphogen's rule table",
                 todo=f"Leave the module whole with trace(..., exclude=['{path or 'PATH'}']), "
-                     "or add a rule: one function, see CONTRIBUTING.md",
+                "or add a rule: one function, see CONTRIBUTING.md",
             )
         assert isinstance(node.target, torch._ops.OpOverload)
         multiple = isinstance(outputs, (list, tuple))
@@ -186,8 +191,11 @@ class _Walk:
         try:
             axes = rule(call)
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise TraceError(f"the rule for {node.target} does not cover this call ({error})", where=path,
-                             todo=f"Leave the module whole with trace(..., exclude=['{path}']) and report it") from error
+            raise TraceError(
+                f"the rule for {node.target} does not cover this call ({error})",
+                where=path,
+                todo=f"Leave it whole with trace(..., exclude=['{path}']) and report it",
+            ) from error
         if isinstance(axes, list):
             return [Value(shape, a) for shape, a in zip(shapes, axes, strict=True)]
         return Value(shapes[0], axes)

@@ -11,12 +11,13 @@ from ..schedule.stages import Stage
 
 
 class Method(ABC):
-    """A policy over one network. A method is a frozen dataclass of its settings, checked when it is made."""
+    """A policy over one network. A method is a frozen dataclass of its settings, checked when it is made.
 
-    @property
-    def operator(self) -> str | GrowthOperator:
-        """The growth operator of its morphs, or its name."""
-        return "orthogonal"
+    Attributes:
+        operator: the growth operator of its morphs, or its name.
+    """
+
+    operator: str | GrowthOperator
 
     @abstractmethod
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:

@@ -1,0 +1,1 @@
+"""Changing a model from one sub-network to another."""

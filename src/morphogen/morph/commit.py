@@ -102,10 +102,10 @@ def morph(
     try_out(network, target)
     live = {name: _tensor(model, name) for name in maps}
     with torch.no_grad():
-        new = {
-            name: fill(Gap(change, live[name].detach(), generator)) if change.grows else change.carry(live[name].detach())
-            for name, change in maps.items()
-        }
+        new = {}
+        for name, change in maps.items():
+            old = live[name].detach()
+            new[name] = fill(Gap(change, old, generator)) if change.grows else change.carry(old)
         for name, value in new.items():
             _check_filled(maps[name], live[name], value)
         for name, change in maps.items():
@@ -115,7 +115,8 @@ def morph(
             if isinstance(parameter := live[name], nn.Parameter):
                 for each in optimizers:
                     carry_state(each, parameter, change, new[name])
-            _assign(live[name], new[name], None if live[name].grad is None else change.carry(live[name].grad))
+            grad = live[name].grad
+            _assign(live[name], new[name], None if grad is None else change.carry(grad))
     alive = network.structure.alive_mask(target)
     for tree in (model, *averages):
         _set_attributes(tree, network.structure.attributes, alive)
@@ -139,14 +140,20 @@ def try_out(network: Network, target: SubNetwork) -> None:
         text = str(error).strip().splitlines()
         raise MorphError(
             f"the model cannot run at this size ({type(error).__name__}: {text[0] if text else 'no message'})",
-            where=_failing_module(fake, error), expected="sizes read from the tensors, or kept by PyTorch's own layers",
-            todo="Leave the module whole: trace(..., exclude=['its path'])") from error
+            where=_failing_module(fake, error),
+            expected="sizes read from the tensors, or kept by PyTorch's own layers",
+            todo="Leave the module whole: trace(..., exclude=['its path'])",
+        ) from error
     if target.resolution == network.dense.resolution:
         dense = network.fake.run(network.fake.copy(), network.dense.resolution)
         shapes = [[tuple(t.shape) for t in tree_leaves(o) if isinstance(t, torch.Tensor)] for o in (dense, output)]
         if shapes[0] != shapes[1]:
-            raise MorphError("the model gives an output of another shape at this size", expected=f"{shapes[0]}",
-                             found=f"{shapes[1]}", todo="A view in its code may have sizes written in; exclude it")
+            raise MorphError(
+                "the model gives an output of another shape at this size",
+                expected=f"{shapes[0]}",
+                found=f"{shapes[1]}",
+                todo="A view in its code may have sizes written in; exclude it",
+            )
     network.fits.add(target)
 
 
@@ -196,16 +203,22 @@ def _check_shapes(tree: nn.Module, maps: Mapping[str, TensorMap]) -> None:
             shape = None
         if shape != change.old_shape:
             raise MorphError(
-                "the tensor is not what the network's current sub-network says", where=name,
-                expected=f"shape {change.old_shape}", found="no such tensor" if shape is None else f"shape {shape}",
-                todo="Change sizes through morphogen.morph alone, and give it every EMA copy each time")
+                "the tensor is not what the network's current sub-network says",
+                where=name,
+                expected=f"shape {change.old_shape}",
+                found="no such tensor" if shape is None else f"shape {shape}",
+                todo="Change sizes through morphogen.morph alone, and give it every EMA copy each time",
+            )
 
 
 def _check_filled(change: TensorMap, old: torch.Tensor, new: torch.Tensor) -> None:
     if tuple(new.shape) != change.new_shape or new.dtype != old.dtype or new.device != old.device:
-        raise MorphError("the growth operator returned an unfit tensor", where=change.name,
-                         expected=f"{change.new_shape}, {old.dtype}, {old.device}",
-                         found=f"{tuple(new.shape)}, {new.dtype}, {new.device}")
+        raise MorphError(
+            "the growth operator returned an unfit tensor",
+            where=change.name,
+            expected=f"{change.new_shape}, {old.dtype}, {old.device}",
+            found=f"{tuple(new.shape)}, {new.dtype}, {new.device}",
+        )
 
 
 def _assign(tensor: torch.Tensor, value: torch.Tensor, grad: torch.Tensor | None) -> None:

@@ -41,8 +41,11 @@ class Gap:
 
     @property
     def _old_groups(self) -> int:
-        return self.map.groups * self.map.old_shape[0] // self.map.new_shape[0] if self.map.role.blockwise \
+        return (
+            self.map.groups * self.map.old_shape[0] // self.map.new_shape[0]
+            if self.map.role.blockwise
             else self.map.groups
+        )
 
     def carried(self, axis: int) -> torch.Tensor:
         """Which positions of a weight's axis, within one convolution group, were alive (boolean)."""

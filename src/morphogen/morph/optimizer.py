@@ -33,9 +33,12 @@ def check_optimizers(
             for parameter in group["params"]:
                 if parameter not in names:
                     raise MorphError(
-                        f"{kind} holds a parameter that is not the model's", where=f"param_groups[{number}]",
-                        expected="parameters of the traced model", found=f"one of shape {tuple(parameter.shape)}",
-                        todo="Make the optimizer from the parameters of the model you traced")
+                        f"{kind} holds a parameter that is not the model's",
+                        where=f"param_groups[{number}]",
+                        expected="parameters of the traced model",
+                        found=f"one of shape {tuple(parameter.shape)}",
+                        todo="Make the optimizer from the parameters of the model you traced",
+                    )
                 if parameter in seen:
                     raise MorphError("the parameter is in two optimizer groups", where=names[parameter])
                 seen.add(parameter)
@@ -45,9 +48,11 @@ def check_optimizers(
                     if isinstance(value, torch.Tensor) and value.numel() > 1 and value.shape != parameter.shape:
                         raise MorphError(
                             f"{kind} keeps a state '{key}' that cannot follow its parameter",
-                            where=names[parameter], expected=f"a scalar or shape {tuple(parameter.shape)}",
+                            where=names[parameter],
+                            expected=f"a scalar or shape {tuple(parameter.shape)}",
                             found=f"shape {tuple(value.shape)}",
-                            todo="Use an optimizer with one state entry a weight, such as SGD or AdamW")
+                            todo="Use an optimizer with one state entry a weight, such as SGD or AdamW",
+                        )
 
 
 def carry_state(optimizer: Optimizer, parameter: nn.Parameter, change: TensorMap, new: torch.Tensor) -> None:

@@ -17,7 +17,10 @@ import torch
 from .. import __version__
 
 TRAINING = ("step", "data", "trace", "morph")
-"""Causes of time that training takes; `evaluation` and `accounting` are beside it."""
+"""Causes of time that training takes."""
+
+BESIDE = ("evaluation", "accounting")
+"""Causes of time that measuring takes."""
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Ledger:
     model: str
     data: str
     seed: int
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*TRAINING, "evaluation", "accounting"), 0.0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*TRAINING, *BESIDE), 0.0))
     epochs: list[Epoch] = field(default_factory=list)
     morphs: list[MorphEvent] = field(default_factory=list)
     stages: list[StageCost] = field(default_factory=list)
@@ -100,9 +103,15 @@ class Ledger:
     def record(self) -> dict[str, Any]:
         """One record of JSON types; `compare` adds speedups against the dense run."""
         return {
-            "method": self.method, "model": self.model, "data": self.data, "seed": self.seed,
-            "accuracy": self.accuracy, "training_seconds": self.training_seconds, "seconds": dict(self.seconds),
-            "flops": self.flops, "peak_memory": self.peak_memory,
+            "method": self.method,
+            "model": self.model,
+            "data": self.data,
+            "seed": self.seed,
+            "accuracy": self.accuracy,
+            "training_seconds": self.training_seconds,
+            "seconds": dict(self.seconds),
+            "flops": self.flops,
+            "peak_memory": self.peak_memory,
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "morphs": [asdict(event) for event in self.morphs],
             "stages": [asdict(stage) for stage in self.stages],
@@ -118,14 +127,24 @@ def _now(device: torch.device) -> float:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Hardware, versions and commit that figures are true for."""
-    cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-               platform.processor())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
-                            capture_output=True, text=True, check=False).stdout.strip()
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
-        "morphogen": __version__, "commit": commit,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "morphogen": __version__,
+        "commit": commit,
     }
 
 

@@ -37,15 +37,17 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
         mean = statistics.fmean(accuracies)
         spread = f" ± {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
         realised = _mean(runs, "realised")
-        rows.append({
-            "method": method,
-            "accuracy %": f"{mean:.2f}{spread}",
-            "gap (points)": f"{mean - dense:+.2f}",
-            "seconds": f"{_mean(runs, 'training_seconds'):.1f}",
-            "speedup": f"{_mean(runs, 'speedup'):.2f}x",
-            "FLOP speedup": f"{_mean(runs, 'flop_speedup'):.2f}x",
-            "realised": "" if realised is None or method.startswith("Dense") else f"{realised:.2f}",
-        })
+        rows.append(
+            {
+                "method": method,
+                "accuracy %": f"{mean:.2f}{spread}",
+                "gap (points)": f"{mean - dense:+.2f}",
+                "seconds": f"{_mean(runs, 'training_seconds'):.1f}",
+                "speedup": f"{_mean(runs, 'speedup'):.2f}x",
+                "FLOP speedup": f"{_mean(runs, 'flop_speedup'):.2f}x",
+                "realised": "" if realised is None or method.startswith("Dense") else f"{realised:.2f}",
+            }
+        )
     return rows
 
 
@@ -91,11 +93,23 @@ def draw_accuracy(records: Sequence[Record], path: Path) -> None:
         for run in runs:
             seconds = [epoch["seconds"] for epoch in run["epochs"]]
             accuracy = [epoch["accuracy"] for epoch in run["epochs"]]
-            axes.plot(seconds, accuracy, color=f"C{i}", alpha=0.8, linewidth=1.3,
-                      linestyle="--" if method.startswith("Dense in") else "-",
-                      label=method if run is runs[0] else None)
-            axes.plot([m["total_seconds"] for m in run["morphs"]], [m["accuracy_after"] for m in run["morphs"]],
-                      color=f"C{i}", marker="^", markersize=5, linestyle="none")
+            axes.plot(
+                seconds,
+                accuracy,
+                color=f"C{i}",
+                alpha=0.8,
+                linewidth=1.3,
+                linestyle="--" if method.startswith("Dense in") else "-",
+                label=method if run is runs[0] else None,
+            )
+            axes.plot(
+                [m["total_seconds"] for m in run["morphs"]],
+                [m["accuracy_after"] for m in run["morphs"]],
+                color=f"C{i}",
+                marker="^",
+                markersize=5,
+                linestyle="none",
+            )
     axes.set_xlabel("training time (s), evaluation left out")
     axes.set_ylabel("test accuracy (%)")
     axes.set_title(f"{records[0]['model']} on {records[0]['data']} (triangles: right after a morph)", fontsize=10)

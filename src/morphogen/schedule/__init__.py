@@ -1,0 +1,1 @@
+"""Growth schedules: plain data, and pure functions of progress."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
@@ -24,9 +23,9 @@ Progress = Callable[[str, int, int, float], None]
 def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> list[Record]:
     """Train dense and every method with every seed, and for each method a dense run of the method's own time.
 
-    Methods that cost the same FLOPs share that run. The runs of one seed take turns after every epoch, so that a noisy machine hits all alike. Finished runs
-    are appended to `runs.jsonl` in the output folder at once and not run again when the comparison is
-    started anew with the same recipe.
+    Methods that cost the same FLOPs share that run. The runs of one seed take turns after every epoch, so that
+    a noisy machine hits all alike. Finished runs are appended to `runs.jsonl` in the output folder at once and
+    not run again when the comparison is started anew with the same recipe.
 
     Returns:
         One record a run, with `speedup`, `flop_speedup` and `realised` against the dense run of its seed.
@@ -105,8 +104,11 @@ class _Log:
             except json.JSONDecodeError:
                 continue  # the line a killed session was writing
             if record["recipe"] != recipe:
-                raise ConfigError("the folder holds runs of another recipe", where=str(config.output),
-                                  todo="Choose another folder with --output, or remove it")
+                raise ConfigError(
+                    "the folder holds runs of another recipe",
+                    where=str(config.output),
+                    todo="Choose another folder with --output, or remove it",
+                )
             self.records[record["method"], record["seed"]] = record
 
     def append(self, run: Run) -> None:
@@ -124,7 +126,9 @@ class _Log:
         seeds = range(config.seeds)
         return [
             {**self.records[label, seed], **speedups(self.records[label, seed], self.records["Dense", seed])}
-            for label in labels for seed in seeds if (label, seed) in self.records
+            for label in labels
+            for seed in seeds
+            if (label, seed) in self.records
         ]
 
 

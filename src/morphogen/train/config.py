@@ -54,8 +54,11 @@ class Recipe:
             if value is not None and value < 1:
                 raise ConfigError(f"{key} out of range", expected="at least 1", found=f"{value}")
         if not self.lr > 0 or self.weight_decay < 0 or self.workers < 0:
-            raise ConfigError("out of range", expected="lr above 0, weight_decay and workers not below",
-                              found=f"lr {self.lr}, weight_decay {self.weight_decay}, workers {self.workers}")
+            raise ConfigError(
+                "out of range",
+                expected="lr above 0, weight_decay and workers not below",
+                found=f"lr {self.lr}, weight_decay {self.weight_decay}, workers {self.workers}",
+            )
 
     def torch_device(self) -> torch.device:
         """The device to train on.
@@ -105,5 +108,8 @@ class CompareConfig(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seeds < 1 or not self.methods:
-            raise ConfigError("nothing to compare", expected="at least one method and one seed",
-                              found=f"{len(self.methods)} methods, {self.seeds} seeds")
+            raise ConfigError(
+                "nothing to compare",
+                expected="at least one method and one seed",
+                found=f"{len(self.methods)} methods, {self.seeds} seeds",
+            )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 from torch import Tensor
@@ -110,10 +110,14 @@ class StreamData(Data):
         """Centre crops."""
         yield from self._load(self.test)
 
-    def _load(self, dataset: torch.utils.data.Dataset[Batch], **options: object) -> Iterator[Batch]:
+    def _load(self, dataset: torch.utils.data.Dataset[Batch], **options: Any) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(
-            dataset, self.recipe.batch_size, num_workers=self.recipe.workers,
-            pin_memory=self.device.type == "cuda", **options)  # type: ignore[arg-type]
+            dataset,
+            self.recipe.batch_size,
+            num_workers=self.recipe.workers,
+            pin_memory=self.device.type == "cuda",
+            **options,
+        )
         for images, labels in loader:
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
@@ -163,9 +167,9 @@ def _digits(recipe: Recipe) -> Data:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 grey; every fifth is for testing."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
-    labels = torch.from_numpy(digits.target).long()
+    pixels, targets = load_digits(return_X_y=True)
+    grey = torch.from_numpy(pixels).view(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8)
+    images, labels = grey.expand(-1, 3, -1, -1), torch.from_numpy(targets).long()
     test = torch.arange(len(labels)) % 5 == 0
     pairs = [_resized((images[m].contiguous(), labels[m]), recipe) for m in (~test, test)]
     return MemoryData("digits", pairs[0], pairs[1], recipe, crop=pairs[0][0].shape[-1] // 8, flip=False)
@@ -173,19 +177,29 @@ def _digits(recipe: Recipe) -> Data:
 
 def _folder(root: Path, recipe: Recipe) -> Data:
     if not root.is_dir():
-        raise ConfigError("no such data", where=str(root),
-                          expected="digits, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER or an image folder")
+        raise ConfigError(
+            "no such data",
+            where=str(root),
+            expected="digits, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER or an image folder",
+        )
     names = ["train", next((name for name in ("val", "test") if (root / name).is_dir()), "val")]
     sets = []
     for name in names:
         try:
             sets.append(ImageFolder(str(root / name), loader=read_image))
         except (FileNotFoundError, OSError) as error:
-            raise ConfigError(f"not an image folder ({error})", where=str(root),
-                              expected="train/CLASS/IMAGE and val/CLASS/IMAGE (or test/...)") from error
+            raise ConfigError(
+                f"not an image folder ({error})",
+                where=str(root),
+                expected="train/CLASS/IMAGE and val/CLASS/IMAGE (or test/...)",
+            ) from error
     if sets[0].classes != sets[1].classes:
-        raise ConfigError("training and test folders hold different classes", where=str(root),
-                          expected=f"{sets[0].classes}", found=f"{sets[1].classes}")
+        raise ConfigError(
+            "training and test folders hold different classes",
+            where=str(root),
+            expected=f"{sets[0].classes}",
+            found=f"{sets[1].classes}",
+        )
     sizes = {read_image(sets[0].samples[i][0]).size for i in (0, len(sets[0]) // 2, len(sets[0]) - 1)}
     if len(sizes) == 1 and max(next(iter(sizes))) <= IN_MEMORY:
         train, test = (_resized(_decode(dataset, name), recipe) for dataset, name in zip(sets, names, strict=True))
@@ -203,8 +217,9 @@ def read_image(path: str) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ConfigError(f"cannot read the image ({error})", where=path,
-                          todo="Remove the file or restore it") from error
+        raise ConfigError(
+            f"cannot read the image ({error})", where=path, todo="Remove the file or restore it"
+        ) from error
 
 
 def _decode(dataset: ImageFolder, name: str) -> Batch:
@@ -213,8 +228,12 @@ def _decode(dataset: ImageFolder, name: str) -> Batch:
     for path, _ in track(dataset.samples, f"reading {name} images", transient=True, disable=not _terminal()):
         image = torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)
         if images and image.shape != images[0].shape:
-            raise ConfigError("images of this folder differ in size", where=path,
-                              expected=f"{tuple(images[0].shape[1:])}", found=f"{tuple(image.shape[1:])}")
+            raise ConfigError(
+                "images of this folder differ in size",
+                where=path,
+                expected=f"{tuple(images[0].shape[1:])}",
+                found=f"{tuple(image.shape[1:])}",
+            )
         images.append(image)
     return torch.stack(images), torch.tensor(dataset.targets)
 
@@ -229,7 +248,7 @@ def _resized(batch: Batch, recipe: Recipe) -> Batch:
     images, labels = batch
     if recipe.image_size is None or images.shape[-2:] == (recipe.image_size, recipe.image_size):
         return batch
-    return torchvision.transforms.v2.functional.resize(images, [recipe.image_size] * 2, antialias=True), labels
+    return v2.functional.resize(images, [recipe.image_size] * 2, antialias=True), labels
 
 
 def _subset(batch: Batch, count: int | None) -> Batch:
@@ -246,5 +265,9 @@ def _chosen(total: int, count: int | None) -> list[int]:
 
 def _check_steps(steps: int, images: int, recipe: Recipe) -> None:
     if not steps:
-        raise ConfigError("fewer training images than one batch", where=recipe.data,
-                          expected=f"at least {recipe.batch_size}", found=f"{images}")
+        raise ConfigError(
+            "fewer training images than one batch",
+            where=recipe.data,
+            expected=f"at least {recipe.batch_size}",
+            found=f"{images}",
+        )

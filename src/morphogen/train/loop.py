@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import resize
 
-from ..attach import Attached, attach
+from ..attach import attach
 from ..errors import TrainingError
 from ..methods import Method
 from ..report.flops import cost
@@ -99,8 +99,9 @@ class Run:
         losses: list[torch.Tensor] = []
         waited = self.ledger.seconds["data"]
         with self.ledger.clock("step", self.device):
-            for images, labels in itertools.islice(self._timed(self.data.train_batches(self.seed, number)),
-                                                   self.steps - done):
+            for images, labels in itertools.islice(
+                self._timed(self.data.train_batches(self.seed, number)), self.steps - done
+            ):
                 losses.append(self._step(images, labels))
                 if len(losses) % CHECK_EVERY == 0:
                     _check_finite(losses[-CHECK_EVERY:], done + len(losses) - CHECK_EVERY)
@@ -158,7 +159,8 @@ class Run:
             price = cost(network, network.current, self.recipe.batch_size)
             self.ledger.stages.append(StageCost(epoch, price.parameters, price.training))
             self.ledger.history = [
-                {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history]
+                {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
+            ]
 
     @contextmanager
     def _own_random(self) -> Iterator[None]:
@@ -186,13 +188,16 @@ class Run:
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9, nesterov=True,
-                           weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
 
 
 def _check_finite(losses: list[torch.Tensor], first_step: int) -> None:
     finite = torch.stack(losses).isfinite()
     if not bool(finite.all()):
         bad = int((~finite).nonzero()[0])
-        raise TrainingError("the loss is not finite", where=f"step {first_step + bad}", found=f"{float(losses[bad])}",
-                            todo="Lower the learning rate, or begin with a larger network")
+        raise TrainingError(
+            "the loss is not finite",
+            where=f"step {first_step + bad}",
+            found=f"{float(losses[bad])}",
+            todo="Lower the learning rate, or begin with a larger network",
+        )

@@ -30,10 +30,7 @@ def build_model(text: str, num_classes: int) -> nn.Module:
     """
     name, arguments = parse_call(text)
     source, _, bare = name.rpartition(":")
-    if source and source not in ("timm", "torchvision"):
-        make = _own(source, bare)
-    else:
-        make = _by_name(source, bare)
+    make = _by_name(source, bare) if source in ("", "timm", "torchvision") else _own(source, bare)
     if "num_classes" not in arguments and _takes(make, "num_classes"):
         arguments["num_classes"] = num_classes
     try:
@@ -55,16 +52,22 @@ def _by_name(source: str, name: str) -> Callable[..., Any]:
         return lambda **arguments: torchvision.models.get_model(name, weights=None, **arguments)
     if source != "torchvision" and (name in timm_names or timm.is_model(name)):
         return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
-    raise ConfigError(f"no model '{name}'", todo=suggest(name, [*CIFAR_RESNETS, *torchvision_names, *timm_names])
-                      + " One's own is written package.module:function")
+    raise ConfigError(
+        f"no model '{name}'",
+        todo=suggest(name, [*CIFAR_RESNETS, *torchvision_names, *timm_names])
+        + " One's own is written package.module:function",
+    )
 
 
 def _own(module: str, function: str) -> Callable[..., Any]:
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot import the model ({error})", where=f"{module}:{function}",
-                          todo="The package must be installed, or in the folder you start from") from error
+        raise ConfigError(
+            f"cannot import the model ({error})",
+            where=f"{module}:{function}",
+            todo="The package must be installed, or in the folder you start from",
+        ) from error
     if not callable(make):
         raise ConfigError("not callable", where=f"{module}:{function}", expected="a function or class")
     return make

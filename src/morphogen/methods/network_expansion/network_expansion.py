@@ -35,11 +35,16 @@ class NetworkExpansion(Method):
 
     def __post_init__(self) -> None:
         if not 0 < self.width <= 1:
-            raise ConfigError("width out of range", where="NetworkExpansion", expected="0 < width <= 1",
-                              found=f"{self.width}")
+            raise ConfigError(
+                "width out of range", where="NetworkExpansion", expected="0 < width <= 1", found=f"{self.width}"
+            )
         if self.stages < 1 or self.multiple_of < 1:
-            raise ConfigError("out of range", where="NetworkExpansion", expected="stages and multiple_of at least 1",
-                              found=f"stages {self.stages}, multiple_of {self.multiple_of}")
+            raise ConfigError(
+                "out of range",
+                where="NetworkExpansion",
+                expected="stages and multiple_of at least 1",
+                found=f"stages {self.stages}, multiple_of {self.multiple_of}",
+            )
         named(self.operator)
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
@@ -49,11 +54,18 @@ class NetworkExpansion(Method):
             ConfigError: more stages than epochs, or a network without channels that can change.
         """
         if self.stages > epochs:
-            raise ConfigError("a stage needs at least one epoch", where="NetworkExpansion",
-                              expected=f"at most {epochs} stages", found=f"{self.stages}")
+            raise ConfigError(
+                "a stage needs at least one epoch",
+                where="NetworkExpansion",
+                expected=f"at most {epochs} stages",
+                found=f"{self.stages}",
+            )
         if not network.groups:
-            raise ConfigError("no channels of this model can change", where="NetworkExpansion",
-                              todo="`morphogen inspect` says what is pinned and why")
+            raise ConfigError(
+                "no channels of this model can change",
+                where="NetworkExpansion",
+                todo="`morphogen inspect` says what is pinned and why",
+            )
         ratios, starts = linear_ratios(self.width, self.stages), equal_starts(epochs, self.stages)
         return [
             Stage(start, network.subnetwork(width=ratio, multiple_of=self.multiple_of))

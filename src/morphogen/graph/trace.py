@@ -142,7 +142,6 @@ class _Walk:
         signature = program.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         env: dict[torch.fx.Node, Any] = {}
-        look_up = lambda node: env[node]  # noqa: E731
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 name = self.aliases.get(names.get(node.name, ""))
@@ -150,10 +149,10 @@ class _Walk:
                     self.read_names.add(name)
                 env[node] = self.values[name] if name is not None else _constant(node.meta.get("val"))
             elif node.op == "call_function":
-                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), look_up)
+                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
                 env[node] = self._call(node, args, kwargs)
             elif node.op == "output":
-                for value in tree_leaves(torch.fx.map_arg(node.args, look_up)):
+                for value in tree_leaves(torch.fx.map_arg(node.args, env.__getitem__)):
                     if isinstance(value, Value) and value.name is None:
                         self._fix(value, "output of the model")
             else:

@@ -1,0 +1,152 @@
+"""Convolutions, linear layers, normalisation: ops that read parameters."""
+
+from __future__ import annotations
+
+from math import prod
+
+from ...subnet import Role
+from ..axes import split
+from ..slots import Axis
+from .table import Axes, Call, rule
+
+
+def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
+    """The channels of a convolution; `out_axis` and `in_axis` of its weight (transposed ones swap them)."""
+    x, weight, groups = call["input"], call["weight"], call["groups"]
+    slots, channel = call.slots, -(len(weight.shape) - 1)
+    first, second = weight.axes[0], weight.axes[1]
+    blockwise = False
+    for axis in weight.axes[2:]:
+        slots.fix(axis, "")
+    if groups == 1:
+        call.reads(x, channel, weight.axes[in_axis])
+        out = weight.axes[out_axis]
+    elif x.axes[channel] is None or first is None:
+        for axis in (first, second):
+            slots.fix(axis, "a grouped convolution of fixed channels")
+        slots.fix(x.axes[channel], "a grouped convolution with fixed weights")
+        out = None
+    else:
+        size = weight.shape[0] // groups
+        which, line = split(slots, x.axes[channel], [groups, x.shape[channel] // groups])
+        blockwise = which == 0
+        own = first.view(groups, size)
+        if blockwise:
+            call.keeps(groups=line)
+            slots.tie(own.reshape(-1), line[:, None].expand(groups, size).reshape(-1), "")
+            slots.fix(second, "inside one group of a convolution that loses whole groups")
+        elif out_axis == 0:
+            slots.tie(own.reshape(-1), own[0].expand(groups, size).reshape(-1), "")
+            slots.tie(second, line, "reads fixed channels")
+        else:
+            slots.tie(own.reshape(-1), line.expand(groups, size).reshape(-1), "")
+        if out_axis == 0:
+            out = first
+        elif blockwise:
+            out = line[:, None].expand(groups, weight.shape[1]).reshape(-1)
+        else:
+            out = None if second is None else second.expand(groups, weight.shape[1]).reshape(-1)
+    call.role(weight, Role("weight", out_axis, in_axis, groups, blockwise))
+    call.keeps(in_channels=x.axes[channel], out_channels=out)
+    if call.args.get("bias") is not None:
+        out = slots.tie(out, call["bias"].axes[0], "bias of fixed channels")
+        call.role(call["bias"], Role("bias"))
+    (shape,) = call.shapes
+    axes = list(x.axes[:channel]) + [None] * -channel
+    axes[len(shape) + channel] = out
+    return tuple(axes)
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(call: Call) -> Axes:
+    """Plain, grouped, depthwise and dilated convolutions; weight (out, in / groups, *kernel)."""
+    return convolve(call, out_axis=0, in_axis=1)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(call: Call) -> Axes:
+    """Transposed convolutions; weight (in, out / groups, *kernel)."""
+    return convolve(call, out_axis=1, in_axis=0)
+
+
+@rule("linear")
+def linear(call: Call) -> Axes:
+    """x (..., in) and weight (out, in) to (..., out)."""
+    x, weight, bias = call["input"], call["weight"], call["bias"]
+    call.reads(x, -1, weight.axes[1])
+    out = weight.axes[0]
+    call.role(weight, Role("weight"))
+    call.keeps(in_features=weight.axes[1], out_features=out)
+    if bias is not None:
+        out = call.slots.tie(out, bias.axes[0], "bias of fixed channels")
+        call.role(bias, Role("bias"))
+    return (*x.axes[:-1], out)
+
+
+@rule("batch_norm", "instance_norm")
+def channel_norm(call: Call) -> Axes:
+    """Normalisation with statistics and an affine map for each channel (axis 1)."""
+    axis = call["input"].axes[1]
+    kinds = {"weight": "scale", "bias": "shift", "running_mean": "mean", "running_var": "variance"}
+    for name, kind in kinds.items():
+        if call[name] is not None:
+            axis = call.reads(call["input"], 1, call[name].axes[0])
+            call.role(call[name], Role(kind))
+    call.keeps(num_features=axis)
+    return (call["input"].axes[0], axis, *call["input"].axes[2:])
+
+
+@rule("group_norm")
+def group_norm(call: Call) -> Axes:
+    """Normalisation over groups of channels, which leave whole where there are many."""
+    x = call["input"]
+    axis = x.axes[1]
+    if axis is not None:
+        which, line = split(call.slots, axis, [call["num_groups"], x.shape[1] // call["num_groups"]])
+        call.keeps(num_channels=axis, **({"num_groups": line} if which == 0 else {}))
+    for name, kind in {"weight": "scale", "bias": "shift"}.items():
+        if call[name] is not None:
+            axis = call.reads(x, 1, call[name].axes[0])
+            call.role(call[name], Role(kind))
+    return (x.axes[0], axis, *x.axes[2:])
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(call: Call) -> Axes:
+    """Normalisation over the last axes."""
+    axes = list(call["input"].axes)
+    for name, kind in {"weight": "scale", "bias": "shift"}.items():
+        value = call.args.get(name)
+        if value is not None:
+            for dim in range(-len(value.shape), 0):
+                axes[dim] = call.reads(call["input"], dim, value.axes[dim])
+            call.role(value, Role(kind))
+    call.keeps(normalized_shape=tuple(axes[-len(call["normalized_shape"]) :]))
+    return tuple(axes)
+
+
+@rule("prelu", "_prelu_kernel")
+def prelu(call: Call) -> Axes:
+    """A learned slope, one for all channels or one for each (axis 1)."""
+    x, weight = call["self"], call["weight"]
+    if prod(weight.shape) > 1:
+        call.reads(x, 1, weight.axes[0 if len(weight.shape) == 1 else 1])
+        call.keeps(num_parameters=x.axes[1])
+    return x.axes
+
+
+@rule("matmul", "mm", "bmm")
+def matmul(call: Call) -> Axes:
+    """(..., n, k) times (..., k, m): the contracted axes are alive together."""
+    left, right = call.values()
+    call.slots.tie(left.axes[-1], right.axes[max(-2, -len(right.shape))], "multiplied with a fixed axis")
+    (shape,) = call.shapes
+    axes: list[Axis] = [None] * len(shape)
+    if len(left.shape) > 1:
+        axes[-2 if len(right.shape) > 1 else -1] = left.axes[-2]
+    if len(right.shape) > 1:
+        axes[-1] = right.axes[-1]
+    for value in (left, right):
+        for axis in value.axes[:-2]:
+            call.slots.fix(axis, "a batch axis of a matrix product")
+    return tuple(axes)

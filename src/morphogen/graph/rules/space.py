@@ -1,0 +1,80 @@
+"""Pooling, resizing, reductions, and ops that trade channels for space."""
+
+from __future__ import annotations
+
+from .pointwise import broadcast
+from .table import Axes, Call, Value, rule
+
+
+@rule(*[f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max", "lp") for n in (1, 2, 3)])
+@rule("max_pool2d_with_indices", "max_pool3d_with_indices")
+@rule(
+    *[
+        f"upsample_{kind}"
+        for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")
+    ]
+)
+@rule("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "grid_sampler")
+@rule("pad", "constant_pad_nd", *[f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)])
+def spatial(call: Call) -> Axes | list[Axes]:
+    """Pooling, resizing and padding: axes whose size changed are of fixed size, the others stay."""
+    x = call.input
+    results = [
+        tuple(axis if size == new else None for axis, size, new in zip(x.axes, x.shape, shape, strict=True))
+        for shape in call.shapes
+    ]
+    for axis, size, new in zip(x.axes, x.shape, call.shapes[0], strict=True):
+        if size != new:
+            call.slots.fix(axis, f"resized by {call.op}")
+    return results if len(results) > 1 else results[0]
+
+
+@rule(*"mean sum amax amin max min var std prod norm linalg_vector_norm var_mean logsumexp".split())
+@rule(*"argmax argmin any all".split())
+def reduce(call: Call) -> Axes | list[Axes]:
+    """Reductions: the reduced axes go, the others stay. A mean over channels is then one over fewer."""
+    x = call.input
+    if sum(isinstance(value, Value) for value in call.args.values()) > 1:
+        return broadcast(call)
+    dims = call.args.get("dim")
+    ndim = len(x.shape)
+    gone = (
+        set(range(ndim))
+        if dims is None or dims == []
+        else {d % max(ndim, 1) for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    )
+    kept = [None if i in gone else axis for i, axis in enumerate(x.axes) if call.args.get("keepdim") or i not in gone]
+    return tuple(kept) if len(call.shapes) == 1 else [tuple(kept)] * len(call.shapes)
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> Axes:
+    """(C r r, H, W) to (C, H r, W r): the r r channels of one output channel go together."""
+    x, r = call.input, call["upscale_factor"]
+    channels = x.shape[-3] // r**2
+    axis = x.axes[-3]
+    if axis is not None:
+        table = axis.view(channels, r * r)
+        call.slots.tie(axis, table[:, :1].expand(channels, r * r).reshape(-1), "")
+        axis = table[:, 0]
+    return (*x.axes[:-3], axis, None, None)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(call: Call) -> Axes:
+    """(C, H r, W r) to (C r r, H, W)."""
+    x = call.input
+    axis = x.axes[-3]
+    return (*x.axes[:-3], None if axis is None else axis.repeat_interleave(call["downscale_factor"] ** 2), None, None)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(call: Call) -> Axes:
+    """(groups, C / groups) transposed: the same positions of every group go together."""
+    x, groups = call.input, call["groups"]
+    axis = x.axes[1]
+    if axis is not None:
+        table = axis.view(groups, -1)
+        call.slots.tie(axis, table[0].expand_as(table).reshape(-1), "")
+        axis = table.t().reshape(-1)
+    return (x.axes[0], axis, *x.axes[2:])

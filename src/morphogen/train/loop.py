@@ -49,9 +49,10 @@ class Run:
         self._random = torch.random.get_rng_state()
         with self._own_random():
             torch.manual_seed(seed)
-            memory_format = torch.channels_last if recipe.channels_last else torch.preserve_format
-            self.model = build_model(recipe.model, data.num_classes).to(self.device, memory_format=memory_format)
+            self.model = build_model(recipe.model, data.num_classes).to(self.device)
             self.model.train()
+            if recipe.channels_last:
+                self.model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
             self.optimizer = _optimizer(self.model, recipe)
             self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps)
             example = data.example(recipe.batch_size).to(self.device)

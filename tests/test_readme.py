@@ -1,0 +1,63 @@
+"""The code in the documents runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import morphogen
+from morphogen.graph.rules import RULES, rule
+from morphogen.morph.growth import OPERATORS, operator
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks(README), ids=["loop", "by hand"])
+def test_readme_examples_run(code):
+    names = {}
+    exec(code, names)
+    model = names["model"]
+    assert model.conv1.out_channels == 64
+    fresh = torchvision.models.resnet18(num_classes=model.fc.out_features)
+    fresh.load_state_dict(model.state_dict())
+
+
+def test_the_loop_needs_at_most_five_added_lines():
+    marks = re.findall(r"# (\d)\n", blocks(README)[0])
+    assert marks == ["1", "2", "3", "4"]
+    added = [line for line in blocks(README)[0].splitlines() if "morphogen" in line or "run." in line]
+    assert len(added) == len(marks)
+
+
+def test_contributing_examples_are_enough():
+    """A made-up op and operator, added by the documented lines alone."""
+    rule_code, operator_code = blocks((ROOT / "CONTRIBUTING.md").read_text())
+    names = {"rule": rule, "operator": operator, "torch": torch, "Call": object, "Axes": object, "Gap": morphogen.Gap}
+    try:
+        exec(rule_code, names)
+        exec(operator_code, names)
+
+        class Odd(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(3, 8, 3)
+                self.fc = nn.Linear(8, 2)
+
+            def forward(self, x):
+                return self.fc(torch.special.erfcx(self.conv(x)).mean((2, 3)))
+
+        net = morphogen.trace(Odd(), torch.randn(1, 3, 8, 8))
+        morphogen.morph(net, net.subnetwork(width=0.5))
+        morphogen.morph(net, net.dense, operator="zeros")
+        assert net.model.conv.weight[4:].eq(0).all()
+    finally:
+        RULES.pop("special_erfcx", None)
+        OPERATORS.pop("zeros", None)

@@ -112,7 +112,7 @@ def run_train(config: TrainConfig) -> int:
     finally:
         _save(run, config)
     seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
-    Console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy:.2f}", **seconds}]))
+    _console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy:.2f}", **seconds}]))
     print(f"weights and ledger are in {config.output}")
     return 0
 
@@ -130,7 +130,7 @@ def run_compare(config: CompareConfig) -> int:
     with _bars() as tell:
         records = compare(config, tell)
     write_results(records, config.output)
-    Console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
+    _console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
     print(f"results.json, results.csv and accuracy.png are in {config.output}")
     return 0
 
@@ -162,7 +162,7 @@ def run_inspect(config: InspectConfig) -> int:
     if config.json:
         print(json.dumps({"model": config.model, "groups": groups, "pinned": pinned, "widths": sizes}, indent=1))
         return 0
-    console = Console()
+    console = _console()
     for title, rows in (("Channel groups", groups), ("Pinned", pinned), ("Cost for one image", sizes)):
         if rows:
             console.print(
@@ -171,6 +171,12 @@ def run_inspect(config: InspectConfig) -> int:
                 )
             )
     return 0
+
+
+def _console() -> Console:
+    """Standard output; wide enough for a table where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):

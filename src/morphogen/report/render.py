@@ -39,7 +39,7 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
         realised = _mean(runs, "realised")
         rows.append(
             {
-                "method": method,
+                "method": "  dense in the same time" if method.startswith("Dense in") else method,
                 "accuracy %": f"{mean:.2f}{spread}",
                 "gap (points)": f"{mean - dense:+.2f}",
                 "seconds": f"{_mean(runs, 'training_seconds'):.1f}",
@@ -53,7 +53,7 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
 
 def as_table(rows: Sequence[dict[str, str]], title: str = "") -> Table:
     """A table for the terminal, the first column to the left, figures to the right."""
-    table = Table(title=title or None)
+    table = Table(title=title or None, title_justify="left")
     for i, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:

@@ -44,7 +44,7 @@ class Recipe:
     lr: float = 0.1
     weight_decay: float = 5e-4
     precision: Literal["float32", "bfloat16"] = "float32"
-    channels_last: bool = False
+    channels_last: bool = True
     workers: int = 2
     device: str = "auto"
 

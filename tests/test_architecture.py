@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "morphogen"
 LAYERS = [
     {"errors"},
-    {"subnet", "spec"},
+    {"subnet", "spec", "program"},
     {"network"},
     {"graph", "morph"},
     {"operators", "schedule"},

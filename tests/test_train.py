@@ -74,7 +74,8 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path, capsys):
     assert main(["train", *SMALL, "--method", "Dense", "--lr", "1e30", "--output", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "not finite" in error and "Traceback" not in error
-    assert (tmp_path / "model.pt").exists() and json.loads((tmp_path / "results.json").read_text())
+    assert (tmp_path / "model.pt").exists()
+    assert "not finite" in json.loads((tmp_path / "results.json").read_text())[0]["stopped"]
 
 
 def test_train_writes_weights_that_load_and_a_ledger(tmp_path):
@@ -257,6 +258,9 @@ def refused(capsys, arguments, *words):
         (["--image_size", "0"], ["image_size"]),
         (["--colour", "red"], ["colour"]),
         (["--device", "cuda:99"], ["cuda:99"]),
+        (["--device", "meta"], ["meta"]),
+        (["--image_size", "1"], ["size"]),
+        (["--seed", "99999999999999"], ["seed"]),
         (["--batch_size", "5000"], ["fewer training images than one batch"]),
         (["--model", "torchvision:alexnet"], ["AlexNet", "export"]),
     ],
@@ -277,6 +281,39 @@ def test_bad_folders_are_one_line(folder, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     refused(capsys, ["train", *SMALL, "--data", str(empty)], "not an image folder")
+
+
+def test_a_corrupt_image_met_by_a_worker_is_one_line(tmp_path, capsys):
+    for part in ("train", "val"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (90 + i, 80)).save(tmp_path / part / "a" / f"{i}.jpg")
+    (tmp_path / "train" / "a" / "3.jpg").write_bytes(b"cut")
+    arguments = ["train", "--model", "resnet8(width=8)", "--epochs", "1", "--batch_size", "8", "--data", str(tmp_path)]
+    arguments += ["--image_size", "32", "--method", "Dense", "--workers", "1", "--output", str(tmp_path / "out")]
+    refused(capsys, arguments, "3.jpg", "cannot read the image")
+    assert "3.jpg" in json.loads((tmp_path / "out" / "results.json").read_text())[0]["stopped"]
+
+
+def test_an_unwritable_output_is_said_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for command in ("train", "compare"):
+        refused(capsys, [command, *SMALL, "--output", str(tmp_path / "file" / "sub")], "cannot write")
+
+
+def test_a_log_of_something_else_is_refused(tmp_path, capsys):
+    for content in (b'{"a": 1}\n', b"[]\n", b"\xff\xfe\n"):
+        (tmp_path / "runs.jsonl").write_bytes(content)
+        refused(capsys, ["compare", *SMALL, "--output", str(tmp_path)], "runs")
+
+
+def test_ones_own_broken_model_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "broken_one.py").write_text("def f(:\n")
+    (tmp_path / "broken_two.py").write_text("1 / 0\n")
+    (tmp_path / "broken_three.py").write_text("def f(num_classes):\n    return {}['x']\n")
+    for name in ("broken_one", "broken_two", "broken_three"):
+        refused(capsys, ["inspect", f"{name}:f"], name)
 
 
 def test_bad_yaml_and_unknown_keys_are_one_line(tmp_path, capsys):

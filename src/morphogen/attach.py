@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from .errors import ConfigError
 from .graph.trace import trace
 from .methods import Method
-from .morph.commit import Receipt, morph, try_out
+from .morph.commit import Receipt, morph
+from .morph.trial import try_out
 from .network import Example, Network
 from .schedule.stages import Stage
 from .subnet import SubNetwork
@@ -40,6 +41,8 @@ class Attached:
         Returns:
             What the morph did, or None where the network stays as it is.
         """
+        if epoch < 0:
+            raise ConfigError("epoch out of range", expected="epochs counted from 0", found=f"{epoch}")
         due = [stage.subnetwork for stage in self.stages if stage.start <= epoch][-1]
         if due == self.network.current:
             return None

@@ -20,7 +20,7 @@ from .spec import build
 from .train.compare import compare
 from .train.config import CompareConfig, TrainConfig
 from .train.data import load_data
-from .train.loop import Run
+from .train.loop import Run, writable
 from .train.models import build_model
 
 EXAMPLES = {
@@ -59,6 +59,14 @@ class InspectConfig:
     widths: tuple[float, ...] = (0.5, 0.75, 1.0)
     exclude: tuple[str, ...] = ()
     json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1 or self.num_classes < 1:
+            raise ConfigError(
+                "out of range",
+                expected="image_size and num_classes at least 1",
+                found=f"{self.image_size} and {self.num_classes}",
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +113,7 @@ def run_train(config: TrainConfig) -> int:
     """Train one network by one method; weights and ledger go to the output folder."""
     method = build(config.method, METHODS, "method")
     run = Run(config, load_data(config), method, config.method, config.seed)
+    writable(config.output)
     try:
         with _bars() as tell:
             for epoch in run.epochs():
@@ -112,7 +121,7 @@ def run_train(config: TrainConfig) -> int:
     finally:
         _save(run, config)
     seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
-    _console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy:.2f}", **seconds}]))
+    _console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy or 0:.2f}", **seconds}]))
     print(f"weights and ledger are in {config.output}")
     return 0
 
@@ -131,7 +140,7 @@ def run_compare(config: CompareConfig) -> int:
         records = compare(config, tell)
     write_results(records, config.output)
     _console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
-    print(f"results.json, results.csv and accuracy.png are in {config.output}")
+    print(f"results.json, results.csv, summary.md and accuracy.png are in {config.output}")
     return 0
 
 

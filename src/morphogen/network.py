@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
+import operator
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from .errors import SubNetworkError
+from .program import silence
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, Structure, SubNetwork
 
 Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
@@ -44,8 +45,8 @@ class Network:
         )
         self.current = self.dense
         self.fake = FakeModel(model, example)
-        self.fits: set[SubNetwork] = {self.dense}
-        """Sub-networks already tried on the fake model."""
+        self.fits = {self.dense}
+        """Sub-networks that have been tried out."""
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -89,28 +90,30 @@ class Network:
             raise SubNetworkError("depth cannot change: no block stacks were found in this model")
         shares = width if isinstance(width, Mapping) else {g.name: 1.0 if width is None else width for g in self.groups}
         for name, share in shares.items():
-            if not isinstance(share, (int, float)) or not 0 < share <= 1:
-                raise SubNetworkError("width out of range", where=name, expected="0 < width <= 1", found=f"{share}")
-        if multiple_of < 1:
-            raise SubNetworkError("multiple_of out of range", expected="at least 1", found=f"{multiple_of}")
-        alive = alive or {}
-        self._check_names([*shares, *alive])
+            if not isinstance(share, Real) or not 0 < share <= 1:
+                raise SubNetworkError("width out of range", where=name, expected="0 < width <= 1", found=repr(share))
+        if not isinstance(multiple_of, int) or multiple_of < 1:
+            raise SubNetworkError("multiple_of out of range", expected="a number from 1", found=repr(multiple_of))
+        self._check_names(self.groups, [*shares, *(alive or {})])
         channels = {
-            group.name: tuple(sorted(alive[group.name]))
-            if group.name in alive
-            else tuple(range(_units(group, shares.get(group.name, 1.0), multiple_of)))
+            group.name: tuple(range(_units(group, float(shares.get(group.name, 1.0)), multiple_of)))
             for group in self.groups
         }
-        if resolution is not None and self.structure.resolution is None:
+        channels |= {name: _indices(name, units) for name, units in (alive or {}).items()}
+        if resolution is None:
+            size = self.structure.resolution
+        elif self.structure.resolution is None:
             raise SubNetworkError("resolution cannot change: the example is not a batch of images (N, C, H, W)")
-        size = (resolution, resolution) if isinstance(resolution, int) else resolution
-        subnetwork = SubNetwork(channels, {}, self.structure.resolution if size is None else size)
+        else:
+            size = (resolution, resolution) if isinstance(resolution, Real) else tuple(resolution)
+        subnetwork = SubNetwork(channels, dict(self.dense.blocks), size)
         self.check(subnetwork)
         return subnetwork
 
     def check(self, subnetwork: SubNetwork) -> None:
         """Raise SubNetworkError unless `subnetwork` is a part of this dense network."""
-        self._check_names(subnetwork.channels)
+        self._check_names(self.groups, subnetwork.channels)
+        self._check_names(self.stacks, subnetwork.blocks)
         for group in self.groups:
             units = subnetwork.channels.get(group.name)
             if not units:
@@ -122,21 +125,30 @@ class Network:
                     expected=f"sorted, each once, from 0 to {group.size - 1}",
                     found=f"{units}",
                 )
-        if subnetwork.resolution is not None and min(subnetwork.resolution) < 1:
-            raise SubNetworkError(
-                "resolution out of range", expected="at least 1 pixel", found=f"{subnetwork.resolution}"
-            )
+        size = subnetwork.resolution
+        if (size is None) != (self.structure.resolution is None):
+            raise SubNetworkError("bad resolution", expected=f"as {self.structure.resolution}", found=f"{size}")
+        if size is not None and not (len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
+            raise SubNetworkError("bad resolution", expected="height and width, at least 1 pixel", found=f"{size}")
 
-    def _check_names(self, names: Sequence[str] | Mapping[str, Any]) -> None:
-        known = {group.name for group in self.groups}
+    @staticmethod
+    def _check_names(known: Iterable[ChannelGroup | BlockStack], names: Iterable[str]) -> None:
+        there = {entry.name for entry in known}
         for name in names:
-            if name not in known:
+            if name not in there:
                 raise SubNetworkError(
-                    "no such channel group",
+                    "no such channel group or block stack",
                     where=name,
-                    expected="one of net.groups",
+                    expected="a name in net.groups or net.stacks",
                     todo="`morphogen inspect` lists them",
                 )
+
+
+def _indices(name: str, units: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(sorted(operator.index(unit) for unit in units))
+    except TypeError:
+        raise SubNetworkError("bad unit indices", where=name, expected="whole numbers", found=repr(units)) from None
 
 
 def _units(group: ChannelGroup, share: float, multiple_of: int) -> int:
@@ -155,30 +167,29 @@ class FakeModel:
     def __init__(self, model: nn.Module, example: Example):
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with quiet(model, training=False):
-            self._dense = self._copy(model)
+            self._dense = self._copy(model, self._fake)
         self._example = tree_map(self._fake, as_call(example))
 
-    def copy(self) -> nn.Module:
-        """A dense fake model to edit."""
-        return self._copy(self._dense)
+    def subnetwork(self, structure: Structure, target: SubNetwork) -> nn.Module:
+        """The sub-network on fake tensors: for trials, shapes and FLOPs."""
+        alive = structure.alive_mask(target)
+        shapes = {
+            id(tensor_named(self._dense, name)): layout.alive_shape(alive) for name, layout in structure.tensors.items()
+        }
 
-    def _copy(self, model: nn.Module) -> nn.Module:
-        # `deepcopy` takes the tensors from its memo, so that none is ever copied.
-        tensors = [*model.parameters(), *model.buffers()]
-        return copy.deepcopy(model, {id(tensor): self._fake(tensor) for tensor in tensors})
+        def resized(tensor: torch.Tensor) -> torch.Tensor:
+            with self._mode:
+                data = tensor.detach().new_empty(shapes.get(id(tensor), tuple(tensor.shape)))
+            return _as_kind_of(tensor, data)
 
-    def _fake(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        data = value.detach()
-        fake = data if isinstance(data, FakeTensor) else self._mode.from_tensor(data)
-        return nn.Parameter(fake, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else fake
+        model = self._copy(self._dense, resized)
+        set_attributes(model, structure, alive)
+        return model
 
-    def run(self, model: nn.Module, resolution: tuple[int, int] | None, batch: int | None = None) -> Any:
-        """Call a fake model; tensors of the example take the batch size and resolution given.
-
-        Raises whatever the model's forward raises.
-        """
+    def inputs(
+        self, resolution: tuple[int, int] | None, batch: int | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example as fake arguments, its tensors at the batch size and resolution given."""
 
         def resize(value: Any) -> Any:
             if not isinstance(value, torch.Tensor) or not value.ndim:
@@ -189,9 +200,41 @@ class FakeModel:
                 shape[2:] = resolution
             return value.new_empty(shape)
 
+        with self._mode:
+            return tree_map(resize, self._example)
+
+    def run(self, model: nn.Module, resolution: tuple[int, int] | None, batch: int | None = None) -> Any:
+        """Call a fake model; raises whatever its forward raises."""
+        args, kwargs = self.inputs(resolution, batch)
         with self._mode, silence():
-            args, kwargs = tree_map(resize, self._example)
             return model(*args, **kwargs)
+
+    def _fake(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return _as_kind_of(value, self._mode.from_tensor(value.detach()))
+
+    @staticmethod
+    def _copy(model: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+        # `deepcopy` takes the tensors from its memo, so that none is ever copied.
+        tensors = [*model.parameters(), *model.buffers()]
+        return copy.deepcopy(model, {id(tensor): replace(tensor) for tensor in tensors})
+
+
+def _as_kind_of(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+
+def tensor_named(model: nn.Module, name: str) -> torch.Tensor:
+    """The parameter or buffer of that name; raises AttributeError where there is none."""
+    path, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(path), leaf)
+
+
+def set_attributes(model: nn.Module, structure: Structure, alive: torch.Tensor) -> None:
+    """Bring the sizes that modules keep to those of a sub-network."""
+    for layout in structure.attributes:
+        setattr(model.get_submodule(layout.path), layout.name, layout.value(alive))
 
 
 def as_call(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -201,31 +244,27 @@ def as_call(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
+def at_least_two(value: Any) -> Any:
+    """A batch of one made two: batch norm refuses single values in training."""
+    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
+        return torch.cat([value, value])
+    return value
+
+
 @contextmanager
 def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """The model in the given mode and without hooks; both as they were afterwards, module by module."""
-    kept = [(m, m.training, m._forward_hooks, m._forward_pre_hooks) for m in model.modules()]
+    """The model in the given mode and without hooks.
+
+    Afterwards every attribute of every module is what it was: modes, hooks, and whatever the forward pass
+    stored on the modules (containers that it changed in place excepted).
+    """
+    kept = [(module, dict(module.__dict__)) for module in model.modules()]
     try:
-        for module, *_ in kept:
+        for module, _ in kept:
             module.training = training
             module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
         yield
     finally:
-        for module, mode, hooks, pre_hooks in kept:
-            module.training, module._forward_hooks, module._forward_pre_hooks = mode, hooks, pre_hooks
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Keep PyTorch's export and fake tensors from printing what the caller gets as an exception anyway."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._subclasses.fake_tensor")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for module, attributes in kept:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)

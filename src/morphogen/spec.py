@@ -44,7 +44,8 @@ def build(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
     known = inspect.signature(table[name]).parameters
     for key, value in arguments.items():
         if key not in known:
-            raise ConfigError(f"{name} has no setting '{key}'", expected="one of " + ", ".join(known))
+            settings = "one of " + ", ".join(known) if known else "none"
+            raise ConfigError(f"{name} has no setting '{key}'", expected=settings)
         default = known[key].default
         fits = isinstance(value, (int, float) if isinstance(default, float) else type(default))
         if not fits or isinstance(value, bool) != isinstance(default, bool):
@@ -55,6 +56,6 @@ def build(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """A sentence that names what comes closest."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or sorted(names)[:10]
-    return "Did you mean " + ", ".join(near) + "?"
+    names = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
+    return "Did you mean " + ", ".join(near) + "?" if near else "There are " + ", ".join(names[:10]) + " ..."

@@ -81,19 +81,25 @@ class Role:
 
 
 @dataclass(frozen=True)
-class TensorLayout:
-    """For each axis of one dense tensor, the unit each position belongs to (int64, FIXED where none), or
-    None where the whole axis is fixed. Units are numbered through all groups of the network."""
+class Layout:
+    """For each axis of a tensor of the dense network, the unit each position belongs to (int64, FIXED where
+    none), or None where the whole axis is fixed. Units are numbered through all groups of the network."""
 
     shape: tuple[int, ...]
     axes: tuple[torch.Tensor | None, ...]
-    role: Role
 
     def alive_shape(self, alive: torch.Tensor) -> tuple[int, ...]:
         """The tensor's shape in the sub-network whose mask is `alive`."""
         return tuple(
             size if axis is None else int(alive[axis].sum()) for size, axis in zip(self.shape, self.axes, strict=True)
         )
+
+
+@dataclass(frozen=True)
+class TensorLayout(Layout):
+    """The layout of a parameter or buffer, and its role."""
+
+    role: Role
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,30 @@ class AttributeLayout:
 
 
 @dataclass(frozen=True)
+class ExpectedCall:
+    """One op of the dense forward pass, and what the traced axes say of it at any size.
+
+    Attributes:
+        op, path: its name and the module that runs it.
+        outputs: shape and axes of each tensor it returns.
+        sizes: arguments that count axes (`groups`, `normalized_shape`), by name.
+    """
+
+    op: str
+    path: str
+    outputs: tuple[Layout, ...]
+    sizes: Mapping[str, AttributeLayout]
+
+
+@dataclass(frozen=True)
+class ForwardPath:
+    """The ops a forward pass runs, in order, in training or in evaluation mode."""
+
+    training: bool
+    calls: tuple[ExpectedCall, ...]
+
+
+@dataclass(frozen=True)
 class Structure:
     """All that a morph needs to know of a dense network, without its graph."""
 
@@ -130,6 +160,7 @@ class Structure:
     stacks: tuple[BlockStack, ...]
     tensors: Mapping[str, TensorLayout]
     attributes: tuple[AttributeLayout, ...]
+    paths: tuple[ForwardPath, ...]
     resolution: tuple[int, int] | None
 
     def alive_mask(self, subnetwork: SubNetwork) -> torch.Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from ..subnet import FIXED, AttributeLayout, ChannelGroup, PinnedAxis, Role, TensorLayout
+from ..subnet import FIXED, ChannelGroup, PinnedAxis, Role
 from .slots import Axis, Slots
 
 
@@ -20,25 +20,14 @@ class TracedTensor:
     role: Role
 
 
-@dataclass(frozen=True)
-class TracedAttribute:
-    """A size kept by a module, with the slots of the axes it counts."""
-
-    path: str
-    name: str
-    dense: int | tuple[int, ...]
-    axes: tuple[Axis, ...]
-
-
 def derive_groups(
-    slots: Slots, tensors: Mapping[str, TracedTensor], attributes: Iterable[TracedAttribute]
-) -> tuple[tuple[ChannelGroup, ...], tuple[PinnedAxis, ...], dict[str, TensorLayout], tuple[AttributeLayout, ...]]:
-    """Channel groups, what is pinned, and the layouts of every tensor and of the sizes modules keep.
+    slots: Slots, tensors: Mapping[str, TracedTensor]
+) -> tuple[tuple[ChannelGroup, ...], tuple[PinnedAxis, ...], torch.Tensor]:
+    """Channel groups, what is pinned and why, and for each slot the number of its unit.
 
     Args:
         slots: all ties, collected.
         tensors: the model's parameters and buffers in the model's order, which names and orders the groups.
-        attributes: sizes that modules keep.
     """
     units, reasons = slots.solve()
     free = torch.ones(slots.count, dtype=torch.bool)
@@ -70,14 +59,7 @@ def derive_groups(
             label += "'"
         taken.add(label)
         groups.append(ChannelGroup(label, len(ordered), len(positions), tuple(f"{n}[{d}]" for n, d, _ in places)))
-    numbered = number[units]
-    layouts = {
-        name: TensorLayout(tensor.shape, _layout(tensor.axes, numbered), tensor.role)
-        for name, tensor in tensors.items()
-    }
-    sizes = tuple(AttributeLayout(a.path, a.name, a.dense, _layout(a.axes, numbered)) for a in attributes)
-    kept = tuple(size for size in sizes if any(axis is not None for axis in size.axes))
-    return tuple(groups), _pinned(axes, reasons), layouts, kept
+    return tuple(groups), _pinned(axes, reasons), number[units]
 
 
 def _group_by_members(count: int, axes: list[torch.Tensor]) -> torch.Tensor:
@@ -104,11 +86,6 @@ def _label(name: str, positions: torch.Tensor, size: int) -> str:
     """Path of the layer that owns the tensor, with the range of positions where it is only a part."""
     owner = name.rpartition(".")[0] or name
     return owner if len(positions) == size else f"{owner}[{int(positions[0])}:{int(positions[-1]) + 1}]"
-
-
-def _layout(axes: tuple[Axis, ...], numbered: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    layout = (None if axis is None else numbered[axis] for axis in axes)
-    return tuple(None if axis is None or bool((axis == FIXED).all()) else axis for axis in layout)
 
 
 def _pinned(axes: list[tuple[str, int, torch.Tensor]], reasons: dict[int, str]) -> tuple[PinnedAxis, ...]:

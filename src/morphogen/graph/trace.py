@@ -6,17 +6,21 @@ The exported graph is only read. What runs and what is edited stays the user's o
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TraceError
-from ..network import Example, Network, as_call, quiet, silence
-from ..subnet import Role, Structure
-from .groups import TracedAttribute, TracedTensor, derive_groups
+from ..network import Example, Network, as_call, at_least_two, quiet
+from ..program import bind, export, first_line, module_path, op_name, output_shapes
+from ..subnet import FIXED, AttributeLayout, ExpectedCall, ForwardPath, Layout, Role, Structure, TensorLayout
+from .groups import TracedTensor, derive_groups
 from .rules import RULES, Call, Value
 from .slots import Axis, Slots
 
@@ -24,8 +28,9 @@ from .slots import Axis, Slots
 def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) -> Network:
     """Find what of a model can change size: its channel groups.
 
-    The model is untouched. It is exported in evaluation mode; where that leaves parameters unread (auxiliary
-    heads), once more in training mode.
+    The model is untouched. It is exported in evaluation and in training mode, because auxiliary heads, and
+    whatever else the forward pass does in training alone, must fit the smaller network too. Where only the
+    training mode cannot be exported, a warning says so.
 
     Args:
         model: any module that `torch.export` reads; it is the dense network.
@@ -37,8 +42,8 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         The network with its groups; all of it alive.
 
     Raises:
-        TraceError: the model cannot be exported with this example, an op has no rule, or an excluded path
-            does not exist.
+        TraceError: the model cannot be exported or copied, an op has no rule, or an excluded path does not
+            exist.
     """
     exclude = tuple(exclude)
     paths = {name for name, _ in model.named_modules()}
@@ -46,44 +51,70 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         if path not in paths or not path:
             raise TraceError("no module to exclude", where=path or "''", expected="a path of model.named_modules()")
     walk = _Walk(model, exclude)
-    args, kwargs = as_call(example)
-    with quiet(model, training=False):
-        walk.read(_export(model, args, kwargs))
-    if walk.unread():
-        # Heads that only training runs. Batch norm refuses single values there, so one image becomes two.
-        args, kwargs = tree_map(_at_least_two, (args, kwargs))
-        with quiet(model, training=True):
-            walk.read(_export(model, args, kwargs))
-    groups, pinned, tensors, attributes = derive_groups(walk.slots, walk.tensors(), walk.attributes(model))
-    return Network(model, Structure(groups, pinned, (), tensors, attributes, _resolution(args)), example)
-
-
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    forward = {False: walk.read(_export(model, example, training=False))}
     try:
-        with silence(), torch.random.fork_rng(devices=[]):
-            return torch.export.export(model, args, kwargs, strict=False)
-    except Exception as error:  # whatever the model's own code raises on this input
-        text = str(error).strip().splitlines()
+        program = _export(model, example, training=True)
+    except TraceError as error:
+        if walk.unread():
+            raise
+        warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=2)
+    else:
+        forward[True] = walk.read(program)
+    tensors = walk.tensors()
+    groups, pinned, number = derive_groups(walk.slots, tensors)
+    layouts = _Layouts(number)
+    structure = Structure(
+        groups,
+        pinned,
+        stacks=(),
+        tensors={name: TensorLayout(t.shape, layouts(t.axes), t.role) for name, t in tensors.items()},
+        attributes=tuple(layouts.attributes(model, [call for calls in forward.values() for call in calls])),
+        paths=tuple(ForwardPath(mode, tuple(map(layouts.call, calls))) for mode, calls in forward.items()),
+        resolution=_resolution(example),
+    )
+    try:
+        return Network(model, structure, example)
+    except (RuntimeError, TypeError) as error:
         raise TraceError(
-            f"torch.export cannot read this model with this example ({type(error).__name__}: "
-            f"{text[0] if text else 'no message'})",
+            f"the model cannot be copied ({first_line(error)})",
+            where=type(model).__name__,
+            expected="a model that copy.deepcopy accepts",
+            todo="Tensors kept from an earlier forward pass, locks and old-style weight_norm prevent it",
+        ) from error
+
+
+def _export(model: nn.Module, example: Example, *, training: bool) -> torch.export.ExportedProgram:
+    args, kwargs = as_call(example)
+    if training:  # batch norm refuses single values in training
+        args, kwargs = tree_map(at_least_two, (args, kwargs))
+    try:
+        with quiet(model, training=training):
+            return export(model, args, kwargs)
+    except Exception as error:  # whatever the model's own code raises on this input
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        raise TraceError(
+            f"torch.export cannot read this model with this example ({first_line(error)})",
             where=type(model).__name__,
             expected="an example the model accepts and a forward pass without data-dependent control flow",
-            found="inputs of shape "
-            + ", ".join(str(tuple(t.shape)) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)),
+            found="inputs of shape " + ", ".join(str(tuple(t.shape)) for t in tensors),
             todo="Call model(example) yourself first; where the model branches on data, trace a submodule",
         ) from error
 
 
-def _at_least_two(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
-        return torch.cat([value, value])
-    return value
-
-
-def _resolution(args: tuple[Any, ...]) -> tuple[int, int] | None:
-    first = next((a for a in args if isinstance(a, torch.Tensor)), None)
+def _resolution(example: Example) -> tuple[int, int] | None:
+    first = next((leaf for leaf in tree_leaves(as_call(example)) if isinstance(leaf, torch.Tensor)), None)
     return (first.shape[2], first.shape[3]) if first is not None and first.ndim == 4 else None
+
+
+@dataclass(frozen=True)
+class _TracedCall:
+    """One op, with slots for axes."""
+
+    op: str
+    path: str
+    outputs: tuple[Value, ...]
+    args: dict[str, Any]
+    sizes: dict[str, tuple[Axis, ...]]
 
 
 class _Walk:
@@ -93,7 +124,6 @@ class _Walk:
         self.slots = Slots()
         self.exclude = exclude
         self.roles: dict[str, Role] = {}
-        self.sizes: dict[tuple[str, str], tuple[Axis, ...]] = {}
         self.read_names: set[str] = set()
         self.values: dict[str, Value] = {}
         self.aliases: dict[str, str] = {}
@@ -103,10 +133,17 @@ class _Walk:
         for name, tensor in everything:
             self.aliases[name] = owner = first.setdefault(id(tensor), name)
             if owner == name:
-                axes = tuple(self.slots.fresh(size) if size > 1 else None for size in tensor.shape)
-                self.values[name] = Value(tuple(tensor.shape), axes, name)
+                self.values[name] = self._value(name, tensor, model.get_submodule(name.rpartition(".")[0]))
                 if any(name.startswith(path + ".") for path in exclude):
                     self._fix(self.values[name], "excluded by the user")
+
+    def _value(self, name: str, tensor: torch.Tensor, owner: nn.Module) -> Value:
+        # The taps of a convolution's kernel are never channels, whatever the module does with them first.
+        channels = 2 if isinstance(owner, _ConvNd) else tensor.ndim
+        axes = [
+            self.slots.fresh(size) if size > 1 and dim < channels else None for dim, size in enumerate(tensor.shape)
+        ]
+        return Value(tuple(tensor.shape), tuple(axes), frozenset([name]))
 
     def unread(self) -> set[str]:
         """Parameters no graph has used so far."""
@@ -121,114 +158,126 @@ class _Walk:
             for name, value in self.values.items()
         }
 
-    def attributes(self, model: nn.Module) -> list[TracedAttribute]:
-        """The sizes that modules really keep under the names the rules gave, as they are in the dense network."""
-        found = []
-        for (path, name), axes in self.sizes.items():
-            value = getattr(model.get_submodule(path), name, None)
-            numbers = (value,) if isinstance(value, int) else value
-            if not isinstance(value, (int, tuple)) or not isinstance(numbers, tuple) or len(numbers) != len(axes):
-                continue
-            if all(axis is None or len(axis) == number for axis, number in zip(axes, numbers, strict=True)):
-                found.append(TracedAttribute(path, name, value, axes))
-        return found
-
     def _fix(self, value: Value, reason: str) -> None:
         for axis in value.axes:
             self.slots.fix(axis, reason)
 
-    def read(self, program: torch.export.ExportedProgram) -> None:
-        """Collect the ties of one exported graph."""
+    def read(self, program: torch.export.ExportedProgram) -> list[_TracedCall]:
+        """Collect the ties of one exported graph; returns its ops."""
         signature = program.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         env: dict[torch.fx.Node, Any] = {}
+        calls: list[_TracedCall] = []
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 name = self.aliases.get(names.get(node.name, ""))
                 if name is not None and node.users:
                     self.read_names.add(name)
-                env[node] = self.values[name] if name is not None else _constant(node.meta.get("val"))
+                env[node] = self.values[name] if name is not None else _fixed(node.meta.get("val"), None)
             elif node.op == "call_function":
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
-                env[node] = self._call(node, args, kwargs)
+                if node.target is operator.getitem:
+                    env[node] = args[0][args[1]]
+                else:
+                    env[node], call = self._call(node, args, kwargs)
+                    calls.append(call)
             elif node.op == "output":
                 for value in tree_leaves(torch.fx.map_arg(node.args, env.__getitem__)):
-                    if isinstance(value, Value) and value.name is None:
+                    if isinstance(value, Value) and value.origin is None:
                         self._fix(value, "output of the model")
             else:
                 raise TraceError(
                     f"a graph node of kind '{node.op}' ({node.target}) cannot be read",
-                    where=_path(node),
+                    where=module_path(node),
                     todo="Exclude the module: trace(..., exclude=[...])",
                 )
+        return calls
 
-    def _call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if node.target is operator.getitem:
-            return args[0][args[1]]
-        path = _path(node)
-        outputs = node.meta.get("val")
+    def _call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, _TracedCall]:
+        path, op = module_path(node), op_name(node.target)
+        inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)]
+        origins = [value.origin for value in inputs]
+        origin = None if None in origins else frozenset[str]().union(*(o for o in origins if o is not None))
         if any(path == p or path.startswith(p + ".") for p in self.exclude):
-            for value in tree_leaves((args, kwargs)):
-                if isinstance(value, Value):
-                    self._fix(value, "read by a module the user excluded")
-            return tree_map(_constant, outputs)
-        op = _op_name(node.target)
-        rule = RULES.get(op)
-        if rule is None:
+            for value in inputs:
+                self._fix(value, "read by a module the user excluded")
+            result = tree_map(lambda value: _fixed(value, origin), node.meta.get("val"))
+            outputs = tuple(value for value in tree_leaves(result) if isinstance(value, Value))
+            return result, _TracedCall(op, path, outputs, {}, {})
+        way_out = (
+            f"Leave the module whole with trace(..., exclude=['{path}'])" if path else "Move it into a module of its own"
+        )
+        if op not in RULES or not isinstance(node.target, torch._ops.OpOverload):
             raise TraceError(
                 f"no rule for the op {node.target}",
                 where=path or "the model's own forward",
                 expected="an op of morphogen's rule table",
-                todo=f"Leave the module whole with trace(..., exclude=['{path or 'PATH'}']), "
-                "or add a rule: one function, see CONTRIBUTING.md",
+                todo=f"{way_out}, or add a rule: one function, see CONTRIBUTING.md",
             )
-        assert isinstance(node.target, torch._ops.OpOverload)
-        multiple = isinstance(outputs, (list, tuple))
-        shapes = tuple(tuple(t.shape) for t in (outputs if multiple else [outputs]) if isinstance(t, torch.Tensor))
-        bound = _bind(node.target, args, kwargs)
-        call = Call(self.slots, path, op, bound, shapes, self.roles, self.sizes)
+        shapes = output_shapes(node)
+        bound = bind(node.target, args, kwargs)
+        call = Call(self.slots, op, bound, shapes, self.values, self.roles, sizes={})
         try:
-            axes = rule(call)
+            axes = RULES[op](call)
+            results = axes if isinstance(axes, list) else [axes]
+            values = [Value(shape, a, origin) for shape, a in zip(shapes, results, strict=True)]
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise TraceError(
-                f"the rule for {node.target} does not cover this call ({error})",
-                where=path,
-                todo=f"Leave it whole with trace(..., exclude=['{path}']) and report it",
+                f"the rule for {node.target} does not cover this call ({first_line(error)})",
+                where=path or "the model's own forward",
+                todo=f"{way_out} and report it",
             ) from error
-        if isinstance(axes, list):
-            return [Value(shape, a) for shape, a in zip(shapes, axes, strict=True)]
-        return Value(shapes[0], axes)
+        return values if isinstance(axes, list) else values[0], _TracedCall(op, path, tuple(values), bound, call.sizes)
 
 
-def _path(node: torch.fx.Node) -> str:
-    """Path of the innermost module whose forward ran this op."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return next((path for path, _ in reversed(stack.values()) if path), "")
+class _Layouts:
+    """Turns slots into units, each axis once."""
+
+    def __init__(self, number: torch.Tensor):
+        self._number = number
+        self._known: dict[int, tuple[Axis, torch.Tensor | None]] = {}
+
+    def __call__(self, axes: Iterable[Axis]) -> tuple[torch.Tensor | None, ...]:
+        return tuple(None if axis is None else self._axis(axis) for axis in axes)
+
+    def _axis(self, axis: torch.Tensor) -> torch.Tensor | None:
+        if id(axis) not in self._known:
+            units = self._number[axis]
+            # The axis is kept beside its layout, so that its id is not given to another.
+            self._known[id(axis)] = axis, None if bool((units == FIXED).all()) else units
+        return self._known[id(axis)][1]
+
+    def call(self, call: _TracedCall) -> ExpectedCall:
+        """What is expected of one op at any size."""
+        outputs = tuple(Layout(value.shape, self(value.axes)) for value in call.outputs)
+        sizes = {
+            name: AttributeLayout(call.path, name, number, self(axes))
+            for name, axes in call.sizes.items()
+            if (number := _whole(call.args.get(name), axes)) is not None
+        }
+        return ExpectedCall(call.op, call.path, outputs, sizes)
+
+    def attributes(self, model: nn.Module, calls: Iterable[_TracedCall]) -> Iterable[AttributeLayout]:
+        """The sizes that modules really keep under the names the rules gave."""
+        found: dict[tuple[str, str], AttributeLayout] = {}
+        for call in calls:
+            module = model.get_submodule(call.path)
+            for name, axes in call.sizes.items():
+                number = _whole(getattr(module, name, None), axes)
+                if number is not None:
+                    found.setdefault((call.path, name), AttributeLayout(call.path, name, number, self(axes)))
+        return [layout for layout in found.values() if any(axis is not None for axis in layout.axes)]
 
 
-def _op_name(target: Any) -> str:
-    """`aten.relu_.default` -> `relu`; ops of other namespaces keep theirs."""
-    if not isinstance(target, torch._ops.OpOverload):
-        return str(target)
-    namespace, _, name = target._schema.name.partition("::")
-    if name.endswith("_") and not name.endswith("__"):
-        name = name[:-1]
-    return name if namespace == "aten" else f"{namespace}.{name}"
+def _whole(value: Any, axes: tuple[Axis, ...]) -> int | tuple[int, ...] | None:
+    """`value` if it counts these axes in the dense network, one number or several."""
+    numbers = (value,) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(numbers) != len(axes):
+        return None
+    counts = all(axis is None or len(axis) == number for axis, number in zip(axes, numbers, strict=True))
+    return (value if isinstance(value, int) else numbers) if counts else None
 
 
-def _bind(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by the names of the op's schema, defaults filled in."""
-    bound: dict[str, Any] = {}
-    for i, argument in enumerate(target._schema.arguments):
-        if i < len(args):
-            bound[argument.name] = args[i]
-        elif argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value if argument.has_default_value() else None
-    return bound
-
-
-def _constant(value: Any) -> Any:
+def _fixed(value: Any, origin: frozenset[str] | None) -> Any:
     """A tensor none of whose axes can change: an input, a constant."""
-    return Value(tuple(value.shape), (None,) * value.ndim) if isinstance(value, torch.Tensor) else value
+    return Value(tuple(value.shape), (None,) * value.ndim, origin) if isinstance(value, torch.Tensor) else value

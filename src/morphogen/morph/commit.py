@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 from ..errors import MorphError
-from ..network import Network
-from ..subnet import AttributeLayout, SubNetwork
+from ..network import Network, set_attributes, tensor_named
+from ..subnet import SubNetwork
 from .growth import Gap, GrowthOperator, named
-from .optimizer import carry_state, check_optimizers
+from .optimizer import carried_state, check_optimizers
 from .tensors import TensorMap, map_tensors
+from .trial import try_out
 
 
 @dataclass(frozen=True)
@@ -92,96 +93,89 @@ def morph(
     start = time.perf_counter()
     network.check(target)
     fill = named(operator)
-    optimizers = _as_list(optimizer, Optimizer)
-    averages = [_averaged(module) for module in _as_list(ema, nn.Module)]
+    optimizers = _as_list(optimizer, Optimizer, "optimizer")
+    averages = [_averaged(module) for module in _as_list(ema, nn.Module, "ema")]
     maps = map_tensors(network.structure, network.current, target)
     model = network.model
     check_optimizers(optimizers, {parameter: name for name, parameter in model.named_parameters()}, maps)
     for tree in (model, *averages):
         _check_shapes(tree, maps)
     try_out(network, target)
-    live = {name: _tensor(model, name) for name in maps}
-    with torch.no_grad():
-        new = {}
-        for name, change in maps.items():
-            old = live[name].detach()
-            new[name] = fill(Gap(change, old, generator)) if change.grows else change.carry(old)
-        for name, value in new.items():
-            _check_filled(maps[name], live[name], value)
-        for name, change in maps.items():
-            for average in averages:
-                old = _tensor(average, name)
-                _assign(old, change.carry(old.detach(), new[name].to(old)), None)
-            if isinstance(parameter := live[name], nn.Parameter):
-                for each in optimizers:
-                    carry_state(each, parameter, change, new[name])
-            grad = live[name].grad
-            _assign(live[name], new[name], None if grad is None else change.carry(grad))
+    with torch.inference_mode(False), torch.no_grad():
+        live = {name: tensor_named(model, name) for name in maps}
+        new = {name: _fill(change, live[name].detach(), fill, generator) for name, change in maps.items()}
+        edits = [
+            edit
+            for name, change in maps.items()
+            for edit in _plan(change, live[name], new[name], optimizers, [tensor_named(a, name) for a in averages])
+        ]
+        for edit in edits:  # from here on nothing is computed, so nothing can fail halfway
+            edit()
     alive = network.structure.alive_mask(target)
     for tree in (model, *averages):
-        _set_attributes(tree, network.structure.attributes, alive)
+        set_attributes(tree, network.structure, alive)
     before, network.current = network.current, target
     changes = {name: Change(live[name], change) for name, change in maps.items()}
     return Receipt(before, target, changes, time.perf_counter() - start)
 
 
-def try_out(network: Network, target: SubNetwork) -> None:
-    """Run `target` on fake tensors, once for each sub-network.
-
-    Raises:
-        MorphError: the model's own code does not work at this size, or gives an output of another shape.
-    """
-    if target in network.fits:
-        return
-    fake = fake_subnetwork(network, target)
-    try:
-        output = network.fake.run(fake, target.resolution)
-    except Exception as error:  # whatever the model's own code raises at this size
-        text = str(error).strip().splitlines()
+def _fill(
+    change: TensorMap, old: torch.Tensor, fill: GrowthOperator, generator: torch.Generator | None
+) -> torch.Tensor:
+    """The new value of one tensor, checked."""
+    if not change.grows:
+        return change.carry(old)
+    new = fill(Gap(change, old, generator))
+    if not isinstance(new, torch.Tensor) or (new.shape, new.dtype, new.device) != (
+        change.new_shape,
+        old.dtype,
+        old.device,
+    ):
         raise MorphError(
-            f"the model cannot run at this size ({type(error).__name__}: {text[0] if text else 'no message'})",
-            where=_failing_module(fake, error),
-            expected="sizes read from the tensors, or kept by PyTorch's own layers",
-            todo="Leave the module whole: trace(..., exclude=['its path'])",
-        ) from error
-    if target.resolution == network.dense.resolution:
-        dense = network.fake.run(network.fake.copy(), network.dense.resolution)
-        shapes = [[tuple(t.shape) for t in tree_leaves(o) if isinstance(t, torch.Tensor)] for o in (dense, output)]
-        if shapes[0] != shapes[1]:
-            raise MorphError(
-                "the model gives an output of another shape at this size",
-                expected=f"{shapes[0]}",
-                found=f"{shapes[1]}",
-                todo="A view in its code may have sizes written in; exclude it",
-            )
-    network.fits.add(target)
+            "the growth operator returned an unfit value",
+            where=change.name,
+            expected=f"a tensor of {change.new_shape}, {old.dtype}, {old.device}",
+            found=f"{tuple(new.shape)}, {new.dtype}, {new.device}" if isinstance(new, torch.Tensor) else repr(new),
+        )
+    if not torch.equal(change.survivors(new), change.survivors_of_old(old)):
+        raise MorphError(
+            "the growth operator changed what was alive",
+            where=change.name,
+            expected="the old entries where `gap.map` carries them",
+            todo="Begin with gap.map.carry(gap.old), and leave gap.old as it is",
+        )
+    return new
 
 
-def fake_subnetwork(network: Network, target: SubNetwork) -> nn.Module:
-    """The sub-network on fake tensors, made from the dense model: for shapes, FLOPs and trials."""
-    fake = network.fake.copy()
-    alive = network.structure.alive_mask(target)
-    for name, layout in network.structure.tensors.items():
-        if any(axis is not None for axis in layout.axes):
-            old = _tensor(fake, name)
-            _assign(old, old.new_empty(layout.alive_shape(alive)), None)
-    _set_attributes(fake, network.structure.attributes, alive)
-    return fake
+def _plan(
+    change: TensorMap,
+    tensor: torch.Tensor,
+    new: torch.Tensor,
+    optimizers: Iterable[Optimizer],
+    averages: Iterable[torch.Tensor],
+) -> list[Callable[[], None]]:
+    """All edits that bring one tensor, its gradient, its moments and its averages to the new size."""
+    grad = None if tensor.grad is None else change.carry(tensor.grad)
+    edits = [partial(_assign, tensor, new, grad)]
+    for average in averages:
+        edits.append(partial(_assign, average, change.carry(average.detach(), new.to(average)), None))
+    if isinstance(tensor, nn.Parameter):
+        for optimizer in optimizers:
+            state = carried_state(optimizer, tensor, change, new)
+            if state:
+                edits.append(partial(optimizer.state[tensor].update, state))
+    return edits
 
 
-def _failing_module(model: nn.Module, error: BaseException) -> str:
-    """Path of the innermost module in the traceback."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    where = ""
-    frame = error.__traceback__
-    while frame is not None:
-        where = paths.get(id(frame.tb_frame.f_locals.get("self")), where) or where
-        frame = frame.tb_next
-    return where or type(model).__name__
-
-
-def _as_list(value: Any, kind: type) -> list[Any]:
-    return [] if value is None else [value] if isinstance(value, kind) else list(value)
+def _as_list(value: Any, kind: type, name: str) -> list[Any]:
+    try:
+        values = [] if value is None else [value] if isinstance(value, kind) else list(value)
+    except TypeError:
+        values = [value]
+    for each in values:
+        if not isinstance(each, kind):
+            raise MorphError(f"{name} is of the wrong kind", expected=f"a {kind.__name__}, or several", found=repr(each))
+    return values
 
 
 def _averaged(ema: nn.Module) -> nn.Module:
@@ -190,15 +184,10 @@ def _averaged(ema: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else ema
 
 
-def _tensor(model: nn.Module, name: str) -> torch.Tensor:
-    path, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(path), leaf)
-
-
 def _check_shapes(tree: nn.Module, maps: Mapping[str, TensorMap]) -> None:
     for name, change in maps.items():
         try:
-            shape = tuple(_tensor(tree, name).shape)
+            shape = tuple(tensor_named(tree, name).shape)
         except AttributeError:
             shape = None
         if shape != change.old_shape:
@@ -211,16 +200,6 @@ def _check_shapes(tree: nn.Module, maps: Mapping[str, TensorMap]) -> None:
             )
 
 
-def _check_filled(change: TensorMap, old: torch.Tensor, new: torch.Tensor) -> None:
-    if tuple(new.shape) != change.new_shape or new.dtype != old.dtype or new.device != old.device:
-        raise MorphError(
-            "the growth operator returned an unfit tensor",
-            where=change.name,
-            expected=f"{change.new_shape}, {old.dtype}, {old.device}",
-            found=f"{tuple(new.shape)}, {new.dtype}, {new.device}",
-        )
-
-
 def _assign(tensor: torch.Tensor, value: torch.Tensor, grad: torch.Tensor | None) -> None:
     """Give a parameter or buffer another value of another shape; it stays the same object."""
     tensor.grad = None
@@ -230,8 +209,3 @@ def _assign(tensor: torch.Tensor, value: torch.Tensor, grad: torch.Tensor | None
     tensor.data = tensor.data.new_empty(0, dtype=other)
     tensor.data = value
     tensor.grad = grad
-
-
-def _set_attributes(model: nn.Module, attributes: Iterable[AttributeLayout], alive: torch.Tensor) -> None:
-    for layout in attributes:
-        setattr(model.get_submodule(layout.path), layout.name, layout.value(alive))

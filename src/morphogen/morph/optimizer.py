@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from ..errors import MorphError
 from .tensors import TensorMap
@@ -15,7 +17,7 @@ from .tensors import TensorMap
 def check_optimizers(
     optimizers: Iterable[Optimizer], names: Mapping[nn.Parameter, str], maps: Mapping[str, TensorMap]
 ) -> None:
-    """Refuse, before anything is changed, what `carry_state` could not carry.
+    """Refuse, before anything is changed, what `carried_state` could not carry.
 
     Args:
         optimizers: all optimizers of the model.
@@ -29,6 +31,7 @@ def check_optimizers(
     seen: set[nn.Parameter] = set()
     for optimizer in optimizers:
         kind = type(optimizer).__name__
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for number, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
                 if parameter not in names:
@@ -42,21 +45,30 @@ def check_optimizers(
                 if parameter in seen:
                     raise MorphError("the parameter is in two optimizer groups", where=names[parameter])
                 seen.add(parameter)
-                if names[parameter] not in maps:
-                    continue
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, torch.Tensor) and value.numel() > 1 and value.shape != parameter.shape:
-                        raise MorphError(
-                            f"{kind} keeps a state '{key}' that cannot follow its parameter",
-                            where=names[parameter],
-                            expected=f"a scalar or shape {tuple(parameter.shape)}",
-                            found=f"shape {tuple(value.shape)}",
-                            todo="Use an optimizer with one state entry a weight, such as SGD or AdamW",
-                        )
+        if any(names[parameter] in maps for parameter in held):
+            # Every parameter's state is looked at: some optimizers keep all of it with the first.
+            for parameter in held:
+                _check_state(kind, names[parameter], parameter, optimizer.state.get(parameter, {}))
 
 
-def carry_state(optimizer: Optimizer, parameter: nn.Parameter, change: TensorMap, new: torch.Tensor) -> None:
-    """Carry the state of one parameter; new entries get what the optimizer would begin with.
+def _check_state(kind: str, name: str, parameter: nn.Parameter, state: Mapping[str, Any]) -> None:
+    for key, value in state.items():
+        fits = isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.layout == torch.strided
+        leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        if not fits and any(leaf.numel() > 1 for leaf in leaves):
+            raise MorphError(
+                f"{kind} keeps a state '{key}' that cannot follow its parameter",
+                where=name,
+                expected=f"a scalar or a dense tensor of shape {tuple(parameter.shape)}",
+                found=", ".join(f"shape {tuple(leaf.shape)}" for leaf in leaves),
+                todo="Use an optimizer with one state entry a weight, such as SGD or AdamW",
+            )
+
+
+def carried_state(
+    optimizer: Optimizer, parameter: nn.Parameter, change: TensorMap, new: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The state of one parameter at its new size; new entries get what the optimizer would begin with.
 
     Args:
         optimizer: any optimizer; one that does not hold the parameter has no state for it.
@@ -66,13 +78,15 @@ def carry_state(optimizer: Optimizer, parameter: nn.Parameter, change: TensorMap
     """
     state = optimizer.state.get(parameter)
     if not state:
-        return
+        return {}
     group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
     begin: dict[str, float | torch.Tensor] = {
         "sum": group.get("initial_accumulator_value", 0.0),  # Adagrad
         "step_size": float(group["lr"]),  # Rprop
         "ax": new,  # ASGD: the average starts at the value itself
     }
-    for key, value in state.items():
-        if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.ndim:
-            state[key] = change.carry(value, begin.get(key, 0.0))
+    return {
+        key: change.carry(value, begin.get(key, 0.0))
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.ndim
+    }

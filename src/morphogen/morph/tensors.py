@@ -52,6 +52,20 @@ class TensorMap:
             for size, axis in zip(self.new_shape, self.axes, strict=True)
         )
 
+    def survivors_of_old(self, old: torch.Tensor) -> torch.Tensor:
+        """The entries of the old tensor that are carried over."""
+        for dim, axis in enumerate(self.axes):
+            if axis is not None:
+                old = old.index_select(dim, axis.source[axis.carried].to(old.device))
+        return old
+
+    def survivors(self, new: torch.Tensor) -> torch.Tensor:
+        """The same entries in the new tensor."""
+        for dim, axis in enumerate(self.axes):
+            if axis is not None:
+                new = new.index_select(dim, axis.carried.nonzero().flatten().to(new.device))
+        return new
+
     def select(self, old: torch.Tensor) -> torch.Tensor:
         """The new tensor with every new entry copied from the old channel that is its source."""
         new = old

@@ -8,7 +8,6 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..morph.commit import fake_subnetwork
 from ..network import Network
 from ..subnet import SubNetwork
 
@@ -31,7 +30,7 @@ class Cost:
 
 def cost(network: Network, subnetwork: SubNetwork, batch_size: int = 1) -> Cost:
     """Count one sub-network at a batch size; nothing is computed and the model is not touched."""
-    fake = fake_subnetwork(network, subnetwork)
+    fake = network.fake.subnetwork(network.structure, subnetwork)
     with FlopCounterMode(display=False) as counter:
         output = network.fake.run(fake, subnetwork.resolution, batch_size)
         forward = counter.get_total_flops()

@@ -68,6 +68,8 @@ class Ledger:
     stages: list[StageCost] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     peak_memory: int = 0
+    stopped: str | None = None
+    """Why the run ended early; None for a finished one."""
 
     @contextmanager
     def clock(self, cause: str, device: torch.device) -> Iterator[None]:
@@ -89,9 +91,9 @@ class Ledger:
         return sum(stage.training_flops * stage.steps for stage in self.stages)
 
     @property
-    def accuracy(self) -> float:
-        """Test accuracy after the last epoch, percent."""
-        return self.epochs[-1].accuracy if self.epochs else 0.0
+    def accuracy(self) -> float | None:
+        """Test accuracy after the last epoch, percent; None before the first is over."""
+        return self.epochs[-1].accuracy if self.epochs else None
 
     def note_memory(self, device: torch.device) -> None:
         """Peak bytes: of the allocator on CUDA, of the whole process on a CPU."""
@@ -108,6 +110,7 @@ class Ledger:
             "data": self.data,
             "seed": self.seed,
             "accuracy": self.accuracy,
+            "stopped": self.stopped,
             "training_seconds": self.training_seconds,
             "seconds": dict(self.seconds),
             "flops": self.flops,

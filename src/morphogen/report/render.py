@@ -68,7 +68,7 @@ def as_markdown(rows: Sequence[dict[str, str]]) -> str:
 
 
 def write_results(records: Sequence[Record], folder: Path) -> None:
-    """`results.json` (one record a run), `results.csv` (its scalars) and `accuracy.png`."""
+    """`results.json` (one record a run), `results.csv` (its scalars), `summary.md` and `accuracy.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(records, indent=1) + "\n")
     flat = [
@@ -80,6 +80,7 @@ def write_results(records: Sequence[Record], folder: Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(flat[0]))
         writer.writeheader()
         writer.writerows(flat)
+    (folder / "summary.md").write_text(as_markdown(summary(records)) + "\n")
     draw_accuracy(records, folder / "accuracy.png")
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..methods import METHODS, Dense, Method
+from ..program import first_line
 from ..report.ledger import environment
 from ..spec import build
 from .config import CompareConfig, Recipe
 from .data import Data, load_data
-from .loop import Run
+from .loop import Run, writable
 
 Record = dict[str, Any]
 Progress = Callable[[str, int, int, float], None]
@@ -41,6 +42,7 @@ def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> list
     for seed in range(config.seeds):
         todo = [label for label in methods if (label, seed) not in log.records]
         runs = [Run(config, data, methods[label], label, seed) for label in todo]
+        writable(config.output)
         _in_turn(runs, log, progress)
         for label in _budgets(config.methods, log, seed):
             _run_in_time_of(label, seed, config, data, log, progress)
@@ -94,16 +96,15 @@ class _Log:
         self.head = {"recipe": recipe, "environment": environment(config.torch_device())}
         self.records: dict[tuple[str, int], Record] = {}
         try:
-            config.output.mkdir(parents=True, exist_ok=True)
             lines = self.path.read_text().splitlines() if self.path.exists() else []
-        except OSError as error:
-            raise ConfigError(f"cannot write there ({error})", where=str(config.output)) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read it ({first_line(error)})", where=str(self.path)) from error
         for line in lines:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line a killed session was writing
-            if record["recipe"] != recipe:
+            if not isinstance(record, dict) or record.get("recipe") != recipe:
                 raise ConfigError(
                     "the folder holds runs of another recipe",
                     where=str(config.output),
@@ -115,8 +116,10 @@ class _Log:
         """Keep a finished run."""
         record = {**run.ledger.record(), **self.head}
         self.records[record["method"], record["seed"]] = record
+        text = self.path.read_text() if self.path.exists() else ""
         with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+            # A line that a killed session left unfinished must not swallow this one.
+            file.write(("\n" if text and not text.endswith("\n") else "") + json.dumps(record) + "\n")
 
     def compared(self, config: CompareConfig) -> list[Record]:
         """All records of this comparison in the order of the table, speedups added."""

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from ..errors import ConfigError
+from ..program import first_line
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Recipe:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             device = torch.device(self.device)
-            torch.empty(1, device=device)
+            torch.ones(1, device=device).item()
         except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"cannot use this device ({str(error).splitlines()[0]})", where=self.device) from error
+            raise ConfigError(f"cannot use this device ({first_line(error)})", where=self.device) from error
         return device
 
 
@@ -89,6 +90,11 @@ class TrainConfig(Recipe):
     method: str = "NetworkExpansion"
     seed: int = 0
     output: Path = Path("runs/train")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError("seed out of range", expected="0 to 2147483647", found=f"{self.seed}")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, DatasetFolder, ImageFolder, 
 from torchvision.transforms import v2
 
 from ..errors import ConfigError
+from ..program import first_line
 from .config import Recipe
 
 IN_MEMORY = 64
@@ -118,7 +119,14 @@ class StreamData(Data):
             pin_memory=self.device.type == "cuda",
             **options,
         )
-        for images, labels in loader:
+        batches = iter(loader)
+        while True:
+            try:
+                images, labels = next(batches)
+            except StopIteration:
+                return
+            except ConfigError as error:  # from a worker process it comes with that process's traceback
+                raise ConfigError(str(error).strip().splitlines()[-1].partition("ConfigError: ")[2] or str(error)) from None
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
@@ -248,7 +256,11 @@ def _resized(batch: Batch, recipe: Recipe) -> Batch:
     images, labels = batch
     if recipe.image_size is None or images.shape[-2:] == (recipe.image_size, recipe.image_size):
         return batch
-    return v2.functional.resize(images, [recipe.image_size] * 2, antialias=True), labels
+    try:
+        return v2.functional.resize(images, [recipe.image_size] * 2, antialias=True), labels
+    except RuntimeError as error:
+        raise ConfigError(f"images cannot have this size ({first_line(error)})", where="image_size",
+                          found=f"{recipe.image_size}") from error
 
 
 def _subset(batch: Batch, count: int | None) -> Batch:

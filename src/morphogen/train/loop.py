@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import resize
 
 from ..attach import attach
-from ..errors import TrainingError
+from ..errors import ConfigError, TrainingError
 from ..methods import Method
+from ..program import first_line
 from ..report.flops import cost
 from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
 from .config import Recipe
@@ -72,19 +73,22 @@ class Run:
         Raises:
             TrainingError: a loss that is not finite; the ledger holds everything up to that epoch.
         """
-        for number in range(self.total_epochs):
-            with self._own_random():
-                epoch = self._epoch(number)
-            yield epoch
+        try:
+            for number in range(self.total_epochs):
+                with self._own_random():
+                    epoch = self._epoch(number)
+                yield epoch
+        except (Exception, KeyboardInterrupt) as error:
+            self.ledger.stopped = first_line(error)
+            raise
 
     def _epoch(self, number: int) -> Epoch:
         ledger = self.ledger
-        before = ledger.accuracy
         with ledger.clock("morph", self.device):
             receipt = self.attached.begin_epoch(number)
-        if receipt is not None and number > 0:
+        if receipt is not None:
             self._open_stage(number)
-            after = self._evaluate()
+            before, after = ledger.epochs[-1].accuracy, self._evaluate()
             ledger.morphs.append(MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds))
         loss = self._train_epoch(number)
         epoch = Epoch(number, loss, self._evaluate(), ledger.training_seconds)
@@ -183,6 +187,16 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+
+
+def writable(folder: Path) -> None:
+    """Make a folder for results, before anything is trained; raises ConfigError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".part").touch()
+        (folder / ".part").unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write results there ({first_line(error)})", where=str(folder)) from error
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

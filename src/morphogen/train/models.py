@@ -13,6 +13,7 @@ import torchvision
 from torch import nn
 
 from ..errors import ConfigError
+from ..program import first_line
 from ..spec import parse_call, suggest
 from .cifar_resnet import CIFAR_RESNETS
 
@@ -37,8 +38,8 @@ def build_model(text: str, num_classes: int) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GoogLeNet and Inception announce a future default
             model = make(**arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ConfigError(f"cannot build the model ({error})", where=text) from error
+    except Exception as error:  # whatever the model's own code raises
+        raise ConfigError(f"cannot build the model ({first_line(error)})", where=text) from error
     if not isinstance(model, nn.Module):
         raise ConfigError("not a model", where=text, expected="a torch.nn.Module", found=type(model).__name__)
     return model
@@ -52,19 +53,19 @@ def _by_name(source: str, name: str) -> Callable[..., Any]:
         return lambda **arguments: torchvision.models.get_model(name, weights=None, **arguments)
     if source != "torchvision" and (name in timm_names or timm.is_model(name)):
         return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
+    names = {"timm": timm_names, "torchvision": torchvision_names}
+    known = names.get(source, [*CIFAR_RESNETS, *torchvision_names, *timm_names])
     raise ConfigError(
-        f"no model '{name}'",
-        todo=suggest(name, [*CIFAR_RESNETS, *torchvision_names, *timm_names])
-        + " One's own is written package.module:function",
+        f"no model '{name}'", todo=f"{suggest(name, known)} One's own is written package.module:function"
     )
 
 
 def _own(module: str, function: str) -> Callable[..., Any]:
     try:
         make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the user's module raises when it is imported
         raise ConfigError(
-            f"cannot import the model ({error})",
+            f"cannot import the model ({first_line(error)})",
             where=f"{module}:{function}",
             todo="The package must be installed, or in the folder you start from",
         ) from error

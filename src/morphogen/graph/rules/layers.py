@@ -52,6 +52,8 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
         out = slots.tie(out, call["bias"].axes[0], "bias of fixed channels")
         call.role(call["bias"], Role("bias"))
     (shape,) = call.shapes
+    for axis in x.axes[channel + 1 :] if channel < -1 else ():
+        slots.fix(axis, "convolved along it")
     axes = list(x.axes[:channel]) + [None] * -channel
     axes[len(shape) + channel] = out
     return tuple(axes)
@@ -139,6 +141,8 @@ def prelu(call: Call) -> Axes:
 def matmul(call: Call) -> Axes:
     """(..., n, k) times (..., k, m): the contracted axes are alive together."""
     left, right = call.values()
+    if len(right.shape) == 2:
+        call.role(right, Role("weight", out_axis=1, in_axis=0))
     call.slots.tie(left.axes[-1], right.axes[max(-2, -len(right.shape))], "multiplied with a fixed axis")
     (shape,) = call.shapes
     axes: list[Axis] = [None] * len(shape)

@@ -8,7 +8,7 @@ from .table import Axes, Call, rule
 
 @rule(
     *"""
-    abs alias alpha_dropout bernoulli celu clamp clamp_max clamp_min clone contiguous cos detach dropout elu erf exp
+    abs alias alpha_dropout bernoulli celu clone contiguous cos detach dropout elu erf exp
     expm1 feature_alpha_dropout feature_dropout gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu lift_fresh
     lift_fresh_copy log log1p log_sigmoid log_softmax logical_not mish native_dropout neg ones_like rand_like
     randn_like reciprocal relu relu6 rsqrt selu sigmoid sign silu sin softmax softplus softshrink sqrt square
@@ -20,7 +20,7 @@ def keep(call: Call) -> Axes | list[Axes]:
 
 
 @rule(*"add sub rsub mul div maximum minimum pow where lerp addcmul addcdiv fmod remainder atan2 hypot".split())
-@rule(*"copy eq ne lt le gt ge logical_and logical_or masked_fill".split())
+@rule(*"clamp clamp_max clamp_min copy eq ne lt le gt ge logical_and logical_or masked_fill".split())
 def broadcast(call: Call) -> Axes:
     """Arithmetic between tensors: axes that meet are alive together."""
     (shape,) = call.shapes
@@ -40,7 +40,7 @@ def assertion(call: Call) -> Axes | list[Axes]:
     return []
 
 
-@rule(*"arange bernoulli_p empty eye full linspace normal ones rand randint randn randperm scalar_tensor zeros".split())
+@rule(*"arange empty eye full linspace normal ones rand randint randn randperm scalar_tensor zeros".split())
 @rule("new_empty", "new_full", "new_ones", "new_zeros")
 def create(call: Call) -> Axes:
     """New tensors: their sizes are written in the model's code, so whatever meets them stays whole."""

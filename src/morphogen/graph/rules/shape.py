@@ -20,12 +20,18 @@ def permute(call: Call) -> Axes:
     return tuple(call.input.axes[d] for d in call["dims"])
 
 
-@rule("transpose", "swapaxes", "t", "numpy_T")
+@rule("numpy_T")
+def reverse(call: Call) -> Axes:
+    """All axes in reverse order."""
+    return call.input.axes[::-1]
+
+
+@rule("transpose", "swapaxes", "t", "mT")
 def transpose(call: Call) -> Axes:
-    """Two axes swapped; `t` swaps the only two there are."""
+    """Two axes swapped; `t` and `mT` swap the last two."""
     axes = list(call.input.axes)
     if len(axes) > 1:
-        a, b = call.args.get("dim0", 0), call.args.get("dim1", 1)
+        a, b = call.args.get("dim0", -2), call.args.get("dim1", -1)
         axes[a], axes[b] = axes[b], axes[a]
     return tuple(axes)
 
@@ -33,17 +39,21 @@ def transpose(call: Call) -> Axes:
 @rule("movedim", "moveaxis")
 def movedim(call: Call) -> Axes:
     """Axes moved to new places."""
-    marked = torch.empty(range(2, 2 + len(call.input.axes)), device="meta")  # each axis marked by its size
+    marked = torch.empty(tuple(range(2, 2 + len(call.input.axes))), device="meta")  # each axis marked by its size
     moved = marked.movedim(call["source"], call["destination"])
     return tuple(call.input.axes[size - 2] for size in moved.shape)
 
 
 @rule("expand", "expand_as", "broadcast_to")
 def expand(call: Call) -> Axes:
-    """Axes of size 1 stretched; the others stay."""
+    """Axes of size 1 stretched, by `expand_as` to those of another tensor; the others stay."""
     x, (shape,) = call.input, call.shapes
     lead = len(shape) - len(x.shape)
-    return (None,) * lead + tuple(a if x.shape[i] == shape[lead + i] else None for i, a in enumerate(x.axes))
+    other = call.args.get("other")
+    stretched = other.axes if other is not None else (None,) * len(shape)
+    return stretched[:lead] + tuple(
+        a if x.shape[i] == shape[lead + i] else stretched[lead + i] for i, a in enumerate(x.axes)
+    )
 
 
 @rule("repeat", "tile")
@@ -96,6 +106,18 @@ def chunk(call: Call) -> list[Axes]:
     return _cut(call, dim, "cut into unequal parts")
 
 
+@rule("glu")
+def glu(call: Call) -> Axes:
+    """The first half gated by the second; the same positions of both go together."""
+    x, dim = call.input, call["dim"] % len(call.input.shape)
+    axis = x.axes[dim]
+    if axis is not None:
+        table = axis.view(2, -1)
+        call.slots.tie(table[1], table[0], "")
+        axis = table[0]
+    return (*x.axes[:dim], axis, *x.axes[dim + 1 :])
+
+
 @rule("split", "split_with_sizes", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk")
 def cut(call: Call) -> list[Axes]:
     """Parts whose sizes are written in the model's code: the axis that is cut stays whole."""
@@ -133,7 +155,7 @@ def select(call: Call) -> Axes:
 def moved_along(call: Call) -> Axes:
     """Positions moved along an axis, which stays whole."""
     axes = list(call.input.axes)
-    for dim in call["dims"]:
+    for dim in call["dims"] or range(len(axes)):
         call.slots.fix(axes[dim], f"reordered by {call.op}")
         axes[dim] = None
     return tuple(axes)

@@ -8,25 +8,29 @@ from .table import Axes, Call, Value, rule
 
 @rule(*[f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max", "lp") for n in (1, 2, 3)])
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices")
-@rule(
-    *[
-        f"upsample_{kind}"
-        for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")
-    ]
-)
-@rule("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "grid_sampler")
-@rule("pad", "constant_pad_nd", *[f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)])
+@rule(*"upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d".split())
+@rule(*"upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa".split())
+@rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d")
 def spatial(call: Call) -> Axes | list[Axes]:
-    """Pooling, resizing and padding: axes whose size changed are of fixed size, the others stay."""
+    """Pooling and resizing: all axes behind the channels are space, which mixes neighbours."""
     x = call.input
-    results = [
-        tuple(axis if size == new else None for axis, size, new in zip(x.axes, x.shape, shape, strict=True))
-        for shape in call.shapes
-    ]
-    for axis, size, new in zip(x.axes, x.shape, call.shapes[0], strict=True):
-        if size != new:
-            call.slots.fix(axis, f"resized by {call.op}")
-    return results if len(results) > 1 else results[0]
+    space = next(int(digit) for digit in reversed(call.op) if digit.isdigit())
+    for axis in x.axes[-space:]:
+        call.slots.fix(axis, f"neighbours along it are mixed by {call.op}")
+    axes = (*x.axes[:-space], *[None] * space)
+    return [axes] * len(call.shapes) if len(call.shapes) > 1 else axes
+
+
+@rule("pad", "constant_pad_nd", *[f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)])
+def pad(call: Call) -> Axes:
+    """Padding: an axis that is padded is of fixed size; the last axes come first in the list of pads."""
+    axes = list(call.input.axes)
+    pads = call.args.get("pad", call.args.get("padding"))
+    for i in range(len(pads) // 2):
+        if pads[2 * i] or pads[2 * i + 1]:
+            call.slots.fix(axes[-1 - i], f"padded by {call.op}")
+            axes[-1 - i] = None
+    return tuple(axes)
 
 
 @rule(*"mean sum amax amin max min var std prod norm linalg_vector_norm var_mean logsumexp".split())
@@ -43,6 +47,9 @@ def reduce(call: Call) -> Axes | list[Axes]:
         if dims is None or dims == []
         else {d % max(ndim, 1) for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
     )
+    if call.op in ("argmax", "argmin") or len(call.shapes) > 1 and call.op in ("max", "min"):
+        for i in gone:  # positions become values
+            call.slots.fix(x.axes[i], f"positions along it are the result of {call.op}")
     kept = [None if i in gone else axis for i, axis in enumerate(x.axes) if call.args.get("keepdim") or i not in gone]
     return tuple(kept) if len(call.shapes) == 1 else [tuple(kept)] * len(call.shapes)
 
@@ -53,6 +60,7 @@ def pixel_shuffle(call: Call) -> Axes:
     x, r = call.input, call["upscale_factor"]
     channels = x.shape[-3] // r**2
     axis = x.axes[-3]
+    _fix_space(call)
     if axis is not None:
         table = axis.view(channels, r * r)
         call.slots.tie(axis, table[:, :1].expand(channels, r * r).reshape(-1), "")
@@ -65,7 +73,13 @@ def pixel_unshuffle(call: Call) -> Axes:
     """(C, H r, W r) to (C r r, H, W)."""
     x = call.input
     axis = x.axes[-3]
+    _fix_space(call)
     return (*x.axes[:-3], None if axis is None else axis.repeat_interleave(call["downscale_factor"] ** 2), None, None)
+
+
+def _fix_space(call: Call) -> None:
+    for axis in call.input.axes[-2:]:
+        call.slots.fix(axis, f"space is traded for channels by {call.op}")
 
 
 @rule("channel_shuffle", "native_channel_shuffle")

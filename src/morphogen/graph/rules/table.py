@@ -8,7 +8,7 @@ one rule serves `add`, `add_` and every overload. Ops of other namespaces are na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,16 @@ Axes = tuple[Axis, ...]
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor in the graph: its shape, the slots of its axes, and its name if it is a parameter or buffer."""
+    """A tensor in the graph.
+
+    Attributes:
+        shape, axes: its shape, and the slots of its axes.
+        origin: the parameters and buffers it is computed from; None where the model's input is among its sources.
+    """
 
     shape: tuple[int, ...]
     axes: Axes
-    name: str | None = None
+    origin: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,17 +40,18 @@ class Call:
         slots: where to tie and fix.
         args: the op's arguments by the names of its schema, tensors as `Value`, defaults filled in.
         shapes: the shapes of the outputs.
-        roles: what each parameter or buffer is to its layer; the first to claim one wins.
-        sizes: which axes the sizes count that the calling module keeps as attributes.
+        parameters: the model's parameters and buffers by name.
+        roles: what each of them is to its layer; the first to claim one wins.
+        sizes: arguments of this call that count axes, by name; filled by `keeps`.
     """
 
     slots: Slots
-    path: str
     op: str
     args: dict[str, Any]
     shapes: tuple[tuple[int, ...], ...]
+    parameters: Mapping[str, Value]
     roles: dict[str, Role]
-    sizes: dict[tuple[str, str], Axes]
+    sizes: dict[str, Axes]
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -63,14 +69,16 @@ class Call:
                     yield item
 
     def role(self, value: Value | None, role: Role) -> None:
-        """Note what a parameter or buffer is to the layer that reads it."""
-        if value is not None and value.name is not None:
-            self.roles.setdefault(value.name, role)
+        """Note what a parameter or buffer is to the layer that reads it, also after arithmetic of its own
+        (weight standardisation, a cast)."""
+        for name in (value.origin or ()) if value is not None else ():
+            if value is not None and self.parameters[name].shape == value.shape:
+                self.roles.setdefault(name, role)
 
     def keeps(self, **sizes: Axis | Axes) -> None:
-        """Note attributes by which a module of this kind keeps the sizes of these axes."""
+        """Note sizes that count these axes: arguments of the op, or attributes its module keeps by these names."""
         for name, axes in sizes.items():
-            self.sizes[self.path, name] = axes if isinstance(axes, tuple) else (axes,)
+            self.sizes[name] = axes if isinstance(axes, tuple) else (axes,)
 
     def reads(self, value: Value, dim: int, layer: Axis) -> Axis:
         """Tie an axis of the layer's own tensor to the axis it reads."""

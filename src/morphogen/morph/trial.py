@@ -1,0 +1,138 @@
+"""Try a sub-network out before anything is changed: does the model's code do what its traced axes say?
+
+Sizes that stand in a model's code (a view, a slice, a number of heads) do not follow a morph. The sub-network
+is therefore exported on fake tensors, and every op's output shape compared with what the axes predict; an
+output of the right shape alone would prove nothing.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..errors import MorphError
+from ..network import Network, at_least_two, quiet
+from ..program import bind, calls, export, first_line, module_path, op_name, output_shapes
+from ..subnet import ExpectedCall, ForwardPath, SubNetwork
+
+WAY_OUT = "Leave the module whole: trace(..., exclude=['its path'])"
+
+
+def try_out(network: Network, target: SubNetwork) -> None:
+    """Export `target` on fake tensors and compare it with the trace; once for each sub-network.
+
+    Raises:
+        MorphError: the model's own code does not work at this size, or does something else there.
+    """
+    if target in network.fits:
+        return
+    fake = network.fake.subnetwork(network.structure, target)
+    alive = network.structure.alive_mask(target)
+    paths = network.structure.paths
+    # Both modes mostly run the same ops, and then the one that trains speaks for both.
+    training = [path for path in paths if path.training]
+    same = len({tuple(call.op for call in path.calls) for path in paths}) == 1
+    for path in training if training and same else paths:
+        _compare(network, fake, path, alive)
+    if target.resolution != network.structure.resolution:
+        _compare_outputs(network, fake, target)
+    network.fits.add(target)
+
+
+def _compare(network: Network, fake: nn.Module, path: ForwardPath, alive: torch.Tensor) -> None:
+    args, kwargs = network.fake.inputs(network.structure.resolution)
+    if path.training:
+        args, kwargs = tree_map(at_least_two, (args, kwargs))
+    try:
+        with quiet(fake, training=path.training):
+            program = export(fake, args, kwargs)
+    except Exception as error:  # whatever the model's own code raises at this size
+        raise _cannot_run(fake, error) from error
+    for expected, node in zip_longest(path.calls, calls(program)):
+        if expected is None or node is None or op_name(node.target) != expected.op:
+            where = module_path(node) if node is not None else expected.path
+            found = op_name(node.target) if node is not None else "the end"
+            raise MorphError(
+                "the model takes another path at this size",
+                where=where,
+                expected=expected.op if expected is not None else "the end",
+                found=found,
+                todo=WAY_OUT,
+            )
+        _compare_call(expected, node, alive)
+
+
+def _compare_call(expected: ExpectedCall, node: torch.fx.Node, alive: torch.Tensor) -> None:
+    shapes = tuple(layout.alive_shape(alive) for layout in expected.outputs)
+    if shapes != output_shapes(node):
+        raise MorphError(
+            f"{expected.op} has sizes written into the model's code",
+            where=expected.path or "the model's own forward",
+            expected=f"an output of shape {_list(shapes)}",
+            found=_list(output_shapes(node)),
+            todo=WAY_OUT,
+        )
+    if expected.sizes:
+        assert isinstance(node.target, torch._ops.OpOverload)
+        bound = bind(node.target, node.args, node.kwargs)
+        for name, layout in expected.sizes.items():
+            value = layout.value(alive)
+            found = bound[name] if isinstance(value, int) else tuple(bound[name])
+            if found != value:
+                raise MorphError(
+                    f"{expected.op} has {name} written into the model's code",
+                    where=expected.path or "the model's own forward",
+                    expected=f"{value}, kept as an attribute '{name}' of the module",
+                    found=f"{found}",
+                    todo=WAY_OUT,
+                )
+
+
+def _compare_outputs(network: Network, fake: nn.Module, target: SubNetwork) -> None:
+    """At another resolution the trace says nothing of sizes in space; the dense network does."""
+    dense = network.fake.subnetwork(network.structure, network.dense)
+    shapes = []
+    for model in (dense, fake):
+        try:
+            shapes.append(_shapes(network.fake.run(model, target.resolution)))
+        except Exception as error:  # whatever the model's own code raises at this size
+            raise _cannot_run(model, error) from error
+    if shapes[0] != shapes[1]:
+        raise MorphError(
+            "the model gives an output of another shape at this size",
+            expected=_list(shapes[0]),
+            found=_list(shapes[1]),
+            todo=WAY_OUT,
+        )
+
+
+def _shapes(output: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(leaf.shape) for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
+
+
+def _list(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return ", ".join(map(str, shapes))
+
+
+def _cannot_run(model: nn.Module, error: Exception) -> MorphError:
+    return MorphError(
+        f"the model cannot run at this size ({first_line(error)})",
+        where=_failing_module(model, error),
+        expected="sizes read from the tensors, or kept by PyTorch's own layers",
+        todo=WAY_OUT,
+    )
+
+
+def _failing_module(model: nn.Module, error: BaseException) -> str:
+    """Path of the innermost module in the traceback."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    where = ""
+    frame = error.__traceback__
+    while frame is not None:
+        where = paths.get(id(frame.tb_frame.f_locals.get("self")), where) or where
+        frame = frame.tb_next
+    return where or type(model).__name__

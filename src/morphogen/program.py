@@ -1,0 +1,84 @@
+"""Exported programs as plain text to read: export, op names, arguments, module paths."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    """Export a model in the mode it is in; raises whatever its own code raises on this input."""
+    with silence(), torch.random.fork_rng(devices=[]):
+        return torch.export.export(model, args, kwargs, strict=False)
+
+
+def calls(program: torch.export.ExportedProgram) -> Iterator[torch.fx.Node]:
+    """The ops of a program, in order."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem:
+            yield node
+
+
+def op_name(target: Any) -> str:
+    """`aten.relu_.default` -> `relu`; ops of other namespaces keep theirs."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    namespace, _, name = target._schema.name.partition("::")
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return name if namespace == "aten" else f"{namespace}.{name}"
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """Path of the innermost module whose forward ran this op; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next((path for path, _ in reversed(stack.values()) if path), "")
+
+
+def bind(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by the names of the op's schema, defaults filled in."""
+    bound: dict[str, Any] = {}
+    for i, argument in enumerate(target._schema.arguments):
+        if i < len(args):
+            bound[argument.name] = args[i]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value if argument.has_default_value() else None
+    return bound
+
+
+def output_shapes(node: torch.fx.Node) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the tensors an op returns."""
+    outputs = node.meta.get("val")
+    each = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    return tuple(tuple(value.shape) for value in each if isinstance(value, torch.Tensor))
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first line of an error, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep PyTorch's export and fake tensors from printing what the caller gets as an exception anyway."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._subclasses.fake_tensor")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

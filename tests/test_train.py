@@ -130,6 +130,18 @@ def test_compare_prints_writes_and_goes_on_where_it_stopped(tmp_path, capsys):
     assert main([*arguments, "--lr", "0.01"]) == 2 and "another recipe" in capsys.readouterr().err
 
 
+def test_a_run_that_fails_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
+    def fails(self, number):
+        if self.ledger.method != "Dense":
+            raise TrainingError("the loss is not finite", where="step 3")
+        return once(self, number)
+
+    once = Run._train_epoch
+    monkeypatch.setattr(Run, "_train_epoch", fails)
+    refused(capsys, ["compare", *SMALL, "--methods", "[NetworkExpansion(stages=2)]", "--output", str(tmp_path)], "step 3")
+    assert json.loads((tmp_path / "runs.jsonl").read_text())["method"] == "Dense"
+
+
 def test_speedups_by_hand():
     record, dense = {"training_seconds": 5.0, "flops": 25}, {"training_seconds": 10.0, "flops": 100}
     assert speedups(record, dense) == {"speedup": 2.0, "flop_speedup": 4.0, "realised": pytest.approx(1 / 3)}

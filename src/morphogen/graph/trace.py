@@ -173,7 +173,9 @@ class _Walk:
                 name = self.aliases.get(names.get(node.name, ""))
                 if name is not None and node.users:
                     self.read_names.add(name)
-                env[node] = self.values[name] if name is not None else _fixed(node.meta.get("val"), None)
+                constant = node.name in signature.inputs_to_lifted_tensor_constants
+                origin = frozenset[str]() if constant else None
+                env[node] = self.values[name] if name is not None else _fixed(node.meta.get("val"), origin)
             elif node.op == "call_function":
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
                 if node.target is operator.getitem:
@@ -182,9 +184,9 @@ class _Walk:
                     env[node], call = self._call(node, args, kwargs)
                     calls.append(call)
             elif node.op == "output":
-                for value in tree_leaves(torch.fx.map_arg(node.args, env.__getitem__)):
-                    if isinstance(value, Value) and value.origin is None:
-                        self._fix(value, "output of the model")
+                for result in tree_leaves(node.args):
+                    if isinstance(result, torch.fx.Node) and result.name in signature.user_outputs:
+                        self._fix(env[result], "output of the model")
             else:
                 raise TraceError(
                     f"a graph node of kind '{node.op}' ({node.target}) cannot be read",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingError
 from ..methods import METHODS, Dense, Method
 from ..program import first_line
 from ..report.ledger import environment
@@ -73,16 +73,24 @@ def in_time_of(label: str) -> str:
 
 
 def _in_turn(runs: list[Run], log: _Log, progress: Progress) -> None:
-    """One epoch of each run after the other until all are over."""
+    """One epoch of each run after the other until all are over; one that fails does not stop the others."""
     going: list[tuple[Run, Iterator[Any]]] = [(run, run.epochs()) for run in runs]
+    failures: list[str] = []
     while going:
         for run, epochs in list(going):
-            epoch = next(epochs, None)
+            try:
+                epoch = next(epochs, None)
+            except TrainingError as error:
+                going.remove((run, epochs))
+                failures.append(f"{run.ledger.method}, seed {run.seed}, {error}")
+                continue
             if epoch is None:
                 going.remove((run, epochs))
                 log.append(run)
             else:
                 progress(f"{run.ledger.method}, seed {run.seed}", epoch.epoch + 1, run.total_epochs, epoch.accuracy)
+    if failures:
+        raise TrainingError("; ".join(failures))
 
 
 class _Log:

@@ -19,11 +19,11 @@ from morphogen.train.data import crop_and_flip, load_data
 from morphogen.train.loop import Run
 from morphogen.train.models import build_model
 
-SMALL = ["--model", "resnet8(width=8)", "--epochs", "2", "--batch_size", "64", "--images", "256"]
+SMALL = ["--model", "resnet8(width=8)", "--epochs", "2", "--batch_size", "64", "--images", "256", "--image_size", "8"]
 
 
 def recipe(**settings):
-    return Recipe(**{"model": "resnet8(width=8)", "epochs": 4, "batch_size": 64, "images": 512} | settings)
+    return Recipe(**{"model": "resnet8(width=8)", "epochs": 4, "batch_size": 64, "images": 512, "image_size": 8} | settings)
 
 
 def finish(run):

@@ -18,7 +18,7 @@ class Recipe:
 
     Attributes:
         model: `resnet20(width=32)`, any torchvision or timm name, or `package.module:function`.
-        data: `digits` (embedded), a folder with `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or
+        data: `digits` (embedded, 16 x 16), a folder with `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or
             `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER` as torchvision reads them.
         image_size: side of the square input in pixels; by default the data's own.
         images: use only so many training images, the same for every seed.
@@ -34,7 +34,7 @@ class Recipe:
         device: `auto` takes a GPU where there is one.
     """
 
-    model: str = "resnet14(width=32)"
+    model: str = "resnet8(width=64)"
     data: str = "digits"
     image_size: int | None = None
     images: int | None = None

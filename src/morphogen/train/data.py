@@ -162,7 +162,7 @@ def load_data(recipe: Recipe) -> Data:
         except (RuntimeError, OSError) as error:
             raise ConfigError(f"cannot read {kind} ({error})", where=folder) from error
         train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2), torch.tensor(p.targets)) for p in pairs]
-        return MemoryData(kind, _resized(train, recipe), _resized(test, recipe), recipe, crop=4, flip=True)
+        return MemoryData(kind, _resized(train, recipe.image_size), _resized(test, recipe.image_size), recipe, crop=4, flip=True)
     if kind == "imagenet":
         try:
             return StreamData(kind, ImageNet(folder, "train"), ImageNet(folder, "val"), recipe)
@@ -172,15 +172,16 @@ def load_data(recipe: Recipe) -> Data:
 
 
 def _digits(recipe: Recipe) -> Data:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey; every fifth is for testing."""
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey, enlarged to 16 x 16; every fifth is for testing."""
     from sklearn.datasets import load_digits
 
     pixels, targets = load_digits(return_X_y=True)
     grey = torch.from_numpy(pixels).view(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8)
     images, labels = grey.expand(-1, 3, -1, -1), torch.from_numpy(targets).long()
-    test = torch.arange(len(labels)) % 5 == 0
-    pairs = [_resized((images[m].contiguous(), labels[m]), recipe) for m in (~test, test)]
-    return MemoryData("digits", pairs[0], pairs[1], recipe, crop=pairs[0][0].shape[-1] // 8, flip=False)
+    testing = torch.arange(len(labels)) % 5 == 0
+    size = recipe.image_size or 16
+    train, test = (_resized((images[mask].contiguous(), labels[mask]), size) for mask in (~testing, testing))
+    return MemoryData("digits", train, test, recipe, crop=size // 8, flip=False)
 
 
 def _folder(root: Path, recipe: Recipe) -> Data:
@@ -210,7 +211,7 @@ def _folder(root: Path, recipe: Recipe) -> Data:
         )
     sizes = {read_image(sets[0].samples[i][0]).size for i in (0, len(sets[0]) // 2, len(sets[0]) - 1)}
     if len(sizes) == 1 and max(next(iter(sizes))) <= IN_MEMORY:
-        train, test = (_resized(_decode(dataset, name), recipe) for dataset, name in zip(sets, names, strict=True))
+        train, test = (_resized(_decode(dataset, name), recipe.image_size) for dataset, name in zip(sets, names, strict=True))
         return MemoryData(root.name, train, test, recipe, crop=train[0].shape[-1] // 8, flip=True)
     return StreamData(root.name, sets[0], sets[1], recipe)
 
@@ -252,15 +253,15 @@ def _terminal() -> bool:
     return Console().is_terminal
 
 
-def _resized(batch: Batch, recipe: Recipe) -> Batch:
+def _resized(batch: Batch, size: int | None) -> Batch:
     images, labels = batch
-    if recipe.image_size is None or images.shape[-2:] == (recipe.image_size, recipe.image_size):
+    if size is None or images.shape[-2:] == (size, size):
         return batch
     try:
-        return v2.functional.resize(images, [recipe.image_size] * 2, antialias=True), labels
+        return v2.functional.resize(images, [size, size], antialias=True), labels
     except RuntimeError as error:
-        raise ConfigError(f"images cannot have this size ({first_line(error)})", where="image_size",
-                          found=f"{recipe.image_size}") from error
+        reason = f"images cannot have this size ({first_line(error)})"
+        raise ConfigError(reason, where="image_size", found=f"{size}") from error
 
 
 def _subset(batch: Batch, count: int | None) -> Batch:

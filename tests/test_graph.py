@@ -56,9 +56,10 @@ def test_tracing_leaves_the_model_untouched():
     model.train()
     model.bn1.eval()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = image()
     random = torch.random.get_rng_state()
-    morphogen.trace(model, image().zero_())
-    torch.random.set_rng_state(random)
+    morphogen.trace(model, x)
+    assert torch.equal(random, torch.random.get_rng_state())
     modes = [module.training for module in model.modules()]
     assert modes == [True, True, False, True, True]
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())

@@ -271,7 +271,7 @@ def refused(capsys, arguments, *words):
         (["--colour", "red"], ["colour"]),
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--device", "meta"], ["meta"]),
-        (["--image_size", "1"], ["size"]),
+        (["--image_size", "1"], ["at least 8"]),
         (["--seed", "99999999999999"], ["seed"]),
         (["--batch_size", "5000"], ["fewer training images than one batch"]),
         (["--model", "torchvision:alexnet"], ["AlexNet", "export"]),
@@ -310,7 +310,7 @@ def test_a_corrupt_image_met_by_a_worker_is_one_line(tmp_path, capsys):
 def test_an_unwritable_output_is_said_before_training(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for command in ("train", "compare"):
-        refused(capsys, [command, *SMALL, "--output", str(tmp_path / "file" / "sub")], "cannot write")
+        refused(capsys, [command, *SMALL, "--epochs", "5", "--output", str(tmp_path / "file" / "sub")], "cannot write")
 
 
 def test_a_log_of_something_else_is_refused(tmp_path, capsys):

@@ -47,21 +47,45 @@ def branch_on_width(net, x):
     return torch.relu(x) if x.shape[1] > 8 else x
 
 
+def shuffle_by_width(net, x):
+    return F.channel_shuffle(x, x.shape[1] // 4)
+
+
+def group_norm_by_width(net, x):
+    return F.group_norm(x, x.shape[1] // 4)
+
+
+def divided_by_width(net, x):
+    return x / x.shape[1]
+
+
 @pytest.mark.parametrize(
-    ("middle", "channels"),
-    [(shuffle_written_in, 32), (shuffle_of_fours, 16), (functional_group_norm, 16), (branch_on_width, 16)],
+    ("middle", "channels", "message"),
+    [
+        (shuffle_written_in, 32, "cannot run|sizes written into"),
+        (shuffle_of_fours, 16, "sizes written into"),
+        (functional_group_norm, 16, "another num_groups"),
+        (branch_on_width, 16, "another path"),
+        (shuffle_by_width, 16, "another groups"),
+        (group_norm_by_width, 16, "another num_groups"),
+        (divided_by_width, 16, "another other"),
+    ],
 )
-def test_code_that_does_not_follow_is_refused(middle, channels):
+def test_code_that_does_not_follow_is_refused(middle, channels, message):
     model = Net(middle, channels)
     net = morphogen.trace(model, image())
     before = snapshot(model)
-    with pytest.raises(morphogen.MorphError, match="exclude"):
+    with pytest.raises(morphogen.MorphError, match=message):
         morphogen.morph(net, net.subnetwork(width=0.5))
     after = snapshot(model)
     assert net.current == net.dense and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def convolve_channels(net, x):
+    return x * F.conv1d(x.mean((2, 3))[:, None], torch.ones(1, 1, 3), padding=1)[:, 0, :, None, None]
+
+
+def average_channels(net, x):
     return x * F.avg_pool1d(x.mean((2, 3))[:, None], 3, 1, 1)[:, 0, :, None, None]
 
 
@@ -96,6 +120,7 @@ def training_cut(net, x):
 
 PINNED = [
     convolve_channels,
+    average_channels,
     pool_channels,
     shift_channels,
     roll_flat,
@@ -173,6 +198,43 @@ def test_other_resolutions_are_no_way_around():
             morphogen.morph(net, morphogen.SubNetwork(half.channels, {}, size))
     with pytest.raises(morphogen.SubNetworkError, match="resolution"):
         morphogen.morph(net, morphogen.SubNetwork(half.channels, {}, None))
+
+
+class FlatWhenSmall(nn.Module):
+    """Batch and channels are merged by a view at small resolutions alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 1)
+
+    def forward(self, x):
+        y = self.conv(x).mean((2, 3)).relu()
+        return y.sum(1) if x.shape[-1] > 4 else y.view(-1, 16).sum(1)
+
+
+def test_sizes_written_in_for_another_resolution_are_found():
+    net = morphogen.trace(FlatWhenSmall(), image())
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    with pytest.raises(morphogen.MorphError, match="output of another shape"):
+        morphogen.morph(net, net.subnetwork(width=0.5, resolution=4))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_square_matrices_used_directly_have_the_right_sides(transposed):
+    class Direct(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 16, 1), nn.Linear(16, 5)
+            self.matrix = nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x):
+            x = torch.relu(self.conv(x).mean((2, 3)))
+            return self.fc(torch.relu(x @ (self.matrix.t() if transposed else self.matrix)))
+
+    net = morphogen.trace(Direct(), image())
+    role = net.structure.tensors["matrix"].role
+    assert (role.kind, role.out_axis, role.in_axis) == ("weight", *((0, 1) if transposed else (1, 0)))
+    assert_equals_masked_dense(net, net.subnetwork(width=0.5), image())
 
 
 def test_resolution_is_tried_out():

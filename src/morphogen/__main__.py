@@ -6,7 +6,7 @@ import sys
 
 def run() -> int:
     """Run the command line, or say how to install what it needs beyond the core."""
-    sys.path.insert(0, os.getcwd())  # a model of one's own may lie in the folder one starts from
+    sys.path.append(os.getcwd())  # a model of one's own may lie in the folder one starts from
     try:
         from .cli import main
     except ModuleNotFoundError as error:

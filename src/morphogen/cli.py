@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .errors import ConfigError, MorphogenError
+from .errors import ConfigError, MorphogenError, TrainingError
 from .methods import METHODS
 from .report.flops import cost
 from .report.render import as_table, summary, write_results
@@ -137,10 +137,14 @@ def _save(run: Run, config: TrainConfig) -> None:
 def run_compare(config: CompareConfig) -> int:
     """Train the dense network and methods side by side; print and write what was saved."""
     with _bars() as tell:
-        records = compare(config, tell)
+        records, failures = compare(config, tell)
+    if not records:
+        raise TrainingError("; ".join(failures))
     write_results(records, config.output)
     _console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
     print(f"results.json, results.csv, summary.md and accuracy.png are in {config.output}")
+    if failures:
+        raise TrainingError("; ".join(failures))
     return 0
 
 

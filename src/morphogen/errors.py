@@ -19,7 +19,7 @@ class MorphogenError(Exception):
 
 
 class TraceError(MorphogenError):
-    """The model could not be read: its export failed, or an op has no rule."""
+    """The model could not be read: it cannot be exported or copied, or an op has no rule."""
 
 
 class SubNetworkError(MorphogenError):

@@ -115,16 +115,16 @@ class AttributeLayout:
 
     path: str
     name: str
-    dense: int | tuple[int, ...]
+    dense: float | tuple[int, ...]
     axes: tuple[torch.Tensor | None, ...]
 
-    def value(self, alive: torch.Tensor) -> int | tuple[int, ...]:
+    def value(self, alive: torch.Tensor) -> float | tuple[float, ...]:
         """The attribute's value in the sub-network whose mask is `alive`."""
-        numbers = (self.dense,) if isinstance(self.dense, int) else self.dense
+        numbers = self.dense if isinstance(self.dense, tuple) else (self.dense,)
         counts = tuple(
             number if axis is None else int(alive[axis].sum()) for number, axis in zip(numbers, self.axes, strict=True)
         )
-        return counts[0] if isinstance(self.dense, int) else counts
+        return counts if isinstance(self.dense, tuple) else counts[0]
 
 
 @dataclass(frozen=True)

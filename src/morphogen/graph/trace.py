@@ -271,13 +271,14 @@ class _Layouts:
         return [layout for layout in found.values() if any(axis is not None for axis in layout.axes)]
 
 
-def _whole(value: Any, axes: tuple[Axis, ...]) -> int | tuple[int, ...] | None:
+def _whole(value: Any, axes: tuple[Axis, ...]) -> float | tuple[int, ...] | None:
     """`value` if it counts these axes in the dense network, one number or several."""
-    numbers = (value,) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    single = isinstance(value, (int, float))
+    numbers = (value,) if single else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(numbers) != len(axes):
         return None
     counts = all(axis is None or len(axis) == number for axis, number in zip(axes, numbers, strict=True))
-    return (value if isinstance(value, int) else numbers) if counts else None
+    return (value if single else numbers) if counts else None
 
 
 def _fixed(value: Any, origin: frozenset[str] | None) -> Any:

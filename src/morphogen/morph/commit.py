@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ..errors import MorphError
 from ..network import Network, set_attributes, tensor_named
 from ..subnet import SubNetwork
-from .growth import Gap, GrowthOperator, named
+from .growth import OPERATORS, Gap, GrowthOperator, named
 from .optimizer import carried_state, check_optimizers
 from .tensors import TensorMap, map_tensors
 from .trial import try_out
@@ -125,7 +125,8 @@ def _fill(
     """The new value of one tensor, checked."""
     if not change.grows:
         return change.carry(old)
-    new = fill(Gap(change, old, generator))
+    ours = any(fill is entry for entry in OPERATORS.values())
+    new = fill(Gap(change, old if ours else old.clone(), generator))  # a stranger may write into what it is given
     if not isinstance(new, torch.Tensor) or (new.shape, new.dtype, new.device) != (
         change.new_shape,
         old.dtype,
@@ -137,7 +138,8 @@ def _fill(
             expected=f"a tensor of {change.new_shape}, {old.dtype}, {old.device}",
             found=f"{tuple(new.shape)}, {new.dtype}, {new.device}" if isinstance(new, torch.Tensor) else repr(new),
         )
-    if not torch.equal(change.survivors(new), change.survivors_of_old(old)):
+    kept, was = change.survivors(new).contiguous(), change.survivors_of_old(old).contiguous()
+    if not torch.equal(kept.view(torch.uint8), was.view(torch.uint8)):  # bit for bit, so that NaN equals itself
         raise MorphError(
             "the growth operator changed what was alive",
             where=change.name,
@@ -156,7 +158,7 @@ def _plan(
 ) -> list[Callable[[], None]]:
     """All edits that bring one tensor, its gradient, its moments and its averages to the new size."""
     grad = None if tensor.grad is None else change.carry(tensor.grad)
-    edits = [partial(_assign, tensor, new, grad)]
+    edits: list[Callable[[], None]] = [partial(_assign, tensor, new, grad)]
     for average in averages:
         edits.append(partial(_assign, average, change.carry(average.detach(), new.to(average)), None))
     if isinstance(tensor, nn.Parameter):

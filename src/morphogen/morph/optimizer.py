@@ -79,12 +79,17 @@ def carried_state(
     state = optimizer.state.get(parameter)
     if not state:
         return {}
-    group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    groups = [group for group in optimizer.param_groups if any(p is parameter for p in group["params"])]
+    if not groups:
+        return {}  # a leftover of a parameter that was taken out
+    (group,) = groups
     begin: dict[str, float | torch.Tensor] = {
         "sum": group.get("initial_accumulator_value", 0.0),  # Adagrad
         "step_size": float(group["lr"]),  # Rprop
         "ax": new,  # ASGD: the average starts at the value itself
     }
+    begin = {key: fill.to(state[key]) if isinstance(fill, torch.Tensor) and key in state else fill
+             for key, fill in begin.items()}
     return {
         key: change.carry(value, begin.get(key, 0.0))
         for key, value in state.items()

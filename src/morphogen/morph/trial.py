@@ -32,15 +32,23 @@ def try_out(network: Network, target: SubNetwork) -> None:
         return
     fake = network.fake.subnetwork(network.structure, target)
     alive = network.structure.alive_mask(target)
-    paths = network.structure.paths
-    # Both modes mostly run the same ops, and then the one that trains speaks for both.
-    training = [path for path in paths if path.training]
-    same = len({tuple(call.op for call in path.calls) for path in paths}) == 1
-    for path in training if training and same else paths:
-        _compare(network, fake, path, alive)
+    # Where both modes run the same ops on what can change, one speaks for both.
+    different = {_fingerprint(path): path for path in network.structure.paths}
+    with torch.inference_mode(False), torch.enable_grad():
+        for path in different.values():
+            _compare(network, fake, path, alive)
     if target.resolution != network.structure.resolution:
         _compare_outputs(network, fake, target)
     network.fits.add(target)
+
+
+def _fingerprint(path: ForwardPath) -> tuple[Any, ...]:
+    """What a forward pass does with axes that can change, the batch left out."""
+    return tuple(
+        (call.op, call.path, tuple(layout.shape[1:] for layout in call.outputs), tuple(call.sizes))
+        for call in path.calls
+        if any(axis is not None for layout in call.outputs for axis in layout.axes)
+    )
 
 
 def _compare(network: Network, fake: nn.Module, path: ForwardPath, alive: torch.Tensor) -> None:
@@ -54,11 +62,11 @@ def _compare(network: Network, fake: nn.Module, path: ForwardPath, alive: torch.
         raise _cannot_run(fake, error) from error
     for expected, node in zip_longest(path.calls, calls(program)):
         if expected is None or node is None or op_name(node.target) != expected.op:
-            where = module_path(node) if node is not None else expected.path
             found = op_name(node.target) if node is not None else "the end"
             raise MorphError(
                 "the model takes another path at this size",
-                where=where,
+                where=(module_path(node) if node is not None else expected.path if expected is not None else "")
+                or "the model's own forward",
                 expected=expected.op if expected is not None else "the end",
                 found=found,
                 todo=WAY_OUT,
@@ -81,12 +89,12 @@ def _compare_call(expected: ExpectedCall, node: torch.fx.Node, alive: torch.Tens
         bound = bind(node.target, node.args, node.kwargs)
         for name, layout in expected.sizes.items():
             value = layout.value(alive)
-            found = bound[name] if isinstance(value, int) else tuple(bound[name])
+            found = tuple(bound[name]) if isinstance(value, tuple) else bound[name]
             if found != value:
                 raise MorphError(
-                    f"{expected.op} has {name} written into the model's code",
+                    f"{expected.op} is given another {name} by the model's code than its meaning asks for",
                     where=expected.path or "the model's own forward",
-                    expected=f"{value}, kept as an attribute '{name}' of the module",
+                    expected=f"{value}",
                     found=f"{found}",
                     todo=WAY_OUT,
                 )

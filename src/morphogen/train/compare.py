@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int, float], None]
 """Told after every epoch: the run's label, epochs done, epochs in all, accuracy."""
 
 
-def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> list[Record]:
+def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> tuple[list[Record], list[str]]:
     """Train dense and every method with every seed, and for each method a dense run of the method's own time.
 
     Methods that cost the same FLOPs share that run. The runs of one seed take turns after every epoch, so that
@@ -29,42 +29,48 @@ def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> list
     not run again when the comparison is started anew with the same recipe.
 
     Returns:
-        One record a run, with `speedup`, `flop_speedup` and `realised` against the dense run of its seed.
+        One record a run, with `speedup`, `flop_speedup` and `realised` against the dense run of its seed; and
+        what stopped those that did not finish, which does not stop the others.
 
     Raises:
-        MorphogenError: settings, model, data and methods that do not fit; a loss that is not finite.
+        MorphogenError: settings, model, data and methods that do not fit.
     """
     methods: dict[str, Method] = {"Dense": Dense()}
     for text in config.methods:
         methods[text] = build(text, METHODS, "method")
     data = load_data(config)
     log = _Log(config, data)
+    failures: list[str] = []
     for seed in range(config.seeds):
         todo = [label for label in methods if (label, seed) not in log.records]
         runs = [Run(config, data, methods[label], label, seed) for label in todo]
         writable(config.output)
-        _in_turn(runs, log, progress)
+        failures += _in_turn(runs, log, progress)
         for label in _budgets(config.methods, log, seed):
-            _run_in_time_of(label, seed, config, data, log, progress)
-    return log.compared(config)
+            failures += _run_in_time_of(label, seed, config, data, log, progress)
+    return log.compared(config), failures
 
 
 def _budgets(labels: list[str], log: _Log, seed: int) -> list[str]:
     """The methods whose time a dense run must fit: one of those that cost the same FLOPs."""
     costs: dict[int, str] = {}
-    for label in labels:
-        costs.setdefault(log.records[label, seed]["flops"], label)
+    for label in labels if ("Dense", seed) in log.records else []:
+        if (label, seed) in log.records:
+            costs.setdefault(log.records[label, seed]["flops"], label)
     return list(costs.values())
 
 
-def _run_in_time_of(label: str, seed: int, recipe: Recipe, data: Data, log: _Log, progress: Progress) -> None:
+def _run_in_time_of(
+    label: str, seed: int, recipe: Recipe, data: Data, log: _Log, progress: Progress
+) -> list[str]:
     """A dense run whose schedule is shortened so that it takes as long as a method did."""
     short = in_time_of(label)
-    if (short, seed) not in log.records:
-        dense, method = log.records["Dense", seed], log.records[label, seed]
-        share = min(1.0, method["training_seconds"] / dense["training_seconds"])
-        steps = max(1, round(share * recipe.epochs * data.steps))
-        _in_turn([Run(recipe, data, Dense(), short, seed, steps)], log, progress)
+    if (short, seed) in log.records:
+        return []
+    dense, method = log.records["Dense", seed], log.records[label, seed]
+    share = min(1.0, method["training_seconds"] / dense["training_seconds"])
+    steps = max(1, round(share * recipe.epochs * data.steps))
+    return _in_turn([Run(recipe, data, Dense(), short, seed, steps)], log, progress)
 
 
 def in_time_of(label: str) -> str:
@@ -72,8 +78,8 @@ def in_time_of(label: str) -> str:
     return f"Dense in the time of {label}"
 
 
-def _in_turn(runs: list[Run], log: _Log, progress: Progress) -> None:
-    """One epoch of each run after the other until all are over; one that fails does not stop the others."""
+def _in_turn(runs: list[Run], log: _Log, progress: Progress) -> list[str]:
+    """One epoch of each run after the other until all are over; returns what went wrong with any."""
     going: list[tuple[Run, Iterator[Any]]] = [(run, run.epochs()) for run in runs]
     failures: list[str] = []
     while going:
@@ -89,8 +95,7 @@ def _in_turn(runs: list[Run], log: _Log, progress: Progress) -> None:
                 log.append(run)
             else:
                 progress(f"{run.ledger.method}, seed {run.seed}", epoch.epoch + 1, run.total_epochs, epoch.accuracy)
-    if failures:
-        raise TrainingError("; ".join(failures))
+    return failures
 
 
 class _Log:
@@ -107,6 +112,7 @@ class _Log:
             lines = self.path.read_text().splitlines() if self.path.exists() else []
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read it ({first_line(error)})", where=str(self.path)) from error
+        whole = []
         for line in lines:
             try:
                 record = json.loads(line)
@@ -119,15 +125,16 @@ class _Log:
                     todo="Choose another folder with --output, or remove it",
                 )
             self.records[record["method"], record["seed"]] = record
+            whole.append(line + "\n")
+        if len(whole) < len(lines):
+            self.path.write_text("".join(whole))
 
     def append(self, run: Run) -> None:
         """Keep a finished run."""
         record = {**run.ledger.record(), **self.head}
         self.records[record["method"], record["seed"]] = record
-        text = self.path.read_text() if self.path.exists() else ""
         with open(self.path, "a") as file:
-            # A line that a killed session left unfinished must not swallow this one.
-            file.write(("\n" if text and not text.endswith("\n") else "") + json.dumps(record) + "\n")
+            file.write(json.dumps(record) + "\n")
 
     def compared(self, config: CompareConfig) -> list[Record]:
         """All records of this comparison in the order of the table, speedups added."""
@@ -139,7 +146,7 @@ class _Log:
             {**self.records[label, seed], **speedups(self.records[label, seed], self.records["Dense", seed])}
             for label in labels
             for seed in seeds
-            if (label, seed) in self.records
+            if (label, seed) in self.records and ("Dense", seed) in self.records
         ]
 
 

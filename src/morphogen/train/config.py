@@ -50,10 +50,11 @@ class Recipe:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "image_size", "images", "test_images"):
+        least = {"epochs": 1, "batch_size": 1, "image_size": 8, "images": 1, "test_images": 1}
+        for key, lowest in least.items():
             value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"{key} out of range", expected="at least 1", found=f"{value}")
+            if value is not None and value < lowest:
+                raise ConfigError(f"{key} out of range", expected=f"at least {lowest}", found=f"{value}")
         if not self.lr > 0 or self.weight_decay < 0 or self.workers < 0:
             raise ConfigError(
                 "out of range",
@@ -119,3 +120,6 @@ class CompareConfig(Recipe):
                 expected="at least one method and one seed",
                 found=f"{len(self.methods)} methods, {self.seeds} seeds",
             )
+        if len(set(self.methods)) < len(self.methods) or "Dense" in self.methods:
+            raise ConfigError("a method is there twice", expected="each once; Dense is always there",
+                              found=", ".join(self.methods))

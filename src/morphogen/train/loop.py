@@ -47,7 +47,7 @@ class Run:
         self.device = recipe.torch_device()
         self.steps = recipe.epochs * data.steps if steps is None else steps
         self.ledger = Ledger(label, recipe.model, data.name, seed)
-        self._random = torch.random.get_rng_state()
+        self._random = self._random_state()
         with self._own_random():
             torch.manual_seed(seed)
             self.model = build_model(recipe.model, data.num_classes).to(self.device)
@@ -169,13 +169,22 @@ class Run:
     @contextmanager
     def _own_random(self) -> Iterator[None]:
         """This run's random numbers, whatever other runs draw between its epochs."""
-        others = torch.random.get_rng_state()
-        torch.random.set_rng_state(self._random)
+        others = self._random_state()
+        self._set_random(self._random)
         try:
             yield
         finally:
-            self._random = torch.random.get_rng_state()
-            torch.random.set_rng_state(others)
+            self._random = self._random_state()
+            self._set_random(others)
+
+    def _random_state(self) -> list[torch.Tensor]:
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.random.get_rng_state(), *cuda]
+
+    def _set_random(self, state: list[torch.Tensor]) -> None:
+        torch.random.set_rng_state(state[0])
+        for cuda in state[1:]:
+            torch.cuda.set_rng_state(cuda, self.device)
 
     def save(self, path: Path) -> None:
         """Write the weights and the sub-network they belong to; a file already there stays until it is whole."""

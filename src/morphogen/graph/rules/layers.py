@@ -7,7 +7,7 @@ from math import prod
 from ...subnet import Role
 from ..axes import split
 from ..slots import Axis
-from .table import Axes, Call, rule
+from .table import Axes, Call, Value, rule
 
 
 def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
@@ -31,8 +31,8 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
         which, line = split(slots, x.axes[channel], [groups, x.shape[channel] // groups])
         blockwise = which == 0
         own = first.view(groups, size)
+        call.keeps(groups=line if blockwise else None)
         if blockwise:
-            call.keeps(groups=line)
             slots.tie(own.reshape(-1), line[:, None].expand(groups, size).reshape(-1), "")
             slots.fix(second, "inside one group of a convolution that loses whole groups")
         elif out_axis == 0:
@@ -52,7 +52,7 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
         out = slots.tie(out, call["bias"].axes[0], "bias of fixed channels")
         call.role(call["bias"], Role("bias"))
     (shape,) = call.shapes
-    for axis in x.axes[channel + 1 :] if channel < -1 else ():
+    for axis in x.axes[channel + 1 :]:
         slots.fix(axis, "convolved along it")
     axes = list(x.axes[:channel]) + [None] * -channel
     axes[len(shape) + channel] = out
@@ -105,7 +105,7 @@ def group_norm(call: Call) -> Axes:
     axis = x.axes[1]
     if axis is not None:
         which, line = split(call.slots, axis, [call["num_groups"], x.shape[1] // call["num_groups"]])
-        call.keeps(num_channels=axis, **({"num_groups": line} if which == 0 else {}))
+        call.keeps(num_channels=axis, num_groups=line if which == 0 else None)
     for name, kind in {"weight": "scale", "bias": "shift"}.items():
         if call[name] is not None:
             axis = call.reads(x, 1, call[name].axes[0])
@@ -137,12 +137,17 @@ def prelu(call: Call) -> Axes:
     return x.axes
 
 
+def _transposed(value: Value) -> Value:
+    return Value(value.shape[::-1], value.axes[::-1], value.origin)
+
+
 @rule("matmul", "mm", "bmm")
 def matmul(call: Call) -> Axes:
     """(..., n, k) times (..., k, m): the contracted axes are alive together."""
     left, right = call.values()
     if len(right.shape) == 2:
         call.role(right, Role("weight", out_axis=1, in_axis=0))
+        call.role(_transposed(right), Role("weight"))
     call.slots.tie(left.axes[-1], right.axes[max(-2, -len(right.shape))], "multiplied with a fixed axis")
     (shape,) = call.shapes
     axes: list[Axis] = [None] * len(shape)

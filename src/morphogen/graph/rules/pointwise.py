@@ -22,8 +22,9 @@ def keep(call: Call) -> Axes | list[Axes]:
 @rule(*"add sub rsub mul div maximum minimum pow where lerp addcmul addcdiv fmod remainder atan2 hypot".split())
 @rule(*"clamp clamp_max clamp_min copy eq ne lt le gt ge logical_and logical_or masked_fill".split())
 def broadcast(call: Call) -> Axes:
-    """Arithmetic between tensors: axes that meet are alive together."""
+    """Arithmetic between tensors: axes that meet are alive together, and numbers do not depend on the size."""
     (shape,) = call.shapes
+    call.keeps(**{name: None for name, value in call.args.items() if type(value) in (int, float)})
     axes: list[Axis] = [None] * len(shape)
     for i, size in enumerate(shape):
         back = i - len(shape)

@@ -86,6 +86,7 @@ def _fix_space(call: Call) -> None:
 def channel_shuffle(call: Call) -> Axes:
     """(groups, C / groups) transposed: the same positions of every group go together."""
     x, groups = call.input, call["groups"]
+    call.keeps(groups=None)
     axis = x.axes[1]
     if axis is not None:
         table = axis.view(groups, -1)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ...subnet import Role
 from ..slots import Axis, Slots
 
@@ -72,17 +74,28 @@ class Call:
         """Note what a parameter or buffer is to the layer that reads it, also after arithmetic of its own
         (weight standardisation, a cast)."""
         for name in (value.origin or ()) if value is not None else ():
-            if value is not None and self.parameters[name].shape == value.shape:
+            if value is not None and _same_axes(self.parameters[name], value):
                 self.roles.setdefault(name, role)
 
     def keeps(self, **sizes: Axis | Axes) -> None:
-        """Note sizes that count these axes: arguments of the op, or attributes its module keeps by these names."""
+        """Note sizes that count these axes: arguments of the op, or attributes its module keeps by these names.
+
+        An argument noted with None must be the same at every size.
+        """
         for name, axes in sizes.items():
             self.sizes[name] = axes if isinstance(axes, tuple) else (axes,)
 
     def reads(self, value: Value, dim: int, layer: Axis) -> Axis:
         """Tie an axis of the layer's own tensor to the axis it reads."""
         return self.slots.tie(value.axes[dim], layer, "reads channels that are fixed, such as the model's input")
+
+
+def _same_axes(left: Value, right: Value) -> bool:
+    """Whether two tensors have the same slots in the same places, so that one is not the other transposed."""
+    return left.shape == right.shape and all(
+        a is b or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(left.axes, right.axes, strict=True)
+    )
 
 
 Rule = Callable[[Call], Axes | list[Axes]]

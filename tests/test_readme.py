@@ -61,3 +61,11 @@ def test_contributing_examples_are_enough():
     finally:
         RULES.pop("special_erfcx", None)
         OPERATORS.pop("zeros", None)
+
+
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "src/morphogen/methods/network_expansion/README.md"])
+def test_documents_are_finished_and_their_links_lead_somewhere(path):
+    text = (ROOT / path).read_text()
+    assert not re.search(r"@[A-Z]+@", text)
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / path).parent / target).exists(), target

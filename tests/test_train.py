@@ -23,7 +23,9 @@ SMALL = ["--model", "resnet8(width=8)", "--epochs", "2", "--batch_size", "64", "
 
 
 def recipe(**settings):
-    return Recipe(**{"model": "resnet8(width=8)", "epochs": 4, "batch_size": 64, "images": 512, "image_size": 8} | settings)
+    return Recipe(
+        **{"model": "resnet8(width=8)", "epochs": 4, "batch_size": 64, "images": 512, "image_size": 8} | settings
+    )
 
 
 def finish(run):
@@ -138,7 +140,9 @@ def test_a_run_that_fails_does_not_stop_the_others(monkeypatch, tmp_path, capsys
 
     once = Run._train_epoch
     monkeypatch.setattr(Run, "_train_epoch", fails)
-    refused(capsys, ["compare", *SMALL, "--methods", "[NetworkExpansion(stages=2)]", "--output", str(tmp_path)], "step 3")
+    refused(
+        capsys, ["compare", *SMALL, "--methods", "[NetworkExpansion(stages=2)]", "--output", str(tmp_path)], "step 3"
+    )
     assert json.loads((tmp_path / "runs.jsonl").read_text())["method"] == "Dense"
 
 

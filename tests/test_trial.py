@@ -4,13 +4,14 @@ import threading
 
 import pytest
 import torch
-from checks import assert_equals_masked_dense, snapshot
-from nets import Plain, Residual, image
 from timm.layers import ScaledStdConv2d
 from torch import nn
 from torch.nn import functional as F
 
 import morphogen
+
+from checks import assert_equals_masked_dense, snapshot
+from nets import Plain, Residual, image
 
 
 class Net(nn.Module):

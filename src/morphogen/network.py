@@ -105,7 +105,7 @@ class Network:
         elif self.structure.resolution is None:
             raise SubNetworkError("resolution cannot change: the example is not a batch of images (N, C, H, W)")
         else:
-            size = (resolution, resolution) if isinstance(resolution, Real) else tuple(resolution)
+            size = resolution if isinstance(resolution, tuple) else (resolution, resolution)
         subnetwork = SubNetwork(channels, dict(self.dense.blocks), size)
         self.check(subnetwork)
         return subnetwork

@@ -58,4 +58,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """A sentence that names what comes closest."""
     names = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
-    return "Did you mean " + ", ".join(near) + "?" if near else "There are " + ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+    return (
+        "Did you mean " + ", ".join(near) + "?"
+        if near
+        else "There are " + ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+    )

@@ -207,7 +207,9 @@ class _Walk:
             outputs = tuple(value for value in tree_leaves(result) if isinstance(value, Value))
             return result, _TracedCall(op, path, outputs, {}, {})
         way_out = (
-            f"Leave the module whole with trace(..., exclude=['{path}'])" if path else "Move it into a module of its own"
+            f"Leave the module whole with trace(..., exclude=['{path}'])"
+            if path
+            else "Move it into a module of its own"
         )
         if op not in RULES or not isinstance(node.target, torch._ops.OpOverload):
             raise TraceError(
@@ -273,12 +275,14 @@ class _Layouts:
 
 def _whole(value: Any, axes: tuple[Axis, ...]) -> float | tuple[int, ...] | None:
     """`value` if it counts these axes in the dense network, one number or several."""
-    single = isinstance(value, (int, float))
-    numbers = (value,) if single else tuple(value) if isinstance(value, (tuple, list)) else ()
+    if isinstance(value, (int, float)):
+        numbers: tuple[Any, ...] = (value,)
+    else:
+        value = numbers = tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(numbers) != len(axes):
         return None
     counts = all(axis is None or len(axis) == number for axis, number in zip(axes, numbers, strict=True))
-    return (value if single else numbers) if counts else None
+    return value if counts else None
 
 
 def _fixed(value: Any, origin: frozenset[str] | None) -> Any:

@@ -176,7 +176,9 @@ def _as_list(value: Any, kind: type, name: str) -> list[Any]:
         values = [value]
     for each in values:
         if not isinstance(each, kind):
-            raise MorphError(f"{name} is of the wrong kind", expected=f"a {kind.__name__}, or several", found=repr(each))
+            raise MorphError(
+                f"{name} is of the wrong kind", expected=f"a {kind.__name__}, or several", found=repr(each)
+            )
     return values
 
 

@@ -88,8 +88,10 @@ def carried_state(
         "step_size": float(group["lr"]),  # Rprop
         "ax": new,  # ASGD: the average starts at the value itself
     }
-    begin = {key: fill.to(state[key]) if isinstance(fill, torch.Tensor) and key in state else fill
-             for key, fill in begin.items()}
+    begin = {
+        key: fill.to(state[key]) if isinstance(fill, torch.Tensor) and key in state else fill
+        for key, fill in begin.items()
+    }
     return {
         key: change.carry(value, begin.get(key, 0.0))
         for key, value in state.items()

@@ -30,15 +30,15 @@ def try_out(network: Network, target: SubNetwork) -> None:
     """
     if target in network.fits:
         return
-    fake = network.fake.subnetwork(network.structure, target)
-    alive = network.structure.alive_mask(target)
     # Where both modes run the same ops on what can change, one speaks for both.
     different = {_fingerprint(path): path for path in network.structure.paths}
     with torch.inference_mode(False), torch.enable_grad():
+        fake = network.fake.subnetwork(network.structure, target)
+        alive = network.structure.alive_mask(target)
         for path in different.values():
             _compare(network, fake, path, alive)
-    if target.resolution != network.structure.resolution:
-        _compare_outputs(network, fake, target)
+        if target.resolution != network.structure.resolution:
+            _compare_outputs(network, fake, target)
     network.fits.add(target)
 
 

@@ -60,9 +60,7 @@ def _budgets(labels: list[str], log: _Log, seed: int) -> list[str]:
     return list(costs.values())
 
 
-def _run_in_time_of(
-    label: str, seed: int, recipe: Recipe, data: Data, log: _Log, progress: Progress
-) -> list[str]:
+def _run_in_time_of(label: str, seed: int, recipe: Recipe, data: Data, log: _Log, progress: Progress) -> list[str]:
     """A dense run whose schedule is shortened so that it takes as long as a method did."""
     short = in_time_of(label)
     if (short, seed) in log.records:

@@ -121,5 +121,6 @@ class CompareConfig(Recipe):
                 found=f"{len(self.methods)} methods, {self.seeds} seeds",
             )
         if len(set(self.methods)) < len(self.methods) or "Dense" in self.methods:
-            raise ConfigError("a method is there twice", expected="each once; Dense is always there",
-                              found=", ".join(self.methods))
+            raise ConfigError(
+                "a method is there twice", expected="each once; Dense is always there", found=", ".join(self.methods)
+            )

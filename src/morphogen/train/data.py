@@ -126,7 +126,9 @@ class StreamData(Data):
             except StopIteration:
                 return
             except ConfigError as error:  # from a worker process it comes with that process's traceback
-                raise ConfigError(str(error).strip().splitlines()[-1].partition("ConfigError: ")[2] or str(error)) from None
+                raise ConfigError(
+                    str(error).strip().splitlines()[-1].partition("ConfigError: ")[2] or str(error)
+                ) from None
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
@@ -162,7 +164,9 @@ def load_data(recipe: Recipe) -> Data:
         except (RuntimeError, OSError) as error:
             raise ConfigError(f"cannot read {kind} ({error})", where=folder) from error
         train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2), torch.tensor(p.targets)) for p in pairs]
-        return MemoryData(kind, _resized(train, recipe.image_size), _resized(test, recipe.image_size), recipe, crop=4, flip=True)
+        return MemoryData(
+            kind, _resized(train, recipe.image_size), _resized(test, recipe.image_size), recipe, crop=4, flip=True
+        )
     if kind == "imagenet":
         try:
             return StreamData(kind, ImageNet(folder, "train"), ImageNet(folder, "val"), recipe)
@@ -211,7 +215,9 @@ def _folder(root: Path, recipe: Recipe) -> Data:
         )
     sizes = {read_image(sets[0].samples[i][0]).size for i in (0, len(sets[0]) // 2, len(sets[0]) - 1)}
     if len(sizes) == 1 and max(next(iter(sizes))) <= IN_MEMORY:
-        train, test = (_resized(_decode(dataset, name), recipe.image_size) for dataset, name in zip(sets, names, strict=True))
+        train, test = (
+            _resized(_decode(dataset, name), recipe.image_size) for dataset, name in zip(sets, names, strict=True)
+        )
         return MemoryData(root.name, train, test, recipe, crop=train[0].shape[-1] // 8, flip=True)
     return StreamData(root.name, sets[0], sets[1], recipe)
 

@@ -55,9 +55,7 @@ def _by_name(source: str, name: str) -> Callable[..., Any]:
         return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
     names = {"timm": timm_names, "torchvision": torchvision_names}
     known = names.get(source, [*CIFAR_RESNETS, *torchvision_names, *timm_names])
-    raise ConfigError(
-        f"no model '{name}'", todo=f"{suggest(name, known)} One's own is written package.module:function"
-    )
+    raise ConfigError(f"no model '{name}'", todo=f"{suggest(name, known)} One's own is written package.module:function")
 
 
 def _own(module: str, function: str) -> Callable[..., Any]:

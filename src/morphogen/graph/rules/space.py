@@ -25,7 +25,7 @@ def spatial(call: Call) -> Axes | list[Axes]:
 def pad(call: Call) -> Axes:
     """Padding: an axis that is padded is of fixed size; the last axes come first in the list of pads."""
     axes = list(call.input.axes)
-    pads = call.args.get("pad", call.args.get("padding"))
+    pads = call.args["pad"] if "pad" in call.args else call["padding"]
     for i in range(len(pads) // 2):
         if pads[2 * i] or pads[2 * i + 1]:
             call.slots.fix(axes[-1 - i], f"padded by {call.op}")
@@ -47,7 +47,7 @@ def reduce(call: Call) -> Axes | list[Axes]:
         if dims is None or dims == []
         else {d % max(ndim, 1) for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
     )
-    if call.op in ("argmax", "argmin") or len(call.shapes) > 1 and call.op in ("max", "min"):
+    if call.op in ("argmax", "argmin") or (len(call.shapes) > 1 and call.op in ("max", "min")):
         for i in gone:  # positions become values
             call.slots.fix(x.axes[i], f"positions along it are the result of {call.op}")
     kept = [None if i in gone else axis for i, axis in enumerate(x.axes) if call.args.get("keepdim") or i not in gone]

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +23,10 @@ import torch
 import torchvision
 
 import morphogen
+from morphogen.morph.trial import try_out
 from morphogen.report.ledger import environment
+
+X = torch.randn(2, 3, 224, 224)
 
 
 class Peak:
@@ -54,42 +60,66 @@ def with_adam_state(model) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def measure_memory(name: str) -> tuple[float, float]:
+    """Peak of extra memory while the network grows, as shares of the dense and of the grown network."""
+    model = torchvision.models.get_model(name, weights=None)
+    dense = with_adam_state(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    net = morphogen.trace(model, X)
+    morphogen.morph(net, net.subnetwork(width=0.5), optimizer=optimizer)
+    model(X).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    try_out(net, net.subnetwork(width=0.75))
+    with Peak() as peak:
+        morphogen.morph(net, net.subnetwork(width=0.75), optimizer=optimizer, operator="orthogonal")
+    return peak.extra / dense, peak.extra / with_adam_state(model)
+
+
+def measure_times(name: str, rounds: int) -> dict[str, float]:
+    """Medians in seconds."""
+    times: dict[str, list[float]] = {"trace": [], "narrow": [], "first grow": [], "grow": []}
+    for _ in range(rounds):
+        model = torchvision.models.get_model(name, weights=None)
+        optimizer = torch.optim.AdamW(model.parameters())
+        start = time.perf_counter()
+        net = morphogen.trace(model, X)
+        times["trace"].append(time.perf_counter() - start)
+        for key in ("first grow", "grow"):  # the first time, the size is tried out on fake tensors
+            times["narrow"].append(morphogen.morph(net, net.subnetwork(width=0.5), optimizer=optimizer).seconds)
+            model(X).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            larger = net.subnetwork(width=0.75)
+            times[key].append(morphogen.morph(net, larger, optimizer=optimizer, operator="orthogonal").seconds)
+    return {key: statistics.median(values) for key, values in times.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", action="store_true", help="measure memory alone, and print two numbers")
     options = parser.parse_args()
-    x = torch.randn(2, 3, 224, 224)
-    times = {"trace": [], "narrow": [], "first grow": [], "grow": [], "step": []}
-    shares = []
-    for _ in range(options.rounds):
-        model = torchvision.models.get_model(options.model, weights=None)
-        optimizer = torch.optim.AdamW(model.parameters())
-        dense = with_adam_state(model)
-        start = time.perf_counter()
-        net = morphogen.trace(model, x)
-        times["trace"].append(time.perf_counter() - start)
-        for key in ("first grow", "grow"):  # the first time, the size is tried on fake tensors
-            times["narrow"].append(morphogen.morph(net, net.subnetwork(width=0.5), optimizer=optimizer).seconds)
-            start = time.perf_counter()
-            model(x).sum().backward()
-            optimizer.step()
-            times["step"].append(time.perf_counter() - start)
-            optimizer.zero_grad()
-            with Peak() as peak:
-                receipt = morphogen.morph(net, net.subnetwork(width=0.75), optimizer=optimizer, operator="orthogonal")
-            times[key].append(receipt.seconds)
-            shares.append((peak.extra / dense, peak.extra / with_adam_state(model)))
+    if options.memory:
+        print(*measure_memory(options.model))
+        return
+    # Memory is measured in a process whose large blocks go back to the system as soon as they are freed.
+    child = [sys.executable, __file__, "--memory", "--model", options.model]
+    result = subprocess.run(
+        child, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}, stdout=subprocess.PIPE, check=True
+    )
+    of_dense, of_grown = map(float, result.stdout.split())
     record = {
         "model": options.model,
-        **{key: statistics.median(values) for key, values in times.items()},
-        "extra memory, of dense": statistics.median(share[0] for share in shares),
-        "extra memory, of grown": statistics.median(share[1] for share in shares),
+        **measure_times(options.model, options.rounds),
+        "extra memory, of dense": of_dense,
+        "extra memory, of grown": of_grown,
         "rounds": options.rounds,
         "environment": environment(torch.device("cpu")),
     }
     for key, value in record.items():
-        print(f"{key:>20}: {value:.3f}" if isinstance(value, float) else f"{key:>20}: {value}")
+        print(f"{key:>24}: {value:.3f}" if isinstance(value, float) else f"{key:>24}: {value}")
     with open(Path(__file__).parent / "results" / "morph_cost.jsonl", "a") as file:
         file.write(json.dumps(record) + "\n")
 

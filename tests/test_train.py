@@ -350,6 +350,13 @@ def test_yaml_takes_the_same_keys(tmp_path):
     assert json.loads((tmp_path / "out" / "results.json").read_text())[0]["seed"] == 5
 
 
+@pytest.mark.parametrize("command", ["train", "compare", "inspect"])
+def test_help_shows_examples_as_they_are_typed(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and f"\nexamples:\n  morphogen {command}" in capsys.readouterr().out
+
+
 def test_inspect_lists_groups_pins_and_costs(capsys):
     assert main(["inspect", "resnet20", "--image_size", "32", "--num_classes", "10", "--json", "true"]) == 0
     report = json.loads(capsys.readouterr().out)

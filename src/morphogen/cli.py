@@ -87,19 +87,18 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
         prog="morphogen",
         exit_on_error=False,
         description="Train vision networks faster by changing their size while they train.",
+        formatter_class=_Formatter,  # of the commands too
     )
     commands = parser.add_subcommands(dest="command", required=True)
     for name, (kind, run) in COMMANDS.items():
-        sub = ArgumentParser(
-            exit_on_error=False, description=run.__doc__, epilog=EXAMPLES[name], formatter_class=_Formatter
-        )
+        sub = ArgumentParser(exit_on_error=False, description=run.__doc__, epilog=EXAMPLES[name])
         if name == "inspect":
             sub.add_argument("model", type=str, help="name of a model, or package.module:function")
             sub.add_class_arguments(kind, skip={"model"}, as_group=False)
         else:
             sub.add_argument("--config", action="config", help="YAML file with the keys below")
             sub.add_class_arguments(kind, as_group=False)
-        commands.add_subcommand(name, sub)
+        commands.add_subcommand(name, sub, help=str(run.__doc__).partition(";")[0].partition(".")[0])
     try:
         parsed = parser.parse_args(arguments)
         settings: Namespace = parsed[parsed.command]
@@ -192,7 +191,7 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
-class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Help with defaults, and examples as they are written."""
 
 

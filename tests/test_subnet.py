@@ -40,7 +40,10 @@ def test_other_json_is_refused(text):
 
 def test_widths_are_floored_and_multiples_rounded():
     net = morphogen.trace(Plain(), image())
-    count = lambda s: [len(units) for units in s.channels.values()]  # noqa: E731
+
+    def count(subnetwork):
+        return [len(units) for units in subnetwork.channels.values()]
+
     assert count(net.subnetwork(width=0.7)) == [5, 11]  # of 8 and 16
     assert count(net.subnetwork(width=0.01)) == [1, 1]
     assert count(net.subnetwork(width=0.7, multiple_of=4)) == [4 + 4 * (0.7 * 8 / 4 >= 1.5), 12]

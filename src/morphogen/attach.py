@@ -14,7 +14,7 @@ from .methods import Method
 from .morph.commit import Receipt, morph
 from .morph.trial import try_out
 from .network import Example, Network
-from .schedule.stages import Stage
+from .schedule.stages import Regularisation, Stage
 from .subnet import SubNetwork
 
 
@@ -33,6 +33,7 @@ class Attached:
     stages: Sequence[Stage]
     optimizer: Optimizer | Sequence[Optimizer]
     ema: nn.Module | Sequence[nn.Module] | None
+    epochs: int
     history: list[tuple[int, SubNetwork]] = field(default_factory=list)
 
     def begin_epoch(self, epoch: int) -> Receipt | None:
@@ -49,6 +50,13 @@ class Attached:
         receipt = morph(self.network, due, optimizer=self.optimizer, ema=self.ema, operator=self.method.operator)
         self.history.append((epoch, due))
         return receipt
+
+    def end_step(self) -> None:
+        """Call after every optimizer step."""
+
+    def regularisation(self, epoch: int) -> Regularisation:
+        """How strong the recipe's regularisation is in an epoch."""
+        return self.method.regularisation(epoch, self.epochs)
 
 
 def attach(
@@ -87,7 +95,7 @@ def attach(
     stages = method.schedule(network, epochs)
     for stage in stages:
         try_out(network, stage.subnetwork)
-    attached = Attached(network, method, stages, optimizer, ema)
+    attached = Attached(network, method, stages, optimizer, ema, epochs)
     attached.begin_epoch(0)
     if not attached.history:
         attached.history.append((0, network.current))

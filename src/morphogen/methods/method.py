@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from ..morph.growth import GrowthOperator
 from ..network import Network
-from ..schedule.stages import Stage
+from ..schedule.stages import Regularisation, Stage
 
 
 class Method(ABC):
@@ -15,9 +16,12 @@ class Method(ABC):
 
     Attributes:
         operator: the growth operator of its morphs, or its name.
+        resizing: how images are brought to a smaller resolution: `bilinear` (antialiased), or `low-frequency`
+            (the low frequencies of their spectrum, EfficientTrain).
     """
 
     operator: str | GrowthOperator
+    resizing: ClassVar[str] = "bilinear"
 
     @abstractmethod
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
@@ -26,3 +30,7 @@ class Method(ABC):
         Raises:
             ConfigError: the settings do not fit the run's length or the network.
         """
+
+    def regularisation(self, epoch: int, epochs: int) -> Regularisation:
+        """How strong the recipe's regularisation is in an epoch; by default as the recipe says."""
+        return Regularisation()

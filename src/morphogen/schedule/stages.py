@@ -13,3 +13,18 @@ class Stage:
 
     start: int
     subnetwork: SubNetwork
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """How strong regularisation is in one epoch, as shares of the recipe's own values (0 to 1).
+
+    Attributes:
+        randaugment: of RandAugment's magnitude.
+        erasing: of the probability of random erasing.
+        drop_path: of the rates of stochastic depth.
+    """
+
+    randaugment: float = 1.0
+    erasing: float = 1.0
+    drop_path: float = 1.0

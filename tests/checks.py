@@ -82,7 +82,7 @@ def assert_survivors_equal(net, before, old: morphogen.SubNetwork, new: morphoge
     Works from the layouts alone, by dense position, so that it shares no index map with the morph.
     """
     mask_old, mask_new = net.structure.alive_mask(old), net.structure.alive_mask(new)
-    changed = map_tensors(net.structure, old, new)
+    changed = map_tensors(net, old, new)
     assert before.keys() == after.keys()
     for key, value in before.items():
         name = key.partition("/")[0]

@@ -8,7 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "morphogen"
 LAYERS = [
     {"errors"},
-    {"subnet", "spec", "program"},
+    {"subnet", "spec", "program", "depth"},
+    {"fake", "bypass", "momentum"},
+    {"grid"},
     {"network"},
     {"graph", "morph"},
     {"operators", "schedule"},

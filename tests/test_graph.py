@@ -30,10 +30,13 @@ class Unknown(nn.Module):
 
 
 def test_an_unknown_op_names_itself_the_module_and_the_way_out():
-    with pytest.raises(
-        morphogen.TraceError, match=r"odd: no rule for the op aten.special_erfcx.*exclude=\['odd'\].*CONTRIBUTING"
-    ):
-        morphogen.trace(Unknown(), image())
+    net = morphogen.trace(Unknown(), image())
+    for ask in (lambda: net.subnetwork(width=0.5), lambda: net.subnetwork(alive={"last": (0, 1)})):
+        with pytest.raises(
+            morphogen.SubNetworkError, match=r"odd: .*no rule for the op aten.special_erfcx.*exclude=.*CONTRIBUTING"
+        ):
+            ask()
+    morphogen.morph(net, net.subnetwork(resolution=4))  # nothing but width needs the rule
     net = morphogen.trace(Unknown(), image(), exclude=["odd"])
     assert [group.name for group in net.groups] == ["last"]
     morphogen.morph(net, net.subnetwork(width=0.5))

@@ -11,6 +11,7 @@ from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import morphogen
+from morphogen.fake import FakeModel
 from morphogen.morph import commit
 
 from checks import (
@@ -47,7 +48,7 @@ structure_of = functools.cache(lambda name: morphogen.trace(NETS[name](), image(
 
 def network(name, model, example=None):
     """A network without tracing anew."""
-    return morphogen.Network(model, structure_of(name), image() if example is None else example)
+    return morphogen.Network(model, structure_of(name), FakeModel(model, image() if example is None else example))
 
 
 @st.composite

@@ -243,8 +243,8 @@ def test_resolution_is_tried_out():
     morphogen.morph(net, net.subnetwork(width=0.5, resolution=4))
     assert net.current.resolution == (4, 4)
     flat = morphogen.trace(Plain(), image())
-    with pytest.raises(morphogen.MorphError, match=r"fc: the model cannot run at this size"):
-        morphogen.morph(flat, flat.subnetwork(resolution=6))
+    with pytest.raises(morphogen.SubNetworkError, match=r"cannot run at this resolution, nor at a smaller one"):
+        flat.subnetwork(resolution=6)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,23 @@ from . import operators as operators  # enters the growth operators in the table
 from .attach import Attached, attach
 from .errors import ConfigError, MorphError, MorphogenError, SubNetworkError, TraceError, TrainingError
 from .graph.trace import trace
-from .methods import Dense, Method, NetworkExpansion
+from .methods import (
+    Combined,
+    Dense,
+    EfficientTrain,
+    Method,
+    NetworkExpansion,
+    Prog,
+    ProgressiveResizing,
+    ProgStack,
+    StackBERT,
+)
+from .momentum import Momentum, MomentumNetwork
 from .morph.commit import Change, Receipt, morph
+from .morph.entry import DepthOperator, Entry, depth_operator
 from .morph.growth import Gap, GrowthOperator, operator
 from .network import Network
-from .schedule.stages import Stage
+from .schedule.stages import Regularisation, Stage
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, SubNetwork
 
 __version__ = "0.1.0"
@@ -26,23 +38,35 @@ __all__ = [
     "BlockStack",
     "Change",
     "ChannelGroup",
+    "Combined",
     "ConfigError",
     "Dense",
+    "DepthOperator",
+    "EfficientTrain",
+    "Entry",
     "Gap",
     "GrowthOperator",
     "Method",
+    "Momentum",
+    "MomentumNetwork",
     "MorphError",
     "MorphogenError",
     "Network",
     "NetworkExpansion",
     "PinnedAxis",
+    "Prog",
+    "ProgStack",
+    "ProgressiveResizing",
     "Receipt",
+    "Regularisation",
+    "StackBERT",
     "Stage",
     "SubNetwork",
     "SubNetworkError",
     "TraceError",
     "TrainingError",
     "attach",
+    "depth_operator",
     "morph",
     "operator",
     "trace",

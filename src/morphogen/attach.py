@@ -9,11 +9,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .errors import ConfigError
+from .fake import Example
 from .graph.trace import trace
 from .methods import Method
+from .momentum import MomentumNetwork
 from .morph.commit import Receipt, morph
+from .morph.drop_path import lay_out_drop_path
 from .morph.trial import try_out
-from .network import Example, Network
+from .network import Network
 from .schedule.stages import Regularisation, Stage
 from .subnet import SubNetwork
 
@@ -25,6 +28,9 @@ class Attached:
     Attributes:
         network: the traced model; `network.current` is what trains now.
         stages: the method's schedule for this run.
+        epochs: length of the run.
+        steps_per_epoch: optimizer steps in an epoch, where the method needs to know.
+        momentum: the average that grown blocks will come from; None where none is needed any more.
         history: (epoch, sub-network) of each morph so far, the first at epoch 0; it replays the run.
     """
 
@@ -34,6 +40,8 @@ class Attached:
     optimizer: Optimizer | Sequence[Optimizer]
     ema: nn.Module | Sequence[nn.Module] | None
     epochs: int
+    steps_per_epoch: int | None = None
+    momentum: MomentumNetwork | None = None
     history: list[tuple[int, SubNetwork]] = field(default_factory=list)
 
     def begin_epoch(self, epoch: int) -> Receipt | None:
@@ -44,19 +52,44 @@ class Attached:
         """
         if epoch < 0:
             raise ConfigError("epoch out of range", expected="epochs counted from 0", found=f"{epoch}")
-        due = [stage.subnetwork for stage in self.stages if stage.start <= epoch][-1]
-        if due == self.network.current:
-            return None
-        receipt = morph(self.network, due, optimizer=self.optimizer, ema=self.ema, operator=self.method.operator)
-        self.history.append((epoch, due))
+        self.network.drop_path_scale = self.regularisation(epoch).drop_path
+        number = max(i for i, stage in enumerate(self.stages) if stage.start <= epoch)
+        due, receipt = self.stages[number].subnetwork, None
+        if due != self.network.current:
+            receipt = morph(
+                self.network,
+                due,
+                optimizer=self.optimizer,
+                ema=self.ema,
+                operator=self.method.operator,
+                depth_operator=self.method.depth_operator,
+                momentum=self.momentum,
+            )
+        lay_out_drop_path(self.network)
+        if receipt is not None or not self.history:
+            self.history.append((epoch, due))
+            self._average_for(number)
         return receipt
 
     def end_step(self) -> None:
-        """Call after every optimizer step."""
+        """Call after every optimizer step; the momentum network follows, where the method has one."""
+        if self.momentum is not None:
+            self.momentum.update_parameters(self.network.model)
 
     def regularisation(self, epoch: int) -> Regularisation:
         """How strong the recipe's regularisation is in an epoch."""
         return self.method.regularisation(epoch, self.epochs)
+
+    def _average_for(self, number: int) -> None:
+        """Keep a momentum network in this stage if a later one grows from it."""
+        if self.method.momentum is None or number + 1 == len(self.stages):
+            self.momentum = None
+            return
+        steps = (self.stages[number + 1].start - self.stages[number].start) * (self.steps_per_epoch or 0)
+        decay = self.method.momentum.decay_over(steps)
+        if self.momentum is None:
+            self.momentum = MomentumNetwork(self.network.model, decay)
+        self.momentum.decay = decay
 
 
 def attach(
@@ -66,6 +99,7 @@ def attach(
     *,
     example: Example,
     epochs: int,
+    steps_per_epoch: int | None = None,
     ema: nn.Module | Sequence[nn.Module] | None = None,
     exclude: Iterable[str] = (),
 ) -> Attached:
@@ -75,6 +109,8 @@ def attach(
         for epoch in range(90):
             run.begin_epoch(epoch)
             ...
+            optimizer.step()
+            run.end_step()  # where the method keeps a momentum network
 
     Args:
         model: the dense network, on its device; it is changed in place and ends dense.
@@ -82,6 +118,7 @@ def attach(
         method: such as `NetworkExpansion(width=0.5, stages=5)`.
         example: an input of the size used in training; see `trace`.
         epochs: length of the run.
+        steps_per_epoch: optimizer steps in an epoch; for a momentum network whose horizon is a share of its stage.
         ema: averaged copies of the model to change along.
         exclude: module paths to leave whole.
 
@@ -91,12 +128,16 @@ def attach(
     """
     if epochs < 1:
         raise ConfigError("epochs out of range", expected="at least 1", found=f"{epochs}")
+    if method.momentum is not None and method.momentum.decay is None and steps_per_epoch is None:
+        raise ConfigError(
+            "the momentum network's horizon is a share of the stage, whose steps are not known",
+            where=type(method).__name__,
+            expected="attach(..., steps_per_epoch=...), or a decay",
+        )
     network = trace(model, example, exclude=exclude)
     stages = method.schedule(network, epochs)
     for stage in stages:
         try_out(network, stage.subnetwork)
-    attached = Attached(network, method, stages, optimizer, ema, epochs)
+    attached = Attached(network, method, stages, optimizer, ema, epochs, steps_per_epoch)
     attached.begin_epoch(0)
-    if not attached.history:
-        attached.history.append((0, network.current))
     return attached

@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .errors import ConfigError, MorphogenError, TrainingError
-from .methods import METHODS
+from .methods import build_method
 from .report.flops import cost
 from .report.render import as_table, summary, write_results
-from .spec import build
 from .train.compare import compare
 from .train.config import CompareConfig, TrainConfig
 from .train.data import load_data
@@ -110,7 +109,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
 
 def run_train(config: TrainConfig) -> int:
     """Train one network by one method; weights and ledger go to the output folder."""
-    method = build(config.method, METHODS, "method")
+    method = build_method(config.method)
     run = Run(config, load_data(config), method, config.method, config.seed)
     writable(config.output)
     try:

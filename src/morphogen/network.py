@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import operator
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from numbers import Real
-from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map
+from torch.optim import Optimizer
 
+from .bypass import take_out
+from .depth import interpolated, originals
 from .errors import SubNetworkError
-from .program import silence
-from .subnet import BlockStack, ChannelGroup, PinnedAxis, Structure, SubNetwork
-
-Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
-"""What to call the model with: one tensor, positional arguments, or keyword arguments."""
+from .fake import FakeModel
+from .grid import Grid, Resolution, find_grid
+from .program import first_line
+from .subnet import BlockStack, ChannelGroup, PinnedAxis, Structure, SubNetwork, within
 
 
 class Network:
@@ -34,19 +33,30 @@ class Network:
         dense: the sub-network in which everything is alive.
         current: the sub-network the model is now.
         fake: the dense model on fake tensors (no memory, no arithmetic), for trying sub-networks out.
+        fits: the sub-networks that have been tried out.
+        initial: mean and standard deviation of the stacks' tensors when the model was traced; blocks that
+            begin at random are drawn from it.
+        outside: the blocks that are out, by path: the user's own modules, their tensors empty.
+        held: for each optimizer, the parameter group of the parameters that are out.
+        drop_path_scale: share of the dense rates of stochastic depth that is in use.
     """
 
-    def __init__(self, model: nn.Module, structure: Structure, example: Example):
+    def __init__(self, model: nn.Module, structure: Structure, fake: FakeModel):
         self.model = model
         self.structure = structure
         self.dense = SubNetwork(
             channels={group.name: tuple(range(group.size)) for group in structure.groups},
+            blocks={stack.name: tuple(range(stack.size)) for stack in structure.stacks},
             resolution=structure.resolution,
         )
         self.current = self.dense
-        self.fake = FakeModel(model, example)
+        self.fake = fake
         self.fits = {self.dense}
-        """Sub-networks that have been tried out."""
+        self.initial = _statistics(model, structure)
+        self.outside: dict[str, nn.Module] = {}
+        self.held: WeakKeyDictionary[Optimizer, dict[str, int]] = WeakKeyDictionary()
+        self.drop_path_scale = 1.0
+        self._grids: dict[Resolution | None, Grid | Exception] = {structure.resolution: Grid()}
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -63,13 +73,66 @@ class Network:
         """The block stacks, in the model's order."""
         return self.structure.stacks
 
+    def grid(self, resolution: Resolution | None) -> Grid:
+        """What of the model follows a resolution; asked of the model once.
+
+        Raises:
+            SubNetworkError: the model cannot run at this resolution.
+        """
+        dense = self.structure.resolution
+        if resolution not in self._grids:
+            assert resolution is not None and dense is not None
+            try:
+                self._grids[resolution] = find_grid(self.fake, resolution, dense)
+            except Exception as error:  # whatever the model's own code raises at this size
+                self._grids[resolution] = error
+        grid = self._grids[resolution]
+        if isinstance(grid, Exception):
+            raise SubNetworkError(
+                f"the model cannot run at this resolution ({first_line(grid)})",
+                where=f"{resolution}",
+                expected="a size that its patches and windows divide",
+            ) from grid
+        return grid
+
+    def grids(self) -> list[Grid]:
+        """What follows the resolution, for every resolution asked for so far."""
+        return [grid for grid in self._grids.values() if isinstance(grid, Grid)]
+
+    def grid_buffers(self, resolution: Resolution | None) -> dict[str, torch.Tensor | None]:
+        """The buffers that follow the resolution, as they are at this one."""
+        known = {name: value for grid in self.grids() for name, value in grid.whole.items()}
+        return known | dict(self.grid(resolution).buffers)
+
+    def sketch(self, target: SubNetwork) -> nn.Module:
+        """A sub-network on fake tensors: for trials, shapes and FLOPs; run it with `network.fake.run`."""
+        alive, grid = self.structure.alive_mask(target), self.grid(target.resolution)
+        layouts = self.structure.tensors
+
+        def shape_of(name: str, tensor: torch.Tensor) -> tuple[int, ...]:
+            if name not in layouts:
+                return tuple(tensor.shape)
+            return layouts[name].alive_shape(alive, grid.shapes.get(name))
+
+        model = self.fake.reshaped(shape_of)
+        for name, value in grid.buffers.items():
+            set_buffer(model, name, None if value is None else self._faked(value))
+        set_attributes(model, self, target)
+        take_out(model, self.structure, target)
+        return model
+
+    def _faked(self, buffer: torch.Tensor) -> torch.Tensor:
+        with self.fake.mode:
+            return torch.empty(buffer.shape, dtype=buffer.dtype, device=self.fake.device)
+
     def subnetwork(
         self,
         width: float | Mapping[str, float] | None = None,
         *,
-        depth: float | None = None,
-        resolution: int | tuple[int, int] | None = None,
+        depth: float | Mapping[str, float] | None = None,
+        resolution: float | int | tuple[int, int] | None = None,
         alive: Mapping[str, Sequence[int]] | None = None,
+        blocks: Mapping[str, Sequence[int]] | None = None,
         multiple_of: int = 1,
     ) -> SubNetwork:
         """Describe a part of the dense network; what is not mentioned is whole. Nothing is changed.
@@ -77,38 +140,118 @@ class Network:
         Args:
             width: share alpha of the channels to keep, in (0, 1], for all groups or by group name. The first
                 floor(alpha C) channels of each group stay (Network Expansion, section 3.2).
-            depth: share of each block stack to keep.
-            resolution: input size in pixels, one number for square images.
+            depth: share of each block stack to keep, in (0, 1], for all stacks or by stack name, rounded to
+                whole units, at least one. The units kept are those between which growth would put copies.
+            resolution: input size: pixels (an int, for square images, or height and width), or a share in
+                (0, 1] of the dense one (a float). One that the model's patches or windows forbid is rounded
+                to the nearest legal one, with a warning.
             alive: indices of the units to keep, by group name; overrides `width` for these groups.
+            blocks: positions of the units to keep, by stack name; overrides `depth` for these stacks.
             multiple_of: round channel counts to the nearest multiple, as hardware likes them; a group
                 smaller than one multiple stays whole.
 
         Raises:
-            SubNetworkError: a share outside (0, 1], an unknown group, an index that does not exist.
+            SubNetworkError: a share outside (0, 1], an unknown group or stack, an index that does not exist,
+                a depth without a block, a resolution below one patch, or a width where an op of the model
+                has no rule.
         """
-        if depth is not None and not self.stacks:
-            raise SubNetworkError("depth cannot change: no block stacks were found in this model")
-        shares = width if isinstance(width, Mapping) else {g.name: 1.0 if width is None else width for g in self.groups}
-        for name, share in shares.items():
-            if not isinstance(share, Real) or not 0 < share <= 1:
-                raise SubNetworkError("width out of range", where=name, expected="0 < width <= 1", found=repr(share))
+        if self.structure.unread and (alive or width is not None):
+            self._refuse_width()
+        shares = _shares(width, [group.name for group in self.groups], "width")
         if not isinstance(multiple_of, int) or multiple_of < 1:
             raise SubNetworkError("multiple_of out of range", expected="a number from 1", found=repr(multiple_of))
         self._check_names(self.groups, [*shares, *(alive or {})])
         channels = {
-            group.name: tuple(range(_units(group, float(shares.get(group.name, 1.0)), multiple_of)))
-            for group in self.groups
+            group.name: tuple(range(_units(group, shares.get(group.name, 1.0), multiple_of))) for group in self.groups
         }
         channels |= {name: _indices(name, units) for name, units in (alive or {}).items()}
-        if resolution is None:
-            size = self.structure.resolution
-        elif self.structure.resolution is None:
-            raise SubNetworkError("resolution cannot change: the example is not a batch of images (N, C, H, W)")
-        else:
-            size = resolution if isinstance(resolution, tuple) else (resolution, resolution)
-        subnetwork = SubNetwork(channels, dict(self.dense.blocks), size)
+        subnetwork = SubNetwork(channels, self._blocks(depth, blocks or {}), self._resolution(resolution))
         self.check(subnetwork)
         return subnetwork
+
+    def _blocks(
+        self, depth: float | Mapping[str, float] | None, given: Mapping[str, Sequence[int]]
+    ) -> dict[str, tuple[int, ...]]:
+        """The positions alive in each stack."""
+        if depth is not None and not self.stacks:
+            raise SubNetworkError(
+                "depth cannot change: no block stacks were found in this model",
+                expected="at least two interchangeable blocks, one feeding the next",
+                todo="`morphogen inspect` says which blocks were looked at",
+            )
+        shares = _shares(depth, [stack.name for stack in self.stacks], "depth")
+        self._check_names(self.stacks, [*shares, *given])
+        lengths = {stack.name: round_half_up(shares.get(stack.name, 1.0) * stack.size) for stack in self.stacks}
+        if lengths and not any(lengths.values()):
+            raise SubNetworkError(
+                "this depth leaves no block",
+                expected=f"at least {0.5 / max(stack.size for stack in self.stacks):.2g}",
+                found=f"{depth}",
+            )
+        blocks = {
+            stack.name: tuple(originals(interpolated(max(1, lengths[stack.name]), stack.size))) for stack in self.stacks
+        }
+        return blocks | {name: _indices(name, units) for name, units in given.items()}
+
+    def _resolution(self, asked: float | int | tuple[int, int] | None) -> Resolution | None:
+        """The nearest resolution at which the model runs."""
+        dense = self.structure.resolution
+        if asked is None:
+            return dense
+        if dense is None:
+            raise SubNetworkError("resolution cannot change: the example is not a batch of images (N, C, H, W)")
+        if isinstance(asked, float):
+            if not 0 < asked <= 1:
+                raise SubNetworkError(
+                    "resolution out of range",
+                    expected="pixels (a whole number), or a share in (0, 1]",
+                    found=f"{asked}",
+                )
+            size = (max(1, round_half_up(asked * dense[0])), max(1, round_half_up(asked * dense[1])))
+        else:
+            size = asked if isinstance(asked, tuple) else (asked, asked)
+        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+            raise SubNetworkError("bad resolution", expected="height and width, at least 1 pixel", found=f"{asked}")
+        legal = self._nearest_legal(size)
+        if legal != size and not isinstance(asked, float):
+            warnings.warn(f"resolution {size} is not possible in this model; {legal} is taken", stacklevel=3)
+        return legal
+
+    def _nearest_legal(self, size: Resolution) -> Resolution:
+        """The resolution nearest to `size`, both sides moved alike, at which the model runs."""
+
+        def runs(offset: int) -> bool:
+            try:
+                self.grid((size[0] + offset, size[1] + offset))
+            except SubNetworkError:
+                return False
+            return True
+
+        limit = min(size) - 1
+        for distance in range(max(*size, 64)):
+            if distance <= limit and runs(-distance):
+                return size[0] - distance, size[1] - distance
+            if distance and runs(distance):
+                # A size below one patch is a mistake, not something to round up.
+                if any(runs(-less) for less in range(distance + 1, limit + 1)):
+                    return size[0] + distance, size[1] + distance
+                break
+        raise SubNetworkError(
+            "the model cannot run at this resolution, nor at a smaller one",
+            where=f"{size}",
+            expected="at least one patch, and what its windows and strides need",
+        )
+
+    def _refuse_width(self) -> None:
+        op, path = next(iter(self.structure.unread.items()))
+        more = len(self.structure.unread) - 1
+        raise SubNetworkError(
+            f"width cannot change: no rule for the op {op}" + (f" and {more} more" if more else ""),
+            where=path or "the model's own forward",
+            expected="an op of morphogen's rule table",
+            todo="Leave the modules that run it whole with trace(..., exclude=[...]), or add a rule: one "
+            "function, see CONTRIBUTING.md. Depth and resolution can change as it is",
+        )
 
     def check(self, subnetwork: SubNetwork) -> None:
         """Raise SubNetworkError unless `subnetwork` is a part of this dense network."""
@@ -123,6 +266,19 @@ class Network:
                     "bad unit indices",
                     where=group.name,
                     expected=f"sorted, each once, from 0 to {group.size - 1}",
+                    found=f"{units}",
+                )
+        if self.structure.unread and subnetwork.channels != self.dense.channels:
+            self._refuse_width()
+        for stack in self.stacks:
+            units = subnetwork.blocks.get(stack.name)
+            if not units:
+                raise SubNetworkError("a stack must keep at least one block", where=stack.name)
+            if list(units) != sorted(set(units)) or units[0] < 0 or units[-1] >= stack.size:
+                raise SubNetworkError(
+                    "bad block positions",
+                    where=stack.name,
+                    expected=f"sorted, each once, from 0 to {stack.size - 1}",
                     found=f"{units}",
                 )
         size = subnetwork.resolution
@@ -161,110 +317,50 @@ def _units(group: ChannelGroup, share: float, multiple_of: int) -> int:
     return min(group.size, max(step, int(share * group.size / step + 0.5) * step))
 
 
-class FakeModel:
-    """A copy of the dense model whose tensors have shapes and nothing else (PyTorch's fake tensors)."""
-
-    def __init__(self, model: nn.Module, example: Example):
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with quiet(model, training=False):
-            self._dense = self._copy(model, self._fake)
-        self._example = tree_map(self._fake, as_call(example))
-
-    def subnetwork(self, structure: Structure, target: SubNetwork) -> nn.Module:
-        """The sub-network on fake tensors: for trials, shapes and FLOPs."""
-        alive = structure.alive_mask(target)
-        shapes = {
-            id(tensor_named(self._dense, name)): layout.alive_shape(alive) for name, layout in structure.tensors.items()
-        }
-
-        def resized(tensor: torch.Tensor) -> torch.Tensor:
-            with self._mode:
-                data = tensor.detach().new_empty(shapes.get(id(tensor), tuple(tensor.shape)))
-            return _as_kind_of(tensor, data)
-
-        model = self._copy(self._dense, resized)
-        set_attributes(model, structure, alive)
-        return model
-
-    def inputs(
-        self, resolution: tuple[int, int] | None, batch: int | None = None
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The example as fake arguments, its tensors at the batch size and resolution given."""
-
-        def resize(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor) or not value.ndim:
-                return value
-            shape = list(value.shape)
-            shape[0] = batch or shape[0]
-            if resolution is not None and value.ndim == 4:
-                shape[2:] = resolution
-            return value.new_empty(shape)
-
-        with self._mode:
-            return tree_map(resize, self._example)
-
-    def run(self, model: nn.Module, resolution: tuple[int, int] | None, batch: int | None = None) -> Any:
-        """Call a fake model; raises whatever its forward raises."""
-        args, kwargs = self.inputs(resolution, batch)
-        with self._mode, silence():
-            return model(*args, **kwargs)
-
-    def _fake(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return _as_kind_of(value, self._mode.from_tensor(value.detach()))
-
-    @staticmethod
-    def _copy(model: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-        # `deepcopy` takes the tensors from its memo, so that none is ever copied.
-        tensors = [*model.parameters(), *model.buffers()]
-        return copy.deepcopy(model, {id(tensor): replace(tensor) for tensor in tensors})
+def _shares(asked: float | Mapping[str, float] | None, names: Sequence[str], what: str) -> dict[str, float]:
+    """A share for each name, checked."""
+    shares = dict(asked) if isinstance(asked, Mapping) else dict.fromkeys(names, 1.0 if asked is None else asked)
+    for name, share in shares.items():
+        if not isinstance(share, Real) or not 0 < share <= 1:
+            raise SubNetworkError(f"{what} out of range", where=name, expected=f"0 < {what} <= 1", found=repr(share))
+    return {name: float(share) for name, share in shares.items()}
 
 
-def _as_kind_of(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+def round_half_up(number: float) -> int:
+    """The nearest whole number, halves upwards."""
+    return int(number + 0.5 + 1e-9)
 
 
-def tensor_named(model: nn.Module, name: str) -> torch.Tensor:
-    """The parameter or buffer of that name; raises AttributeError where there is none."""
-    path, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(path), leaf)
+def _statistics(model: nn.Module, structure: Structure) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of the floating-point tensors in block stacks."""
+    inside = frozenset(path for stack in structure.stacks for path in stack.blocks)
+    tensors = {
+        name: tensor.detach()
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        if within(name, inside) and tensor.is_floating_point() and prod(tensor.shape)
+    }
+    if not tensors:
+        return {}
+    pairs = [torch.stack([t.float().mean(), t.float().std(correction=0)]) for t in tensors.values()]
+    return {name: (mean, std) for name, (mean, std) in zip(tensors, torch.stack(pairs).tolist(), strict=True)}
 
 
-def set_attributes(model: nn.Module, structure: Structure, alive: torch.Tensor) -> None:
-    """Bring the sizes that modules keep to those of a sub-network."""
+def set_attributes(model: nn.Module, network: Network, target: SubNetwork) -> None:
+    """Bring the sizes that modules keep to those of a sub-network; blocks that are out are left alone."""
+    structure = network.structure
+    alive = structure.alive_mask(target)
+    absent = frozenset(structure.absent(target))
     for layout in structure.attributes:
-        setattr(model.get_submodule(layout.path), layout.name, layout.value(alive))
+        if not within(layout.path, absent):
+            setattr(model.get_submodule(layout.path), layout.name, layout.value(alive))
+    values = network.grid(target.resolution).attributes
+    for path, name in {key: None for grid in network.grids() for key in grid.attributes}:
+        if not within(path, absent):
+            whole = getattr(network.fake.dense.get_submodule(path), name)
+            setattr(model.get_submodule(path), name, values.get((path, name), whole))
 
 
-def as_call(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of an example."""
-    if isinstance(example, dict):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
-
-
-def at_least_two(value: Any) -> Any:
-    """A batch of one made two: batch norm refuses single values in training."""
-    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
-        return torch.cat([value, value])
-    return value
-
-
-@contextmanager
-def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """The model in the given mode and without hooks.
-
-    Afterwards every attribute of every module is what it was: modes, hooks, and whatever the forward pass
-    stored on the modules (containers that it changed in place excepted).
-    """
-    kept = [(module, dict(module.__dict__)) for module in model.modules()]
-    try:
-        for module, _ in kept:
-            module.training = training
-            module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
-        yield
-    finally:
-        for module, attributes in kept:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
+def set_buffer(model: nn.Module, name: str, value: torch.Tensor | None) -> None:
+    """Replace a buffer, which may be missing."""
+    path, _, leaf = name.rpartition(".")
+    model.get_submodule(path)._buffers[leaf] = value

@@ -47,9 +47,10 @@ def build(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
             settings = "one of " + ", ".join(known) if known else "none"
             raise ConfigError(f"{name} has no setting '{key}'", expected=settings)
         default = known[key].default
-        fits = isinstance(value, (int, float) if isinstance(default, float) else type(default))
+        number = default is None or isinstance(default, float)  # None is a number not given
+        fits = isinstance(value, (int, float) if number else type(default))
         if not fits or isinstance(value, bool) != isinstance(default, bool):
-            expected = f"{type(default).__name__} such as {default!r}"
+            expected = "a number" if number else f"{type(default).__name__} such as {default!r}"
             raise ConfigError(f"{name}: bad value for '{key}'", expected=expected, found=repr(value))
     return table[name](**arguments)
 

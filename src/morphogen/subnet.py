@@ -54,11 +54,80 @@ class PinnedAxis:
 
 
 @dataclass(frozen=True)
+class DropPath:
+    """A module that drops whole residual branches in training (stochastic depth), and its rate when dense."""
+
+    path: str
+    attribute: str
+    rate: float
+
+
+@dataclass(frozen=True)
 class BlockStack:
-    """A run of interchangeable blocks of the dense network, by their module paths."""
+    """A run of interchangeable blocks of the dense network: same type, same tensors, one feeding the next.
+
+    The stack is a row of units that enter and leave: usually one block each, two where every second block
+    differs (the shifted windows of Swin).
+
+    Attributes:
+        name: path of the container, with a range where it is only a part: `blocks`, `features[4:7]`.
+        units: the module paths of each unit's blocks, in the order they run.
+        passes: what a block hands on when it is out: for each tensor it returns, the position among the
+            tensors and numbers it is called with (flattened).
+        output: the form of what a block returns (PyTorch's TreeSpec).
+        drop_path: stochastic depth in each unit.
+        writers: the tensors that write into the residual stream; with all of them zero, a block passes its
+            input through. None where the blocks have no residual branches that could be silenced.
+    """
 
     name: str
-    blocks: tuple[str, ...]
+    units: tuple[tuple[str, ...], ...]
+    passes: tuple[int, ...] = field(default=(0,), repr=False)
+    output: Any = field(default=None, repr=False, compare=False)
+    drop_path: tuple[tuple[DropPath, ...], ...] = field(default=(), repr=False)
+    writers: frozenset[str] | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return len(self.units)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The module paths of all blocks."""
+        return tuple(path for unit in self.units for path in unit)
+
+    def counterpart(self, name: str, unit: int, other: int) -> str:
+        """The tensor of unit `other` that is what tensor `name` is in `unit`."""
+        for path, other_path in zip(self.units[unit], self.units[other], strict=True):
+            if is_inside(name, path):
+                return other_path + name[len(path) :]
+        raise KeyError(name)
+
+
+def is_inside(name: str, path: str) -> bool:
+    """Whether a tensor or module is (in) the module at `path`."""
+    return name == path or name.startswith(path + ".")
+
+
+def within(name: str, paths: frozenset[str]) -> bool:
+    """Whether a tensor or module is inside one of several modules."""
+    if not paths:
+        return False
+    end = len(name)
+    while end != -1:
+        if name[:end] in paths:
+            return True
+        end = name.rfind(".", 0, end)
+    return False
+
+
+@dataclass(frozen=True)
+class FixedBlock:
+    """A block that cannot enter or leave although its neighbour is of the same kind, and why."""
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -88,10 +157,12 @@ class Layout:
     shape: tuple[int, ...]
     axes: tuple[torch.Tensor | None, ...]
 
-    def alive_shape(self, alive: torch.Tensor) -> tuple[int, ...]:
-        """The tensor's shape in the sub-network whose mask is `alive`."""
+    def alive_shape(self, alive: torch.Tensor, whole: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """The tensor's shape in the sub-network whose mask is `alive`; `whole` is its shape with all channels
+        where that is not the dense one (at another resolution)."""
         return tuple(
-            size if axis is None else int(alive[axis].sum()) for size, axis in zip(self.shape, self.axes, strict=True)
+            size if axis is None else int(alive[axis].sum())
+            for size, axis in zip(whole or self.shape, self.axes, strict=True)
         )
 
 
@@ -162,6 +233,24 @@ class Structure:
     attributes: tuple[AttributeLayout, ...]
     paths: tuple[ForwardPath, ...]
     resolution: tuple[int, int] | None
+    fixed_blocks: tuple[FixedBlock, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """Ops without a rule, and a module that runs each; what they read stays whole."""
+
+    def absent(self, subnetwork: SubNetwork) -> tuple[str, ...]:
+        """The module paths of the blocks that are out in a sub-network, in the model's order."""
+        return tuple(
+            path
+            for stack in self.stacks
+            for number, unit in enumerate(stack.units)
+            if number not in subnetwork.blocks[stack.name]
+            for path in unit
+        )
+
+    def present(self, subnetwork: SubNetwork) -> dict[str, TensorLayout]:
+        """The layouts of the tensors that a sub-network has."""
+        absent = frozenset(self.absent(subnetwork))
+        return {name: layout for name, layout in self.tensors.items() if not within(name, absent)}
 
     def alive_mask(self, subnetwork: SubNetwork) -> torch.Tensor:
         """Boolean mask over all units, with one True behind them so that FIXED (-1) reads as alive."""
@@ -185,7 +274,7 @@ class SubNetwork:
 
     Attributes:
         channels: for each channel group, the sorted indices of the units that are alive.
-        blocks: for each block stack, the sorted dense positions of the blocks that are alive.
+        blocks: for each block stack, the sorted dense positions of the units (blocks, mostly) that are alive.
         resolution: (height, width) of the input in pixels, None where the input is no image.
     """
 

@@ -17,12 +17,15 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TraceError
-from ..network import Example, Network, as_call, at_least_two, quiet
+from ..fake import Example, FakeModel, as_call, at_least_two, quiet
+from ..network import Network
 from ..program import bind, export, first_line, module_path, op_name, output_shapes
-from ..subnet import FIXED, AttributeLayout, ExpectedCall, ForwardPath, Layout, Role, Structure, TensorLayout
+from ..subnet import FIXED, AttributeLayout, ExpectedCall, ForwardPath, Layout, Role, Structure, TensorLayout, is_inside
 from .groups import TracedTensor, derive_groups
+from .residual import residual_writers
 from .rules import RULES, Call, Value
 from .slots import Axis, Slots
+from .stacks import find_stacks
 
 
 def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) -> Network:
@@ -51,7 +54,9 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         if path not in paths or not path:
             raise TraceError("no module to exclude", where=path or "''", expected="a path of model.named_modules()")
     walk = _Walk(model, exclude)
-    forward = {False: walk.read(_export(model, example, training=False))}
+    program = _export(model, example, training=False)
+    forward = {False: walk.read(program)}
+    writers = residual_writers(program, walk.named_inputs(program))
     try:
         program = _export(model, example, training=True)
     except TraceError as error:
@@ -63,17 +68,25 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     tensors = walk.tensors()
     groups, pinned, number = derive_groups(walk.slots, tensors)
     layouts = _Layouts(number)
+    fake = _fake(model, example)
+    stacks, fixed_blocks = find_stacks(fake, model, writers)
     structure = Structure(
         groups,
         pinned,
-        stacks=(),
+        stacks,
         tensors={name: TensorLayout(t.shape, layouts(t.axes), t.role) for name, t in tensors.items()},
         attributes=tuple(layouts.attributes(model, [call for calls in forward.values() for call in calls])),
         paths=tuple(ForwardPath(mode, tuple(map(layouts.call, calls))) for mode, calls in forward.items()),
         resolution=_resolution(example),
+        fixed_blocks=fixed_blocks,
+        unread=walk.unruled,
     )
+    return Network(model, structure, fake)
+
+
+def _fake(model: nn.Module, example: Example) -> FakeModel:
     try:
-        return Network(model, structure, example)
+        return FakeModel(model, example)
     except (RuntimeError, TypeError) as error:
         raise TraceError(
             f"the model cannot be copied ({first_line(error)})",
@@ -127,6 +140,8 @@ class _Walk:
         self.read_names: set[str] = set()
         self.values: dict[str, Value] = {}
         self.aliases: dict[str, str] = {}
+        self.unruled: dict[str, str] = {}
+        """Ops without a rule, and the first module that runs each."""
         first: dict[int, str] = {}
         everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self.parameters = {name for name, _ in model.named_parameters()}
@@ -144,6 +159,12 @@ class _Walk:
             self.slots.fresh(size) if size > 1 and dim < channels else None for dim, size in enumerate(tensor.shape)
         ]
         return Value(tuple(tensor.shape), tuple(axes), frozenset([name]))
+
+    def named_inputs(self, program: torch.export.ExportedProgram) -> dict[str, str]:
+        """The model's parameters and buffers by the names of a program's inputs."""
+        signature = program.graph_signature
+        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        return {node: self.aliases[name] for node, name in names.items() if name in self.aliases}
 
     def unread(self) -> set[str]:
         """Parameters no graph has used so far."""
@@ -165,12 +186,12 @@ class _Walk:
     def read(self, program: torch.export.ExportedProgram) -> list[_TracedCall]:
         """Collect the ties of one exported graph; returns its ops."""
         signature = program.graph_signature
-        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        names = self.named_inputs(program)
         env: dict[torch.fx.Node, Any] = {}
         calls: list[_TracedCall] = []
         for node in program.graph.nodes:
             if node.op == "placeholder":
-                name = self.aliases.get(names.get(node.name, ""))
+                name = names.get(node.name)
                 if name is not None and node.users:
                     self.read_names.add(name)
                 constant = node.name in signature.inputs_to_lifted_tensor_constants
@@ -200,24 +221,21 @@ class _Walk:
         inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)]
         origins = [value.origin for value in inputs]
         origin = None if None in origins else frozenset[str]().union(*(o for o in origins if o is not None))
-        if any(path == p or path.startswith(p + ".") for p in self.exclude):
-            for value in inputs:
-                self._fix(value, "read by a module the user excluded")
-            result = tree_map(lambda value: _fixed(value, origin), node.meta.get("val"))
-            outputs = tuple(value for value in tree_leaves(result) if isinstance(value, Value))
-            return result, _TracedCall(op, path, outputs, {}, {})
         way_out = (
             f"Leave the module whole with trace(..., exclude=['{path}'])"
             if path
             else "Move it into a module of its own"
         )
-        if op not in RULES or not isinstance(node.target, torch._ops.OpOverload):
-            raise TraceError(
-                f"no rule for the op {node.target}",
-                where=path or "the model's own forward",
-                expected="an op of morphogen's rule table",
-                todo=f"{way_out}, or add a rule: one function, see CONTRIBUTING.md",
-            )
+        excluded = any(is_inside(path, p) for p in self.exclude)
+        if excluded or op not in RULES or not isinstance(node.target, torch._ops.OpOverload):
+            # What such an op reads and returns stays whole; nothing can be coupled wrongly.
+            if not excluded:
+                self.unruled.setdefault(str(node.target), path)
+            for value in inputs:
+                self._fix(value, "read by a module the user excluded" if excluded else f"no rule for the op {op}")
+            result = tree_map(lambda value: _fixed(value, origin), node.meta.get("val"))
+            outputs = tuple(value for value in tree_leaves(result) if isinstance(value, Value))
+            return result, _TracedCall(op, path, outputs, {}, {})
         shapes = output_shapes(node)
         bound = bind(node.target, args, kwargs)
         call = Call(self.slots, op, bound, shapes, self.values, self.roles, sizes={})

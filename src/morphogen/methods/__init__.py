@@ -1,13 +1,48 @@
 """Methods: one folder (or file) each, one line each in the registry."""
 
+from ..spec import build
+from .combined import Combined
 from .dense import Dense
+from .efficient_train import EfficientTrain
 from .method import Method
 from .network_expansion import NetworkExpansion
+from .prog import Prog
+from .progressive_resizing import ProgressiveResizing
+from .progstack import ProgStack
+from .stackbert import StackBERT
 
 METHODS: dict[str, type[Method]] = {
     "Dense": Dense,
+    "EfficientTrain": EfficientTrain,
     "NetworkExpansion": NetworkExpansion,
+    "Prog": Prog,
+    "ProgStack": ProgStack,
+    "ProgressiveResizing": ProgressiveResizing,
+    "StackBERT": StackBERT,
 }
 """The registry: the name users write -> the method."""
 
-__all__ = ["METHODS", "Dense", "Method", "NetworkExpansion"]
+
+def build_method(text: str) -> Method:
+    """`Prog(ratio=0.4)`, or several at work in one run: `EfficientTrain + NetworkExpansion(depth=0.5)`.
+
+    Raises:
+        ConfigError, MorphError: an unknown name or setting, a value out of range.
+    """
+    methods = [build(part, METHODS, "method") for part in text.split("+")]
+    return methods[0] if len(methods) == 1 else Combined(tuple(methods))
+
+
+__all__ = [
+    "METHODS",
+    "Combined",
+    "Dense",
+    "EfficientTrain",
+    "Method",
+    "NetworkExpansion",
+    "Prog",
+    "ProgStack",
+    "ProgressiveResizing",
+    "StackBERT",
+    "build_method",
+]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..morph.growth import GrowthOperator
 from ..network import Network
 from ..schedule.stages import Stage
 from .method import Method
@@ -14,8 +13,6 @@ from .method import Method
 @dataclass(frozen=True)
 class Dense(Method):
     """Ordinary training, through the same loop and clock as every method."""
-
-    operator: str | GrowthOperator = field(default="random", init=False, repr=False)  # never called on
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
         """One stage with everything alive."""

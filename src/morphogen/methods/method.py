@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from ..errors import ConfigError
+from ..momentum import Momentum
+from ..morph.entry import DepthOperator, depth_named
 from ..morph.growth import GrowthOperator
 from ..network import Network
 from ..schedule.stages import Regularisation, Stage
@@ -16,11 +19,15 @@ class Method(ABC):
 
     Attributes:
         operator: the growth operator of its morphs, or its name.
+        depth_operator: the depth operator of its morphs, or its name.
+        decay: of the momentum network, for depth operators that need one; None ties it to the stage's length.
         resizing: how images are brought to a smaller resolution: `bilinear` (antialiased), or `low-frequency`
             (the low frequencies of their spectrum, EfficientTrain).
     """
 
-    operator: str | GrowthOperator
+    operator: str | GrowthOperator = "orthogonal"
+    depth_operator: str | DepthOperator = "interpolate"
+    decay: float | None = None
     resizing: ClassVar[str] = "bilinear"
 
     @abstractmethod
@@ -34,3 +41,25 @@ class Method(ABC):
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:
         """How strong the recipe's regularisation is in an epoch; by default as the recipe says."""
         return Regularisation()
+
+    @property
+    def momentum(self) -> Momentum | None:
+        """The momentum network that the depth operator needs, None where it needs none."""
+        return Momentum(self.decay) if depth_named(self.depth_operator).momentum else None
+
+
+def whole_blocks(network: Network, parts: int, who: str) -> None:
+    """Refuse a network whose deepest stack cannot begin with one of so many parts and be doubled to its full size.
+
+    Raises:
+        ConfigError: it has no stack, or the number of blocks does not divide.
+    """
+    deepest = max(network.stacks, key=lambda stack: stack.size, default=None)
+    if deepest is not None and deepest.size % parts:
+        raise ConfigError(
+            f"this stack cannot begin with 1/{parts} of its blocks",
+            where=f"{who}, {deepest.name}",
+            expected=f"a multiple of {parts} blocks",
+            found=f"{deepest.size}",
+            todo="Use NetworkExpansion(depth=...) or Prog, which take any depth",
+        )

@@ -12,11 +12,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..bypass import bypass, replace_module
 from ..errors import MorphError
-from ..network import Network, set_attributes, tensor_named
-from ..subnet import SubNetwork
+from ..fake import FakeModel, tensor_named
+from ..network import Network, set_attributes, set_buffer
+from ..subnet import SubNetwork, within
+from .blocks import Entering, entering_blocks, fill_block
+from .drop_path import lay_out_drop_path
+from .entry import DepthOperator, depth_named
 from .growth import OPERATORS, Gap, GrowthOperator, named
-from .optimizer import carried_state, check_optimizers
+from .optimizer import carried_state, check_optimizers, enter, leave
 from .tensors import TensorMap, map_tensors
 from .trial import try_out
 
@@ -27,8 +32,8 @@ class Change:
 
     Attributes:
         tensor: the parameter or buffer.
-        map: its shapes before and after and where each entry came from. `map.carry(t)` takes anything else
-            kept per entry (a mask, an own moment) through the same change.
+        map: its shapes before and after and where each entry came from. `map.regrid(map.carry(t))` takes
+            anything else kept per entry (a mask, an own moment) through the same change.
     """
 
     tensor: torch.Tensor
@@ -41,13 +46,17 @@ class Receipt:
 
     Attributes:
         before, after: the sub-networks.
-        changes: every parameter and buffer that changed, by name.
+        changes: every parameter and buffer that was there before and changed size, by name.
+        entered: every parameter and buffer of the blocks that came in, by name.
+        left: the module paths of the blocks that went out.
         seconds: how long it took.
     """
 
     before: SubNetwork
     after: SubNetwork
     changes: Mapping[str, Change]
+    entered: Mapping[str, torch.Tensor]
+    left: tuple[str, ...]
     seconds: float
 
     @property
@@ -57,8 +66,9 @@ class Receipt:
 
     @property
     def new(self) -> int:
-        """Entries that a growth operator filled."""
-        return sum(change.tensor.numel() for change in self.changes.values()) - self.carried
+        """Entries that a growth operator filled, or that were interpolated to another grid."""
+        changed = sum(change.tensor.numel() for change in self.changes.values())
+        return changed - self.carried + sum(tensor.numel() for tensor in self.entered.values())
 
 
 def morph(
@@ -68,22 +78,28 @@ def morph(
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     ema: nn.Module | Iterable[nn.Module] | None = None,
     operator: str | GrowthOperator = "orthogonal",
+    depth_operator: str | DepthOperator = "interpolate",
+    momentum: nn.Module | None = None,
     generator: torch.Generator | None = None,
 ) -> Receipt:
     """Change the model from its current sub-network to `target`, in place.
 
-    Channels in both are carried over bit for bit, in the parameters, buffers, gradients, optimizer state and
-    EMA copies alike; new ones are filled by `operator` (their optimizer state is empty, their EMA is their
-    value); channels not in `target` are dropped. Parameters stay the same objects, so whoever holds them (an
-    optimizer, a clipping list, a hook) holds the right ones afterwards.
+    Channels and blocks in both are carried over bit for bit, in the parameters, buffers, gradients, optimizer
+    state and EMA copies alike; new channels are filled by `operator`, new blocks by `depth_operator` (their
+    optimizer state is empty, their EMA is their value); what is not in `target` is dropped. Where the
+    resolution changes, position embeddings are interpolated. Parameters stay the same objects, so whoever
+    holds them (an optimizer, a clipping list, a hook) holds the right ones afterwards.
 
     Args:
         network: what `trace` returned.
         target: a sub-network of it.
         optimizer: the model's optimizer or optimizers; any whose state tensors have their parameter's shape.
         ema: `torch.optim.swa_utils.AveragedModel`, timm's `ModelEmaV3`, or plain copies of the model.
-        operator: the growth operator, or its name.
-        generator: random numbers for the operator.
+        operator: how new channels are filled: a growth operator, or its name.
+        depth_operator: how new blocks are filled: a depth operator, or its name.
+        momentum: the momentum network, an averaged copy of the model that `momentum` and `mogrow` read; it
+            begins anew from the grown network.
+        generator: random numbers for the operators.
 
     Raises:
         SubNetworkError: `target` is not a part of this network.
@@ -92,31 +108,179 @@ def morph(
     """
     start = time.perf_counter()
     network.check(target)
-    fill = named(operator)
+    fill, growth = named(operator), depth_named(depth_operator)
     optimizers = _as_list(optimizer, Optimizer, "optimizer")
     averages = [_averaged(module) for module in _as_list(ema, nn.Module, "ema")]
-    maps = map_tensors(network.structure, network.current, target)
-    model = network.model
-    check_optimizers(optimizers, {parameter: name for name, parameter in model.named_parameters()}, maps)
-    for tree in (model, *averages):
+    restarted = None if momentum is None else _averaged(_as_list(momentum, nn.Module, "momentum")[0])
+    entering = list(entering_blocks(network, target))
+    _check_operator(growth.momentum and restarted is None, growth.silent, entering, depth_operator)
+    structure, current, model = network.structure, network.current, network.model
+    leaving = tuple(path for path in structure.absent(target) if path not in network.outside)
+    maps = map_tensors(network, current, target)
+    trees = [model, *averages] if restarted is None else [model, *averages, restarted]
+    outside = _tensors_of(network.outside)
+    parameters = {p: name for name, p in outside.items() if isinstance(p, nn.Parameter)}
+    parameters |= {parameter: name for name, parameter in model.named_parameters()}
+    check_optimizers(optimizers, parameters, maps)
+    for tree in trees:
         _check_shapes(tree, maps)
     try_out(network, target)
     with torch.inference_mode(False), torch.no_grad():
-        live = {name: tensor_named(model, name) for name in maps}
-        new = {name: _fill(change, live[name].detach(), fill, generator) for name, change in maps.items()}
-        edits = [
-            edit
-            for name, change in maps.items()
-            for edit in _plan(change, live[name], new[name], optimizers, [tensor_named(a, name) for a in averages])
-        ]
+        staying = structure.present(current).keys() & structure.present(target).keys()
+        live = {name: tensor_named(model, name) for name in structure.tensors if name in staying}
+        means = {} if restarted is None else {name: tensor_named(restarted, name) for name in live}
+        base = means if growth.everything and restarted is not None else live
+        new = {
+            name: change.regrid(_fill(change, base[name].detach(), fill, generator)) for name, change in maps.items()
+        }
+        if base is means:
+            new |= {name: tensor.detach().clone() for name, tensor in means.items() if name not in maps}
+
+        def online(name: str) -> torch.Tensor:
+            return new[name] if name in new else live[name]
+
+        def averaged(name: str) -> torch.Tensor:
+            return _carried(maps[name], means[name], new[name]) if name in maps else means[name]
+
+        fresh: dict[str, torch.Tensor] = {}
+        for block in entering:
+            fresh |= fill_block(network, target, block, growth, online, averaged, generator)
+        buffers = {
+            name: value if value is None else value.to(live[name].device) if name in live else value
+            for name, value in network.grid_buffers(target.resolution).items()
+            if name in staying or value is None
+        }
+        edits: list[Callable[[], None]] = []
+        for name, value in new.items():
+            if name not in buffers:
+                copies = [tensor_named(average, name) for average in averages]
+                edits += _plan(maps.get(name), live[name], value, optimizers, copies)
+        copies = {id(tree): _copies(network, entering, fresh, tree) for tree in trees[1:]}
         for edit in edits:  # from here on nothing is computed, so nothing can fail halfway
             edit()
-    alive = network.structure.alive_mask(target)
-    for tree in (model, *averages):
-        set_attributes(tree, network.structure, alive)
-    before, network.current = network.current, target
-    changes = {name: Change(live[name], change) for name, change in maps.items()}
-    return Receipt(before, target, changes, time.perf_counter() - start)
+        _exchange(network, entering, leaving, fresh, copies, trees, optimizers)
+        for tree in trees:
+            for name, value in buffers.items():
+                if not within(name, frozenset(structure.absent(target))):
+                    set_buffer(tree, name, value)
+            set_attributes(tree, network, target)
+        before, network.current = network.current, target
+        lay_out_drop_path(network)
+        if restarted is not None:
+            _restart(restarted, model)
+    changes = {name: Change(tensor_named(model, name), change) for name, change in maps.items() if name not in buffers}
+    entered = {name: tensor_named(model, name) for name in fresh}
+    return Receipt(before, target, changes, entered, leaving, time.perf_counter() - start)
+
+
+def _check_operator(
+    lacks_momentum: bool, silent: bool, entering: list[Entering], operator: str | DepthOperator
+) -> None:
+    """Refuse a depth operator that lacks what it needs."""
+    if lacks_momentum and entering:
+        raise MorphError(
+            f"the depth operator '{operator}' needs a momentum network",
+            expected="momentum=, an averaged copy of the model such as torch.optim.swa_utils.AveragedModel",
+            found="none",
+        )
+    for block in entering:
+        if silent and block.stack.writers is None:
+            raise MorphError(
+                f"the depth operator '{operator}' cannot silence the blocks of this stack",
+                where=block.stack.name,
+                expected="blocks that add to their input (y = x + f(x)) and end in nothing else",
+                todo="Use interpolate, or keep the stack whole",
+            )
+
+
+def _tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """All parameters and buffers of several modules by their full names."""
+    return {
+        f"{path}.{name}": tensor
+        for path, module in modules.items()
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+    }
+
+
+def _copies(
+    network: Network, entering: list[Entering], fresh: Mapping[str, torch.Tensor], tree: nn.Module
+) -> dict[str, nn.Module]:
+    """The blocks that enter, for an averaged copy of the model."""
+    copies = {}
+    for block in entering:
+        module = network.outside[block.path]
+        names = {id(t): name for name, t in _tensors_of({block.path: module}).items()}
+
+        def value(tensor: torch.Tensor, names: dict[int, str] = names, block: Entering = block) -> torch.Tensor:
+            name = names[id(tensor)]
+            if name not in fresh:
+                return tensor
+            data = fresh[name].to(tensor_named(tree, block.counterpart(name)), copy=True)
+            return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+        copies[block.path] = FakeModel.copy(module, value)
+    return copies
+
+
+def _exchange(
+    network: Network,
+    entering: list[Entering],
+    leaving: tuple[str, ...],
+    fresh: Mapping[str, torch.Tensor],
+    copies: Mapping[int, Mapping[str, nn.Module]],
+    trees: list[nn.Module],
+    optimizers: list[Optimizer],
+) -> None:
+    """Put the blocks that enter in their places, and take those that leave out of theirs."""
+    model = network.model
+    counterparts: dict[str, nn.Parameter] = {}
+    arrived: dict[str, nn.Parameter] = {}
+    for block in entering:
+        module = network.outside.pop(block.path)
+        for name, tensor in _tensors_of({block.path: module}).items():
+            if name in fresh:
+                _assign(tensor, fresh[name], None)
+            if isinstance(tensor, nn.Parameter):
+                arrived[name] = tensor
+                twin = tensor_named(model, block.counterpart(name))
+                assert isinstance(twin, nn.Parameter)
+                counterparts[name] = twin
+        stand_in = replace_module(model, block.path, module)
+        module.train(stand_in.training)
+        for tree in trees[1:]:
+            replace_module(tree, block.path, copies[id(tree)][block.path].train(tree.training))
+    for stack in network.stacks:
+        for path in stack.blocks:
+            if path in leaving:
+                for tree in trees:
+                    stand_in = bypass(stack)
+                    gone = replace_module(tree, path, stand_in)
+                    stand_in.training = gone.training
+                    if tree is model:
+                        network.outside[path] = gone
+    gone = {name: t for name, t in _tensors_of({path: network.outside[path] for path in leaving}).items()}
+    for optimizer in optimizers:
+        held = network.held.setdefault(optimizer, {})
+        leave(optimizer, {name: p for name, p in gone.items() if isinstance(p, nn.Parameter)}, held)
+    for tensor in gone.values():
+        _assign(tensor, tensor.detach().new_empty(0), None)
+    order = {id(parameter): place for place, parameter in enumerate(model.parameters())}
+    for optimizer in optimizers:
+        enter(optimizer, arrived, counterparts, network.held.setdefault(optimizer, {}), order)
+
+
+def _restart(momentum: nn.Module, model: nn.Module) -> None:
+    """The momentum network begins anew as the model is."""
+    theirs = dict([*momentum.named_parameters(), *momentum.named_buffers()])
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        theirs[name].copy_(tensor)
+
+
+def _carried(change: TensorMap, average: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """An averaged tensor after the morph; its new channels have the value `new` has."""
+    if change.regrids:
+        return change.regrid(change.select(average.detach()))
+    return change.carry(average.detach(), new.to(average))
 
 
 def _fill(
@@ -150,17 +314,20 @@ def _fill(
 
 
 def _plan(
-    change: TensorMap,
+    change: TensorMap | None,
     tensor: torch.Tensor,
     new: torch.Tensor,
     optimizers: Iterable[Optimizer],
     averages: Iterable[torch.Tensor],
 ) -> list[Callable[[], None]]:
     """All edits that bring one tensor, its gradient, its moments and its averages to the new size."""
-    grad = None if tensor.grad is None else change.carry(tensor.grad)
+    if change is None:  # another value of the same size
+        return [partial(tensor.data.copy_, new)]
+    # A gradient belongs to entries; interpolated ones are others.
+    grad = None if tensor.grad is None or change.regrids else change.carry(tensor.grad)
     edits: list[Callable[[], None]] = [partial(_assign, tensor, new, grad)]
     for average in averages:
-        edits.append(partial(_assign, average, change.carry(average.detach(), new.to(average)), None))
+        edits.append(partial(_assign, average, _carried(change, average, new), None))
     if isinstance(tensor, nn.Parameter):
         for optimizer in optimizers:
             state = carried_state(optimizer, tensor, change, new)

@@ -28,10 +28,7 @@ class Gap:
 
     def randn(self, *shape: int) -> torch.Tensor:
         """Standard normal numbers on the tensor's device, float32 (float64 for a float64 tensor)."""
-        dtype = torch.promote_types(self.old.dtype, torch.float32)
-        if self.generator is None or self.generator.device == self.old.device:
-            return torch.randn(shape, generator=self.generator, device=self.old.device, dtype=dtype)
-        return torch.randn(shape, generator=self.generator, dtype=dtype).to(self.old.device)
+        return normal(self.old, shape, self.generator)
 
     def matrices(self, tensor: torch.Tensor) -> torch.Tensor:
         """A `weight` as (groups, out, in, taps), each convolution group by itself: a view of a contiguous one."""
@@ -52,6 +49,14 @@ class Gap:
         size, axis_map = self.map.new_shape[axis], self.map.axes[axis]
         mask = torch.ones(size, dtype=torch.bool) if axis_map is None else axis_map.carried
         return mask.view(self.map.groups, -1)[0] if axis == 0 else mask
+
+
+def normal(like: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
+    """Standard normal numbers on the device of a tensor, float32 (float64 for a float64 tensor)."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if generator is None or generator.device == like.device:
+        return torch.randn(shape, generator=generator, device=like.device, dtype=dtype)
+    return torch.randn(shape, generator=generator, dtype=dtype).to(like.device)
 
 
 class GrowthOperator(Protocol):

@@ -93,7 +93,47 @@ def carried_state(
         for key, fill in begin.items()
     }
     return {
-        key: change.carry(value, begin.get(key, 0.0))
+        key: change.regrid(change.carry(value, begin.get(key, 0.0)), smooth=False)
         for key, value in state.items()
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.ndim
     }
+
+
+def leave(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], held: dict[str, int]) -> None:
+    """Take the parameters of blocks that go out of their groups, with their state; note the groups in `held`."""
+    gone = {id(parameter): name for name, parameter in parameters.items()}
+    for number, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
+            if id(parameter) in gone:
+                held[gone[id(parameter)]] = number
+                optimizer.state.pop(parameter, None)
+        group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+
+
+def enter(
+    optimizer: Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    counterparts: Mapping[str, nn.Parameter],
+    held: dict[str, int],
+    order: Mapping[int, int],
+) -> None:
+    """Put the parameters of blocks that come in into a group: the one they were in, else their counterpart's.
+
+    Args:
+        optimizer: any; it gets no parameter whose counterpart it does not train.
+        parameters: those that come in, by name.
+        counterparts: the same parameter of the old block nearest by.
+        held: the groups noted when they went out.
+        order: the place of each of the model's parameters (by id), in which groups stay sorted.
+    """
+    there = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    for name, parameter in parameters.items():
+        number = held.pop(name, None)
+        if number is None:
+            number = there.get(id(counterparts[name])) if parameter.requires_grad else None
+        if number is None or id(parameter) in there:
+            continue
+        group = optimizer.param_groups[number]["params"]
+        place = order[id(parameter)]
+        before = [i for i, other in enumerate(group) if order.get(id(other), place) < place]
+        group.insert(before[-1] + 1 if before else 0, parameter)

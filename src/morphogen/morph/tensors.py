@@ -10,7 +10,9 @@ from math import prod
 
 import torch
 
+from ..network import Network
 from ..subnet import FIXED, Role, Structure, SubNetwork, TensorLayout
+from .resample import resample
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,16 @@ class AxisMap:
 
 @dataclass(frozen=True)
 class TensorMap:
-    """How one tensor changes: its shapes before and after, and a map for each axis that changes."""
+    """How one tensor changes: a map for each axis whose channels change, then another grid.
+
+    Attributes:
+        name, role: which tensor.
+        old_shape, new_shape: before, and after the change of channels.
+        axes: a map for each axis that changes.
+        groups: number of groups of the convolution after the morph, 1 for everything else.
+        grid_shape: the shape in the end, where the tensor follows the resolution; otherwise `new_shape`.
+        ratio: height by width of the input.
+    """
 
     name: str
     role: Role
@@ -37,7 +48,8 @@ class TensorMap:
     new_shape: tuple[int, ...]
     axes: tuple[AxisMap | None, ...]
     groups: int
-    """Number of groups of the convolution after the morph, 1 for everything else."""
+    grid_shape: tuple[int, ...]
+    ratio: float = 1.0
 
     @property
     def grows(self) -> bool:
@@ -47,10 +59,25 @@ class TensorMap:
     @property
     def carried(self) -> int:
         """Number of entries carried over bit for bit."""
-        return prod(
-            size if axis is None else int(axis.carried.sum())
-            for size, axis in zip(self.new_shape, self.axes, strict=True)
+        return (
+            0
+            if self.regrids
+            else prod(
+                size if axis is None else int(axis.carried.sum())
+                for size, axis in zip(self.new_shape, self.axes, strict=True)
+            )
         )
+
+    @property
+    def regrids(self) -> bool:
+        """Whether the entries are interpolated to another grid, so that none is carried bit for bit."""
+        return self.grid_shape != self.new_shape
+
+    def regrid(self, tensor: torch.Tensor, *, smooth: bool = True) -> torch.Tensor:
+        """A tensor of `new_shape` at the grid after the morph; see `resample`."""
+        if not self.regrids:
+            return tensor
+        return resample(tensor, self.grid_shape, name=self.name, ratio=self.ratio, smooth=smooth)
 
     def survivors_of_old(self, old: torch.Tensor) -> torch.Tensor:
         """The entries of the old tensor that are carried over."""
@@ -101,17 +128,32 @@ def _strides(tensor: torch.Tensor, memory_format: torch.memory_format) -> tuple[
     return torch.empty(tensor.shape, device="meta", memory_format=memory_format).stride()
 
 
-def map_tensors(structure: Structure, current: SubNetwork, target: SubNetwork) -> dict[str, TensorMap]:
-    """The map of every tensor that changes between two sub-networks of one dense network."""
+def map_tensors(network: Network, current: SubNetwork, target: SubNetwork) -> dict[str, TensorMap]:
+    """The map of every tensor that is in two sub-networks of one dense network and changes between them."""
+    structure = network.structure
     old, new = structure.alive_mask(current), structure.alive_mask(target)
+    old_grid, new_grid = network.grid(current.resolution).shapes, network.grid(target.resolution).shapes
     source = _source_units(structure, old)
+    ratio = 1.0 if target.resolution is None else target.resolution[0] / target.resolution[1]
+    both = structure.present(current).keys() & structure.present(target).keys()
+    both -= network.grid_buffers(target.resolution).keys()  # made anew, not mapped
     maps = {}
     for name, layout in structure.tensors.items():
+        if name not in both:
+            continue
         axes = tuple(None if axis is None else _map_axis(axis, old, new, source) for axis in layout.axes)
-        if any(axis is not None for axis in axes):
-            new_shape = layout.alive_shape(new)
+        before, after = old_grid.get(name), new_grid.get(name)
+        if before != after or any(axis is not None for axis in axes):
+            new_shape = layout.alive_shape(new, before)
             maps[name] = TensorMap(
-                name, layout.role, layout.alive_shape(old), new_shape, axes, _groups(layout, new_shape)
+                name,
+                layout.role,
+                layout.alive_shape(old, before),
+                new_shape,
+                axes,
+                _groups(layout, new_shape),
+                layout.alive_shape(new, after),
+                ratio,
             )
     return maps
 

@@ -7,6 +7,7 @@ output of the right shape alone would prove nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import MorphError
-from ..network import Network, at_least_two, quiet
+from ..fake import at_least_two, quiet
+from ..network import Network
 from ..program import bind, calls, export, first_line, module_path, op_name, output_shapes
-from ..subnet import ExpectedCall, ForwardPath, SubNetwork
+from ..subnet import ExpectedCall, ForwardPath, SubNetwork, within
 
 WAY_OUT = "Leave the module whole: trace(..., exclude=['its path'])"
 
@@ -33,12 +35,14 @@ def try_out(network: Network, target: SubNetwork) -> None:
     # Where both modes run the same ops on what can change, one speaks for both.
     different = {_fingerprint(path): path for path in network.structure.paths}
     with torch.inference_mode(False), torch.enable_grad():
-        fake = network.fake.subnetwork(network.structure, target)
-        alive = network.structure.alive_mask(target)
-        for path in different.values():
-            _compare(network, fake, path, alive)
+        at_dense_resolution = replace(target, resolution=network.structure.resolution)
+        if at_dense_resolution not in network.fits:
+            fake = network.sketch(at_dense_resolution)
+            for path in different.values():
+                _compare(network, fake, path, target)
+            network.fits.add(at_dense_resolution)
         if target.resolution != network.structure.resolution:
-            _compare_outputs(network, fake, target)
+            _compare_outputs(network, target)
     network.fits.add(target)
 
 
@@ -51,7 +55,7 @@ def _fingerprint(path: ForwardPath) -> tuple[Any, ...]:
     )
 
 
-def _compare(network: Network, fake: nn.Module, path: ForwardPath, alive: torch.Tensor) -> None:
+def _compare(network: Network, fake: nn.Module, path: ForwardPath, target: SubNetwork) -> None:
     args, kwargs = network.fake.inputs(network.structure.resolution)
     if path.training:
         args, kwargs = tree_map(at_least_two, (args, kwargs))
@@ -60,7 +64,9 @@ def _compare(network: Network, fake: nn.Module, path: ForwardPath, alive: torch.
             program = export(fake, args, kwargs)
     except Exception as error:  # whatever the model's own code raises at this size
         raise _cannot_run(fake, error) from error
-    for expected, node in zip_longest(path.calls, calls(program)):
+    alive, absent = network.structure.alive_mask(target), frozenset(network.structure.absent(target))
+    there = (call for call in path.calls if not within(call.path, absent))
+    for expected, node in zip_longest(there, calls(program)):
         if expected is None or node is None or op_name(node.target) != expected.op:
             found = op_name(node.target) if node is not None else "the end"
             raise MorphError(
@@ -100,11 +106,11 @@ def _compare_call(expected: ExpectedCall, node: torch.fx.Node, alive: torch.Tens
                 )
 
 
-def _compare_outputs(network: Network, fake: nn.Module, target: SubNetwork) -> None:
+def _compare_outputs(network: Network, target: SubNetwork) -> None:
     """At another resolution the trace says nothing of sizes in space; the dense network does."""
-    dense = network.fake.subnetwork(network.structure, network.dense)
     shapes = []
-    for model in (dense, fake):
+    for subnetwork in (replace(network.dense, resolution=target.resolution), target):
+        model = network.sketch(subnetwork)
         try:
             shapes.append(_shapes(network.fake.run(model, target.resolution)))
         except Exception as error:  # whatever the model's own code raises at this size

@@ -30,7 +30,7 @@ class Cost:
 
 def cost(network: Network, subnetwork: SubNetwork, batch_size: int = 1) -> Cost:
     """Count one sub-network at a batch size; nothing is computed and the model is not touched."""
-    fake = network.fake.subnetwork(network.structure, subnetwork)
+    fake = network.sketch(subnetwork)
     with FlopCounterMode(display=False) as counter:
         output = network.fake.run(fake, subnetwork.resolution, batch_size)
         forward = counter.get_total_flops()

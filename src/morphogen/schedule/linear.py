@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def linear_ratios(initial: float, stages: int) -> list[float]:
     """alpha_i = alpha_0 + i (1 - alpha_0) / (n_g - 1) for each stage i (Network Expansion, equation 1).
@@ -19,3 +21,12 @@ def equal_starts(epochs: int, stages: int) -> list[int]:
     Epoch e is in stage floor(e n_g / T); where `stages` does not divide `epochs`, lengths differ by one.
     """
     return [-(-stage * epochs // stages) for stage in range(stages)]
+
+
+def starts_by_ratio(epochs: int, parts: Sequence[float]) -> list[int]:
+    """The first epoch of each stage where stages last as `parts` are to each other (1 : 2 : 5)."""
+    total, done, starts = sum(parts), 0.0, []
+    for part in parts:
+        starts.append(int(epochs * done / total + 0.5))
+        done += part
+    return starts

@@ -8,10 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ..errors import ConfigError, TrainingError
-from ..methods import METHODS, Dense, Method
+from ..methods import Dense, Method, build_method
 from ..program import first_line
 from ..report.ledger import environment
-from ..spec import build
 from .config import CompareConfig, Recipe
 from .data import Data, load_data
 from .loop import Run, writable
@@ -37,7 +36,7 @@ def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> tupl
     """
     methods: dict[str, Method] = {"Dense": Dense()}
     for text in config.methods:
-        methods[text] = build(text, METHODS, "method")
+        methods[text] = build_method(text)
     data = load_data(config)
     log = _Log(config, data)
     failures: list[str] = []

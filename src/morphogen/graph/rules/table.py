@@ -77,7 +77,7 @@ class Call:
             if value is not None and _same_axes(self.parameters[name], value):
                 self.roles.setdefault(name, role)
 
-    def keeps(self, **sizes: Axis | Axes) -> None:
+    def keeps(self, /, **sizes: Axis | Axes) -> None:
         """Note sizes that count these axes: arguments of the op, or attributes its module keeps by these names.
 
         An argument noted with None must be the same at every size.

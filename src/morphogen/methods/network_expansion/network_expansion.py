@@ -1,13 +1,16 @@
-"""Width growth of CNNs in equal stages (Network Expansion, sections 3.1 to 3.3)."""
+"""Growth of width (CNNs) and depth (ViTs) in equal stages (Network Expansion, section 3, Algorithm 1)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...depth import interpolated
 from ...errors import ConfigError
+from ...morph.entry import DepthOperator, depth_named
 from ...morph.growth import GrowthOperator, named
 from ...network import Network
+from ...schedule.growth import growth
 from ...schedule.linear import equal_starts, linear_ratios
 from ...schedule.stages import Stage
 from ..method import Method
@@ -15,12 +18,16 @@ from ..method import Method
 
 @dataclass(frozen=True)
 class NetworkExpansion(Method):
-    """Begin with a share of every layer's channels and widen in equal steps to the dense network.
+    """Begin with a share of every layer's channels, or of the blocks, and grow in equal steps to the dense network.
 
     Attributes:
-        width: alpha_0, the share of the channels in the first stage, in (0, 1].
+        width: alpha_0, the share of the channels in the first stage, in (0, 1]; 0.5 where neither width nor
+            depth is given.
+        depth: alpha_0, the share of each block stack in the first stage, in (0, 1].
         stages: n_g, the number of stages of equal length; the last is the dense network.
         operator: how new channels are filled: `orthogonal` (the paper's), `random`, `replicate`, or your own.
+        depth_operator: how new blocks are filled: `momentum` (the paper's), or another.
+        decay: of the momentum network; None ties it to the stage's length.
         multiple_of: round channel counts to multiples that the hardware likes, such as 8; the paper's is 1.
 
     Raises:
@@ -28,16 +35,24 @@ class NetworkExpansion(Method):
         MorphError: an unknown operator.
     """
 
-    width: float = 0.5
+    width: float | None = None
+    depth: float | None = None
     stages: int = 5
     operator: str | GrowthOperator = "orthogonal"
+    depth_operator: str | DepthOperator = "momentum"
+    decay: float | None = None
     multiple_of: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.width <= 1:
-            raise ConfigError(
-                "width out of range", where="NetworkExpansion", expected="0 < width <= 1", found=f"{self.width}"
-            )
+        if self.width is None and self.depth is None:
+            object.__setattr__(self, "width", 0.5)
+        if self.depth is None:  # no block enters, so no momentum network is kept for it
+            object.__setattr__(self, "depth_operator", Method.depth_operator)
+        for name, share in (("width", self.width), ("depth", self.depth)):
+            if share is not None and not 0 < share <= 1:
+                raise ConfigError(
+                    f"{name} out of range", where="NetworkExpansion", expected=f"0 < {name} <= 1", found=f"{share}"
+                )
         if self.stages < 1 or self.multiple_of < 1:
             raise ConfigError(
                 "out of range",
@@ -45,29 +60,21 @@ class NetworkExpansion(Method):
                 expected="stages and multiple_of at least 1",
                 found=f"stages {self.stages}, multiple_of {self.multiple_of}",
             )
-        named(self.operator)
+        named(self.operator), depth_named(self.depth_operator), self.momentum
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
-        """Stage i trains alpha_i of the channels (equation 1) from epoch ceil(i T / n_g) on.
+        """Stage i trains alpha_i of the channels or blocks (equation 1) from epoch ceil(i T / n_g) on.
 
         Raises:
-            ConfigError: more stages than epochs, or a network without channels that can change.
+            ConfigError: more stages than epochs, or a network without channels or blocks that can change.
         """
-        if self.stages > epochs:
-            raise ConfigError(
-                "a stage needs at least one epoch",
-                where="NetworkExpansion",
-                expected=f"at most {epochs} stages",
-                found=f"{self.stages}",
-            )
-        if not network.groups:
-            raise ConfigError(
-                "no channels of this model can change",
-                where="NetworkExpansion",
-                todo="`morphogen inspect` says what is pinned and why",
-            )
-        ratios, starts = linear_ratios(self.width, self.stages), equal_starts(epochs, self.stages)
-        return [
-            Stage(start, network.subnetwork(width=ratio, multiple_of=self.multiple_of))
-            for start, ratio in zip(starts, ratios, strict=True)
-        ]
+        return growth(
+            network,
+            equal_starts(epochs, self.stages),
+            epochs,
+            width=None if self.width is None else linear_ratios(self.width, self.stages),
+            depth=None if self.depth is None else linear_ratios(self.depth, self.stages),
+            table=interpolated,
+            multiple_of=self.multiple_of,
+            who="NetworkExpansion",
+        )

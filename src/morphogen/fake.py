@@ -1,0 +1,131 @@
+"""The dense model without memory and arithmetic: PyTorch's fake tensors, for trials, shapes and FLOPs."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from .program import silence
+
+Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
+"""What to call the model with: one tensor, positional arguments, or keyword arguments."""
+
+
+class FakeModel:
+    """A copy of the dense model whose tensors have shapes and nothing else.
+
+    Attributes:
+        dense: the copy.
+        mode: PyTorch's mode in which its tensors live.
+        device: where the model is (its first parameter).
+    """
+
+    def __init__(self, model: nn.Module, example: Example):
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with quiet(model, training=False):
+            self.dense = self.copy(model, self._fake)
+        self._example = tree_map(self._fake, as_call(example))
+        self.device = next((t.device for t in self.dense.parameters()), torch.device("cpu"))
+
+    def reshaped(self, shape_of: Callable[[str, torch.Tensor], tuple[int, ...]]) -> nn.Module:
+        """A copy of the dense model with tensors of other shapes, by name."""
+        names = {id(tensor): name for name, tensor in [*self.dense.named_parameters(), *self.dense.named_buffers()]}
+
+        def resized(tensor: torch.Tensor) -> torch.Tensor:
+            shape = shape_of(names[id(tensor)], tensor)
+            with self.mode:
+                data = tensor.detach().new_empty(shape)
+            return _as_kind_of(tensor, data)
+
+        return self.copy(self.dense, resized)
+
+    def blank(self) -> nn.Module:
+        """A copy of the dense model with ordinary tensors on the CPU that hold nothing; memory is not touched."""
+        return self.copy(
+            self.dense, lambda t: _as_kind_of(t, torch.empty(t.shape, dtype=t.dtype, device="cpu", requires_grad=False))
+        )
+
+    def inputs(
+        self, resolution: tuple[int, int] | None, batch: int | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example as fake arguments, its tensors at the batch size and resolution given."""
+
+        def resize(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or not value.ndim:
+                return value
+            shape = list(value.shape)
+            shape[0] = batch or shape[0]
+            if resolution is not None and value.ndim == 4:
+                shape[2:] = resolution
+            return value.new_empty(shape)
+
+        with self.mode:
+            return tree_map(resize, self._example)
+
+    def run(self, model: nn.Module, resolution: tuple[int, int] | None, batch: int | None = None) -> Any:
+        """Call a fake model; raises whatever its forward raises."""
+        args, kwargs = self.inputs(resolution, batch)
+        with self.mode, silence():
+            return model(*args, **kwargs)
+
+    def _fake(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return _as_kind_of(value, self.mode.from_tensor(value.detach()))
+
+    @staticmethod
+    def copy(model: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+        """A deep copy with every parameter and buffer replaced; none is ever copied."""
+        tensors = [*model.parameters(), *model.buffers()]  # `deepcopy` takes them from its memo
+        return copy.deepcopy(model, {id(tensor): replace(tensor) for tensor in tensors})
+
+
+def _as_kind_of(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+
+def tensor_named(model: nn.Module, name: str) -> torch.Tensor:
+    """The parameter or buffer of that name; raises AttributeError where there is none."""
+    path, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(path), leaf)
+
+
+def as_call(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of an example."""
+    if isinstance(example, dict):
+        return (), dict(example)
+    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
+
+
+def at_least_two(value: Any) -> Any:
+    """A batch of one made two: batch norm refuses single values in training."""
+    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
+        return torch.cat([value, value])
+    return value
+
+
+@contextmanager
+def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The model in the given mode and without hooks.
+
+    Afterwards every attribute of every module is what it was: modes, hooks, and whatever the forward pass
+    stored on the modules (containers that it changed in place excepted).
+    """
+    kept = [(module, dict(module.__dict__)) for module in model.modules()]
+    try:
+        for module, _ in kept:
+            module.training = training
+            module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+        yield
+    finally:
+        for module, attributes in kept:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)

@@ -1,0 +1,150 @@
+"""Which tensors write into a block's residual stream: with all of them zero, the block passes its input on.
+
+A block computes y = x + f(x), perhaps several times over. The last layer of each branch f (its weight and
+bias, a normalisation's scale and shift, a layer scale) is found by walking back from the additions.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+import torch
+
+from ..program import op_name
+
+ADD = frozenset({"add"})
+IDEMPOTENT = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
+"""Activations that leave alone what a block of the same kind returned."""
+SAME = frozenset({"clone", "contiguous", "dropout", "alias", "to", "_to_copy", "detach"})
+VIEWS = frozenset({"view", "reshape", "flatten", "unflatten", "_unsafe_view"})
+"""Views that keep the order of the entries: a block that returns the shape it is given undoes them."""
+READERS = {
+    "linear": ("weight", "bias"),
+    "conv1d": ("weight", "bias"),
+    "conv2d": ("weight", "bias"),
+    "conv3d": ("weight", "bias"),
+    "batch_norm": ("weight", "bias"),
+    "layer_norm": ("weight", "bias"),
+    "group_norm": ("weight", "bias"),
+    "addmm": ("self", "mat2"),
+}
+ZERO_STAYS_ZERO = (
+    SAME
+    | IDEMPOTENT
+    | frozenset(
+        """view reshape permute transpose flatten unflatten squeeze unsqueeze roll slice select pad constant_pad_nd
+        mul div neg gelu silu tanh hardswish mean adaptive_avg_pool2d avg_pool2d col2im im2col expand _unsafe_view
+        upsample_bilinear2d upsample_nearest2d split chunk""".split()
+    )
+)
+"""Ops that make zeros of zeros in their first tensor (or, for `mul`, in any)."""
+
+
+def residual_writers(program: torch.export.ExportedProgram, names: dict[str, str]) -> dict[str, frozenset[str] | None]:
+    """For each module of the program, the tensors that write into its residual stream, or None.
+
+    Args:
+        program: the dense network in evaluation mode.
+        names: the model's parameters by the names of the program's inputs.
+    """
+    inside: dict[str, list[torch.fx.Node]] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+                if path:
+                    inside.setdefault(path, []).append(node)
+    return {path: _Branches(nodes, names).writers() for path, nodes in inside.items()}
+
+
+class _Branches:
+    """The residual branches of one module."""
+
+    def __init__(self, nodes: list[torch.fx.Node], names: dict[str, str]):
+        self.nodes, self.names = nodes, names
+        self.own = set(nodes)
+
+    def writers(self) -> frozenset[str] | None:
+        """The writers of all branches between the module's input and its output."""
+        leaving = [node for node in self.nodes if any(user not in self.own for user in node.users)]
+        if len(leaving) != 1:
+            return None
+        walked = self._along(leaving[0])
+        if walked is not None and walked[1] in self.own:
+            joined = self._joined(walked[1])
+            walked = None if joined is None else (walked[0] | joined, walked[1])
+        return frozenset(walked[0]) if walked and walked[0] else None
+
+    def _along(self, node: torch.fx.Node) -> tuple[set[str], torch.fx.Node] | None:
+        """From a value back along the residual stream: the writers of the branches added on the way, and where
+        the stream comes from. None where a branch has no writer."""
+        found: set[str] = set()
+        while node in self.own:
+            op, inputs = op_name(node.target), node.all_input_nodes
+            if op in SAME | IDEMPOTENT | VIEWS and inputs:
+                node = inputs[0]
+                continue
+            stream = [i for i in inputs if op in ADD and self._is_stream(i)]
+            if len(inputs) != 2 or len(stream) != 1:
+                break
+            (branch,) = (i for i in inputs if i is not stream[0])
+            written = self._writer(branch)
+            if written is None:
+                return None
+            found |= written
+            node = stream[0]
+        return found, node
+
+    def _joined(self, node: torch.fx.Node) -> set[str] | None:
+        """The writers of an input that is cut into neighbouring ranges and put together again by `cat`."""
+        if op_name(node.target) != "cat":
+            return None
+        found: set[str] = set()
+        dim, end, size = node.args[1] if len(node.args) > 1 else 0, 0, 0
+        for part in node.all_input_nodes:
+            walked = self._along(part)
+            if walked is None or walked[1] not in self.own or op_name(walked[1].target) != "slice":
+                return None
+            source, along, start, stop = (*walked[1].args, None, None)[:4]
+            if source in self.own or along != dim or start != end:
+                return None
+            size = source.meta["val"].shape[dim]
+            end = size if stop is None else min(stop, size)
+            found |= walked[0]
+        return found if end == size else None
+
+    def _is_stream(self, node: torch.fx.Node) -> bool:
+        """Whether a value is the module's input, but for additions to it."""
+        if node not in self.own:
+            return node.op == "call_function" or node.name not in self.names
+        op = op_name(node.target)
+        return op in ADD | SAME | IDEMPOTENT | VIEWS | {"slice"} and any(map(self._is_stream, node.all_input_nodes))
+
+    def _writer(self, node: torch.fx.Node) -> set[str] | None:
+        """The tensors that make this value zero when they are."""
+        if node not in self.own:
+            return {self.names[node.name]} if node.name in self.names else None
+        if node.target is operator.getitem:
+            return self._writer(node.all_input_nodes[0])
+        op = op_name(node.target)
+        if op in READERS:
+            return self._parameters(node, READERS[op])
+        if op in ADD:
+            parts = [self._writer(i) for i in node.all_input_nodes]
+            return None if None in parts else set().union(*(p for p in parts if p is not None))
+        if op not in ZERO_STAYS_ZERO or not node.all_input_nodes:
+            return None
+        inputs: Iterable[torch.fx.Node] = node.all_input_nodes if op == "mul" else node.all_input_nodes[:1]
+        # A factor that is a parameter (a layer scale) comes before what it scales.
+        ordered = sorted(inputs, key=lambda i: i.name not in self.names)
+        return next((written for i in ordered if (written := self._writer(i)) is not None), None)
+
+    def _parameters(self, node: torch.fx.Node, which: tuple[str, ...]) -> set[str] | None:
+        assert isinstance(node.target, torch._ops.OpOverload)
+        arguments = [argument.name for argument in node.target._schema.arguments]
+        given = dict(zip(arguments, node.args, strict=False)) | dict(node.kwargs)
+        tensors = [given.get(name) for name in which]
+        if tensors[0] is None:
+            return None
+        written = {self.names.get(t.name) for t in tensors if isinstance(t, torch.fx.Node)}
+        return None if None in written else {name for name in written if name is not None}

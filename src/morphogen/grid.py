@@ -1,0 +1,149 @@
+"""What of a model follows the input's resolution: position embeddings, window tables, sizes that modules keep.
+
+Nothing is known of any architecture. The model is asked: through `set_input_size`, where it (or its patch
+embedding) has one, as in timm; and by running it on fake tensors, where a parameter that is added to
+activations of another size shows the size it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from .fake import FakeModel
+from .program import silence
+
+Resolution = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What differs from the dense network at one resolution.
+
+    Attributes:
+        shapes: shapes of the parameters and buffers that follow the token grid, all channels alive.
+        buffers: buffers that are computed anew (window masks, index tables), on the CPU; None where there
+            is none at this resolution.
+        whole: the same buffers at the dense resolution.
+        attributes: (module path, name) -> value.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    buffers: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
+    whole: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
+    attributes: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+
+
+def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution) -> Grid:
+    """Ask the dense model what it needs at another resolution.
+
+    Raises:
+        Exception: whatever the model's own code raises where it cannot run at this resolution.
+    """
+    model = fake.blank()
+    attributes, shapes, buffers = _attributes(model), _shapes(model), _buffers(model)
+    with torch.no_grad(), silence():
+        _announce(model, resolution, dense)
+    at_resolution = _buffers(model)
+    replaced = {name for name, b in at_resolution.items() if b is not buffers.get(name)}
+    replaced |= buffers.keys() - at_resolution.keys()
+    changed = {key: value for key, value in _attributes(model).items() if attributes.get(key, value) != value}
+    known = _shapes(model)
+    fitted = FakeModel(model, ())
+    fitting = _Fitting(fitted)
+    # The example lives in the mode of the dense copy; a batch of the same form is made in this one.
+    args, kwargs = fake.inputs(resolution)
+    with fitted.mode:
+        args, kwargs = torch.utils._pytree.tree_map(
+            lambda t: torch.empty(t.shape, dtype=t.dtype) if isinstance(t, torch.Tensor) else t, (args, kwargs)
+        )
+        with fitting, silence(), torch.no_grad():
+            fitted.dense(*args, **kwargs)
+    known |= fitting.shapes
+    if replaced:
+        with torch.no_grad(), silence():
+            _announce(model, dense, resolution)
+    whole = _buffers(model)
+    return Grid(
+        {name: shape for name, shape in known.items() if shapes.get(name) not in (None, shape)},
+        {name: at_resolution.get(name) for name in replaced},
+        {name: whole.get(name) for name in replaced},
+        changed,
+    )
+
+
+def _announce(model: nn.Module, resolution: Resolution, now: Resolution) -> None:
+    """Tell the model its new input size, in the ways there are."""
+    done: list[str] = []
+    for path, module in model.named_modules():
+        setter = getattr(module, "set_input_size", None)
+        if setter is not None and not any(path == p or path.startswith(p + ".") or not p for p in done):
+            setter(img_size=resolution)
+            done.append(path)
+    for module in model.modules():
+        for name in ("image_size", "img_size"):
+            value = getattr(module, name, None)
+            if value == now or (isinstance(value, list) and tuple(value) == now):
+                setattr(module, name, type(value)(resolution))
+            elif isinstance(value, int) and now == (value, value) and resolution[0] == resolution[1]:
+                setattr(module, name, resolution[0])
+
+
+class _Fitting(TorchFunctionMode):
+    """Where the model's own tensor is added to activations of another size, note the size it needs."""
+
+    ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__})
+    IN_PLACE = frozenset({torch.Tensor.add_, torch.Tensor.__iadd__})
+
+    def __init__(self, fitted: FakeModel):
+        super().__init__()
+        tree = fitted.dense
+        self.names = {id(tensor): name for name, tensor in [*tree.named_parameters(), *tree.named_buffers()]}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if (func in self.ADDITIONS or func in self.IN_PLACE) and len(args) > 1:
+            first, second = self._fit(args[0], args[1]), self._fit(args[1], args[0])
+            args = (first, second, *args[2:])
+        return func(*args, **(kwargs or {}))
+
+    def _fit(self, own: Any, other: Any) -> Any:
+        name = self.names.get(id(own))
+        if name is None or not isinstance(other, torch.Tensor) or other.ndim < own.ndim:
+            return own
+        met = other.shape[other.ndim - own.ndim :]
+        shape = tuple(
+            size if size in (1, needed) or needed == 1 else needed for size, needed in zip(own.shape, met, strict=False)
+        )
+        if shape == tuple(own.shape):
+            return own
+        self.shapes[name] = shape
+        return own.new_empty(shape)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_buffers())
+
+
+def _attributes(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """Everything plain that modules keep."""
+    return {
+        (path, name): value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name != "training" and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    return all(leaf is None or isinstance(leaf, (bool, int, float, str)) for leaf in tree_leaves(value))

@@ -1,0 +1,78 @@
+"""Several methods in one run: each moves its own dimensions of the same sub-network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+from ..morph.entry import depth_named
+from ..network import Network
+from ..schedule.stages import Regularisation, Stage
+from ..subnet import SubNetwork
+from .method import Method
+
+
+@dataclass(frozen=True)
+class Combined(Method):
+    """At every epoch, what is alive in the stages of all methods: `EfficientTrain + NetworkExpansion(depth=0.5)`.
+
+    Channels and blocks are those alive in all of them, the resolution is the smallest. Operators come from the
+    first method that needs one of the kind; images are resized as the first method says that does so in a way
+    of its own; regularisation is the weakest asked for.
+
+    Attributes:
+        methods: two or more.
+
+    Raises:
+        ConfigError: fewer than two methods.
+    """
+
+    methods: tuple[Method, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.methods) < 2:
+            raise ConfigError("nothing to combine", expected="two methods or more", found=f"{len(self.methods)}")
+        deep = next((m for m in self.methods if depth_named(m.depth_operator).momentum), None)
+        deep = deep or next((m for m in self.methods if m.depth_operator != Method.depth_operator), self.methods[0])
+        wide = next((m for m in self.methods if m.operator != Method.operator), self.methods[0])
+        resizing = next((m.resizing for m in self.methods if m.resizing != Method.resizing), Method.resizing)
+        settings = {
+            "operator": wide.operator,
+            "depth_operator": deep.depth_operator,
+            "decay": deep.decay,
+            "resizing": resizing,
+        }
+        for name, value in settings.items():
+            object.__setattr__(self, name, value)
+
+    def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
+        """A stage wherever one of the methods begins one."""
+        schedules = [method.schedule(network, epochs) for method in self.methods]
+        starts = sorted({stage.start for schedule in schedules for stage in schedule})
+        return [
+            Stage(
+                start,
+                _common([[s.subnetwork for s in schedule if s.start <= start][-1] for schedule in schedules]),
+            )
+            for start in starts
+        ]
+
+    def regularisation(self, epoch: int, epochs: int) -> Regularisation:
+        """The weakest of all methods'."""
+        each = [method.regularisation(epoch, epochs) for method in self.methods]
+        return Regularisation(
+            min(r.randaugment for r in each), min(r.erasing for r in each), min(r.drop_path for r in each)
+        )
+
+
+def _common(parts: Sequence[SubNetwork]) -> SubNetwork:
+    """What is alive in all of several sub-networks."""
+    channels, blocks = dict(parts[0].channels), dict(parts[0].blocks)
+    resolution = parts[0].resolution
+    for part in parts[1:]:
+        channels = {name: tuple(sorted({*alive} & {*part.channels[name]})) for name, alive in channels.items()}
+        blocks = {name: tuple(sorted({*alive} & {*part.blocks[name]})) for name, alive in blocks.items()}
+        if resolution is not None and part.resolution is not None:
+            resolution = (min(resolution[0], part.resolution[0]), min(resolution[1], part.resolution[1]))
+    return SubNetwork(channels, blocks, resolution)

@@ -74,7 +74,11 @@ def rand_augment(magnitude: float, size: Size, mean: Sequence[float]) -> Augment
     """
     if not magnitude:
         return None
-    settings = {"translate_const": int(min(size) * 0.45), "img_mean": tuple(round(255 * m) for m in mean)}
+    settings = {
+        "translate_const": int(min(size) * 0.45),
+        "img_mean": tuple(round(255 * m) for m in mean),
+        "magnitude_max": 9.999,  # at 10 timm posterises to 0 bits, which Pillow 13 refuses
+    }
     transform = rand_augment_transform("rand-mstd0.5-inc1", settings)
     for op in transform.ops:
         op.magnitude = magnitude

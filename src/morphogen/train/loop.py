@@ -24,6 +24,7 @@ from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
 from .config import Recipe
 from .data import Batch, Data
 from .models import build_model
+from .resize import check_resizing
 
 CHECK_EVERY = 50
 """Steps between looks at the loss: often enough to stop early, seldom enough not to wait for a GPU."""
@@ -45,6 +46,7 @@ class Run:
         Raises:
             MorphogenError: the model, the data and the method do not fit each other.
         """
+        check_resizing(method.resizing)
         self.recipe, self.data, self.seed = recipe, data, seed
         self.device = recipe.torch_device()
         self.steps = recipe.epochs * data.steps if steps is None else steps

@@ -42,11 +42,11 @@ RESIZINGS: dict[str, Callable[[Tensor, Size], Tensor]] = {"bilinear": bilinear, 
 
 
 def resized(images: Tensor, size: Size, resizing: str) -> Tensor:
-    """Images of that size; those that have it already are returned as they are.
+    """Images of that size; those that have it already are returned as they are."""
+    return images if images.shape[-2:] == size else RESIZINGS[resizing](images, size)
 
-    Raises:
-        ConfigError: no such resizing.
-    """
+
+def check_resizing(resizing: str) -> None:
+    """Refuse an unknown name, before anything is trained; raises ConfigError."""
     if resizing not in RESIZINGS:
         raise ConfigError(f"no resizing '{resizing}'", expected=" or ".join(RESIZINGS))
-    return images if images.shape[-2:] == size else RESIZINGS[resizing](images, size)

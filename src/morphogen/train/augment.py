@@ -32,7 +32,10 @@ def seeded(*key: int, device: torch.device) -> Iterator[None]:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             random.seed(seed)
             np.random.seed(seed)
-            torch.manual_seed(seed)
+            # torch.manual_seed would queue a call for every device there might be one day: slow, image by image.
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                torch.cuda.manual_seed(seed)
             yield
     finally:
         random.setstate(python)

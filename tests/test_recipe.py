@@ -25,7 +25,7 @@ from morphogen.schedule.stages import Regularisation, Stage
 from morphogen.train.augment import image_order, rand_augment, seeded
 from morphogen.train.config import Recipe
 from morphogen.train.data import Data, load_data, loader_throughput
-from morphogen.train.images import read_random_crop
+from morphogen.train.images import RandomCrops, read_random_crop
 from morphogen.train.loop import Run, _optimizer, _scheduler
 from morphogen.train.models import build_model
 from morphogen.train.resize import RESIZINGS, low_frequency, resized
@@ -208,6 +208,12 @@ def test_seeds_hold_inside_and_leave_no_trace_outside():
     assert not torch.equal(other, inside[0])
 
 
+def test_an_image_that_comes_twice_is_cropped_anew(photos):
+    crops = RandomCrops(streamed(photos).train, (16, 16), None, (0, 0))
+    assert torch.equal(crops[0, 3][0], crops[0, 3][0]) and not torch.equal(crops[0, 3][0], crops[1, 3][0])
+    assert crops[0, 3][1] == crops[1, 3][1] == 0 and crops[0, 8][1] == 1
+
+
 def test_repeated_augmentation_has_timms_order():
     sampler = RepeatAugSampler(range(100), num_replicas=1, rank=0, num_repeats=3, selected_round=0)
     sampler.set_epoch(7)
@@ -286,6 +292,7 @@ def test_the_learning_rate_by_hand():
     assert found == pytest.approx(warmup + cosine, abs=1e-12)
     shortened = _scheduler(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0), 5, settings)
     assert shortened._milestones == [2]  # two fifths, as of the whole run
+    _scheduler(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0), 1, recipe(epochs=5, warmup_epochs=4)).step()
 
 
 def test_the_average_follows_the_steps_and_is_what_is_tested_and_saved(tmp_path):

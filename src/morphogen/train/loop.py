@@ -243,7 +243,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _scheduler(optimizer: torch.optim.Optimizer, steps: int, recipe: Recipe) -> LRScheduler:
     """Linear warm-up and a cosine to 0 over all steps; a shortened run warms up for the same share of its steps."""
-    warmup = round(steps * recipe.warmup_epochs / recipe.epochs)
+    warmup = steps * recipe.warmup_epochs // recipe.epochs
     cosine = CosineAnnealingLR(optimizer, steps - warmup)
     if not warmup:
         return cosine

@@ -292,7 +292,8 @@ def test_the_learning_rate_by_hand():
     assert found == pytest.approx(warmup + cosine, abs=1e-12)
     shortened = _scheduler(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0), 5, settings)
     assert shortened._milestones == [2]  # two fifths, as of the whole run
-    _scheduler(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0), 1, recipe(epochs=5, warmup_epochs=4)).step()
+    shortest = _scheduler(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0), 1, recipe(epochs=5, warmup_epochs=4))
+    assert shortest.T_max == 1
 
 
 def test_the_average_follows_the_steps_and_is_what_is_tested_and_saved(tmp_path):

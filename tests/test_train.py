@@ -12,10 +12,11 @@ from morphogen.cli import main
 from morphogen.errors import ConfigError, TrainingError
 from morphogen.methods import Dense, NetworkExpansion
 from morphogen.report.render import as_markdown, summary
+from morphogen.train.augment import crop_and_flip
 from morphogen.train.cifar_resnet import CIFAR_RESNETS
 from morphogen.train.compare import speedups
 from morphogen.train.config import Recipe
-from morphogen.train.data import crop_and_flip, load_data
+from morphogen.train.data import load_data
 from morphogen.train.loop import Run
 from morphogen.train.models import build_model
 

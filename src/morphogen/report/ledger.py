@@ -46,9 +46,10 @@ class MorphEvent:
 
 @dataclass
 class StageCost:
-    """One sub-network of a run: what a step of it costs, and how many were taken."""
+    """One sub-network of a run: its input's height and width, what a step of it costs, and how many were taken."""
 
     epoch: int
+    resolution: tuple[int, int] | None
     parameters: int
     training_flops: int
     steps: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,18 @@ import torch
 
 from ..errors import ConfigError
 from ..program import first_line
+
+_HIGHEST = {
+    "clip_grad": math.inf,
+    "label_smoothing": 0.999,
+    "randaugment": 10,
+    "erasing": 1,
+    "mixup": math.inf,
+    "cutmix": math.inf,
+    "repeated_augmentation": math.inf,
+    "drop_path": 0.999,
+    "ema": 0.999999,
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,17 @@ class Recipe:
         batch_size: images in a step.
         optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`; the learning rate falls to 0 along a cosine.
         lr: peak learning rate.
-        weight_decay: as the optimizer defines it.
+        warmup_epochs: epochs in which the learning rate rises to its peak, linearly from a thousandth of it.
+        weight_decay: as the optimizer defines it; under `adamw` not on biases, norms and tokens.
+        clip_grad: largest norm of the gradients; 0 is no limit.
+        label_smoothing: share of each label that goes to all classes alike.
+        randaugment: magnitude of RandAugment (timm's `rand-mM-mstd0.5-inc1`), up to 10; 0 is off.
+        erasing: share of images in which a rectangle becomes noise.
+        mixup: alpha of mixup; 0 is off. With cutmix too, each batch draws one of them.
+        cutmix: alpha of cutmix; 0 is off.
+        repeated_augmentation: times an image comes in a row, differently augmented; 0 and 1 are off.
+        drop_path: rate of stochastic depth, the model's `drop_path_rate`.
+        ema: decay of an exponential moving average of the weights, which is then what is tested and saved; 0 is off.
         precision: `float32`, or `bfloat16` autocast.
         channels_last: keep images and weights in channels-last memory format.
         workers: processes that decode images which do not fit into memory.
@@ -43,7 +66,17 @@ class Recipe:
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
+    warmup_epochs: int = 0
     weight_decay: float = 5e-4
+    clip_grad: float = 0.0
+    label_smoothing: float = 0.0
+    randaugment: float = 0.0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    repeated_augmentation: int = 0
+    drop_path: float = 0.0
+    ema: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
     workers: int = 2
@@ -60,6 +93,23 @@ class Recipe:
                 "out of range",
                 expected="lr above 0, weight_decay and workers not below",
                 found=f"lr {self.lr}, weight_decay {self.weight_decay}, workers {self.workers}",
+            )
+        for key, highest in _HIGHEST.items():
+            if not 0 <= getattr(self, key) <= highest:
+                expected = f"0 to {highest:g}" if highest < math.inf else "at least 0"
+                raise ConfigError(f"{key} out of range", expected=expected, found=f"{getattr(self, key)}")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ConfigError(
+                "warmup_epochs out of range",
+                expected=f"0 to {self.epochs - 1}, below epochs",
+                found=f"{self.warmup_epochs}",
+            )
+        if self.batch_size % 2 and (self.mixup or self.cutmix):
+            raise ConfigError(
+                "mixup and cutmix pair the images of a batch",
+                where="batch_size",
+                expected="an even number",
+                found=f"{self.batch_size}",
             )
 
     def torch_device(self) -> torch.device:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from rich.progress import track
+from timm.data.mixup import Mixup
 from torch import Tensor
-from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CIFAR10, CIFAR100, DatasetFolder, ImageFolder, ImageNet
 from torchvision.transforms import v2
 
 from ..errors import ConfigError
 from ..program import first_line
+from ..schedule.stages import Regularisation
+from .augment import Augment, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
 from .config import Recipe
+from .images import CentreCrops, RandomCrops, Sample, read_image
+from .resize import Size, resized
 
 IN_MEMORY = 64
 """Images up to this side (pixels) are decoded once and kept as bytes."""
@@ -26,29 +32,100 @@ IN_MEMORY = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Batch = tuple[Tensor, Tensor]
-"""Normalised images (N, 3, H, W), float32, and labels (N,), int64, on the device of the run."""
+"""Images (N, 3, H, W) and labels on the device of the run. Labels are classes (N,), int64, or where mixup or cutmix
+are on, shares of them (N, classes), float32."""
+
+AS_THE_RECIPE_SAYS = Regularisation()
 
 
 class Data(ABC):
-    """A training set and a test set."""
+    """A training set and a test set.
 
-    name: str
-    num_classes: int
-    image_size: int
-    steps: int
-    """Batches in an epoch; the last, incomplete one is left out."""
+    Attributes:
+        steps: batches in an epoch; the last, incomplete one is left out.
+    """
 
-    @abstractmethod
-    def train_batches(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """Shuffled, augmented batches, the same for the same seed and epoch."""
+    def __init__(self, name: str, num_classes: int, image_size: int, images: int, recipe: Recipe):
+        """`images` is the number of training images.
 
-    @abstractmethod
-    def test_batches(self) -> Iterator[Batch]:
-        """All test images in order."""
+        Raises:
+            ConfigError: they do not fill a batch.
+        """
+        self.name, self.num_classes, self.image_size, self.recipe = name, num_classes, image_size, recipe
+        self.images, self.steps, self.device = images, images // recipe.batch_size, recipe.torch_device()
+        self.mean, self.std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        mixes = recipe.mixup > 0 or recipe.cutmix > 0
+        # The loss smooths the labels, mixed or not.
+        self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=0, num_classes=num_classes) if mixes else None
+        if not self.steps:
+            raise ConfigError(
+                "fewer training images than one batch",
+                where=recipe.data,
+                expected=f"at least {recipe.batch_size}",
+                found=f"{images}",
+            )
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the images where nothing else is asked for."""
+        return self.image_size, self.image_size
+
+    def train_batches(
+        self,
+        seed: int,
+        epoch: int,
+        size: Size | None = None,
+        resizing: str = "bilinear",
+        strength: Regularisation = AS_THE_RECIPE_SAYS,
+    ) -> Iterator[Batch]:
+        """Shuffled, augmented, normalised batches, the same for the same arguments.
+
+        Args:
+            seed: of the run.
+            epoch: counted from 0.
+            size: of the images, those of the current sub-network.
+            resizing: how they are brought to it, see `Method`.
+            strength: shares of the recipe's RandAugment and erasing.
+        """
+        size = size or self.size
+        # Only a bilinear image can be made small to begin with.
+        decoded = size if resizing == "bilinear" else self.size
+        augment = rand_augment(self.recipe.randaugment * strength.randaugment, decoded, self.mean.flatten().tolist())
+        batches = self._train_bytes(seed, epoch, decoded, augment)
+        for step in range(self.steps):
+            with seeded(seed, epoch, 0, step, device=self.device):
+                images, labels = next(batches)
+                images = resized(self._normalised(images), size, resizing)
+                images = erased(images, self.recipe.erasing * strength.erasing)
+                if self.mixup:
+                    images, labels = self.mixup(images, labels)
+            yield images, labels
+
+    def test_batches(self, size: Size | None = None) -> Iterator[Batch]:
+        """All test images in order, normalised, their labels as classes."""
+        size = size or self.size
+        for images, labels in self._test_bytes(size):
+            yield resized(self._normalised(images), size, "bilinear"), labels
 
     def example(self, batch_size: int) -> Tensor:
         """An input of the right shape."""
-        return torch.zeros(batch_size, 3, self.image_size, self.image_size)
+        return torch.zeros(batch_size, 3, *self.size)
+
+    @abstractmethod
+    def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[Batch]:
+        """Augmented images, uint8, at that size where they can be made so, else at their own."""
+
+    @abstractmethod
+    def _test_bytes(self, size: Size) -> Iterator[Batch]:
+        """As `_train_bytes`, for the test images."""
+
+    def _generator(self, seed: int, epoch: int) -> torch.Generator:
+        # Seeds of neighbouring runs must not share epochs, hence the product with a large odd number.
+        return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        mean, std = (t.to(images.device).view(3, 1, 1) for t in (self.mean, self.std))
+        return images.float().div_(255).sub_(mean).div_(std)
 
 
 class MemoryData(Data):
@@ -57,62 +134,48 @@ class MemoryData(Data):
     def __init__(self, name: str, train: Batch, test: Batch, recipe: Recipe, crop: int, flip: bool):
         """`crop` is the padding in pixels for random crops; `train` and `test` are uint8 images and labels."""
         device = recipe.torch_device()
-        self.name, self.batch_size, self.crop, self.flip = name, recipe.batch_size, crop, flip
+        self.crop, self.flip = crop, flip
         self.train_images, self.train_labels = (t.to(device) for t in _subset(train, recipe.images))
         self.test_images, self.test_labels = (t.to(device) for t in _subset(test, recipe.test_images))
-        self.num_classes = int(torch.cat([self.train_labels, self.test_labels]).max()) + 1
-        self.image_size = self.train_images.shape[-1]
-        self.steps = len(self.train_images) // self.batch_size
-        _check_steps(self.steps, len(self.train_images), recipe)
+        num_classes = int(torch.cat([self.train_labels, self.test_labels]).max()) + 1
+        super().__init__(name, num_classes, self.train_images.shape[-1], len(self.train_images), recipe)
         scaled = self.train_images.float().div_(255)
-        self.mean = scaled.mean((0, 2, 3)).view(3, 1, 1)
-        self.std = scaled.std((0, 2, 3)).view(3, 1, 1).clamp_min_(1 / 255)  # a channel may be constant
+        self.mean = scaled.mean((0, 2, 3))
+        self.std = scaled.std((0, 2, 3)).clamp_min_(1 / 255)  # a channel may be constant
 
-    def train_batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+    def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[Batch]:
         """Random crops after padding, and horizontal flips where they keep the meaning."""
-        # Seeds of neighbouring runs must not share epochs, hence the product with a large odd number.
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.train_images), generator=generator)
-        for step in range(self.steps):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size].to(self.train_images.device)
+        generator = self._generator(seed, epoch)
+        order = image_order(self.images, self.recipe.repeated_augmentation, generator)
+        for chosen in order.to(self.device).split(self.recipe.batch_size)[: self.steps]:
             images = crop_and_flip(self.train_images[chosen], self.crop, self.flip, generator)
-            yield self._normalise(images), self.train_labels[chosen]
+            yield augmented(images, augment) if augment else images, self.train_labels[chosen]
 
-    def test_batches(self) -> Iterator[Batch]:
+    def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """In batches of 500."""
-        for images, labels in zip(self.test_images.split(500), self.test_labels.split(500), strict=True):
-            yield self._normalise(images), labels
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        return images.float().div_(255).sub_(self.mean).div_(self.std)
+        yield from zip(self.test_images.split(500), self.test_labels.split(500), strict=True)
 
 
 class StreamData(Data):
-    """Images decoded when needed (torchvision datasets and transforms, PyTorch's loader)."""
+    """Images decoded when needed, at the size that is needed, by the processes of PyTorch's loader."""
 
     def __init__(self, name: str, train: DatasetFolder, test: DatasetFolder, recipe: Recipe):
-        self.name, self.recipe, self.device = name, recipe, recipe.torch_device()
-        self.num_classes, self.image_size = len(train.classes), recipe.image_size or 224
-        size = self.image_size
-        last = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-        train.transform = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), *last])
-        test.transform = v2.Compose([v2.Resize(int(size / 0.875), antialias=True), v2.CenterCrop(size), *last])
-        self.train = torch.utils.data.Subset(train, _chosen(len(train), recipe.images))
-        self.test = torch.utils.data.Subset(test, _chosen(len(test), recipe.test_images))
-        self.steps = len(self.train) // recipe.batch_size
-        _check_steps(self.steps, len(self.train), recipe)
+        self.train: list[Sample] = [train.samples[i] for i in _chosen(len(train), recipe.images)]
+        self.test: list[Sample] = [test.samples[i] for i in _chosen(len(test), recipe.test_images)]
+        super().__init__(name, len(train.classes), recipe.image_size or 224, len(self.train), recipe)
 
-    def train_batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+    def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[Batch]:
         """Random resized crops and horizontal flips."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        yield from self._load(self.train, shuffle=True, generator=generator, drop_last=True)
+        order = image_order(self.images, self.recipe.repeated_augmentation, self._generator(seed, epoch))
+        dataset = RandomCrops(self.train, size, augment, (seed, epoch, 1))
+        yield from self._load(dataset, sampler=list(enumerate(order.tolist())), drop_last=True)
 
-    def test_batches(self) -> Iterator[Batch]:
+    def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """Centre crops."""
-        yield from self._load(self.test)
+        yield from self._load(CentreCrops(self.test, size))
 
-    def _load(self, dataset: torch.utils.data.Dataset[Batch], **options: Any) -> Iterator[Batch]:
-        loader = torch.utils.data.DataLoader(
+    def _load(self, dataset: Dataset[tuple[Tensor, int]], **options: Any) -> Iterator[Batch]:
+        loader = DataLoader(
             dataset,
             self.recipe.batch_size,
             num_workers=self.recipe.workers,
@@ -132,20 +195,23 @@ class StreamData(Data):
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
-def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Each image of a batch (N, C, H, W) at its own random crop and flip, in one gather.
+def loader_throughput(data: Data, size: Size | None, batches: int) -> float:
+    """Training images a second that the data layer alone delivers at a size.
 
-    torchvision's transforms draw one crop for a whole batch, and one call an image costs more than a step of
-    a small network.
+    The clock starts when the first batch is there. Workers have begun others by then (two each), so `batches`
+    should be many times their number.
     """
-    n, channels, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4)
-    top, left = torch.randint(2 * padding + 1, (2, n, 1), generator=generator)
-    rows, columns = torch.arange(height) + top, torch.arange(width) + left
-    if flip:
-        columns = torch.where(torch.rand(n, 1, generator=generator) < 0.5, columns.flip(1), columns)
-    index = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(n, 1, -1).to(images.device)
-    return padded.flatten(2).gather(2, index.expand(-1, channels, -1)).view(images.shape)
+    stream = itertools.chain.from_iterable(data.train_batches(0, epoch, size) for epoch in itertools.count())
+    next(stream)
+    start = _now(data.device)
+    images = sum(len(images) for images, _ in itertools.islice(stream, batches))
+    return images / (_now(data.device) - start)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def load_data(recipe: Recipe) -> Data:
@@ -222,21 +288,6 @@ def _folder(root: Path, recipe: Recipe) -> Data:
     return StreamData(root.name, sets[0], sets[1], recipe)
 
 
-def read_image(path: str) -> Image.Image:
-    """An RGB image.
-
-    Raises:
-        ConfigError: the file is no image, or is cut short.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ConfigError(
-            f"cannot read the image ({error})", where=path, todo="Remove the file or restore it"
-        ) from error
-
-
 def _decode(dataset: ImageFolder, name: str) -> Batch:
     """All images of one size as bytes; torchvision decodes JPEG faster, but PIL reads every format."""
     images: list[Tensor] = []
@@ -280,13 +331,3 @@ def _chosen(total: int, count: int | None) -> list[int]:
     if count is None or count >= total:
         return list(range(total))
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values.tolist()
-
-
-def _check_steps(steps: int, images: int, recipe: Recipe) -> None:
-    if not steps:
-        raise ConfigError(
-            "fewer training images than one batch",
-            where=recipe.data,
-            expected=f"at least {recipe.batch_size}",
-            found=f"{images}",
-        )

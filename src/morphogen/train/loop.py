@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import resize
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from ..attach import attach
 from ..errors import ConfigError, TrainingError
@@ -22,6 +24,7 @@ from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
 from .config import Recipe
 from .data import Batch, Data
 from .models import build_model
+from .resize import check_resizing
 
 CHECK_EVERY = 50
 """Steps between looks at the loss: often enough to stop early, seldom enough not to wait for a GPU."""
@@ -43,6 +46,7 @@ class Run:
         Raises:
             MorphogenError: the model, the data and the method do not fit each other.
         """
+        check_resizing(method.resizing)
         self.recipe, self.data, self.seed = recipe, data, seed
         self.device = recipe.torch_device()
         self.steps = recipe.epochs * data.steps if steps is None else steps
@@ -50,22 +54,28 @@ class Run:
         self._random = self._random_state()
         with self._own_random():
             torch.manual_seed(seed)
-            self.model = build_model(recipe.model, data.num_classes).to(self.device)
+            self.model = build_model(recipe.model, data.num_classes, recipe.drop_path).to(self.device)
             self.model.train()
             if recipe.channels_last:
                 self.model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
             self.optimizer = _optimizer(self.model, recipe)
-            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps)
+            self.scheduler = _scheduler(self.optimizer, self.steps, recipe)
+            self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
             example = data.example(recipe.batch_size).to(self.device)
             epochs = -(-self.steps // data.steps)
             with self.ledger.clock("trace", self.device):
-                self.attached = attach(self.model, self.optimizer, method, example=example, epochs=epochs)
+                self.attached = attach(self.model, self.optimizer, method, example=example, epochs=epochs, ema=self.ema)
             self._open_stage(0)
 
     @property
     def total_epochs(self) -> int:
         """Epochs of this run, the last perhaps cut short."""
         return -(-self.steps // self.data.steps)
+
+    @property
+    def result(self) -> nn.Module:
+        """What is tested and saved: the moving average of the weights where the recipe keeps one, else the model."""
+        return self.model if self.ema is None else self.ema.module
 
     def epochs(self) -> Iterator[Epoch]:
         """Train; yield each epoch's figures when it is over.
@@ -103,9 +113,7 @@ class Run:
         losses: list[torch.Tensor] = []
         waited = self.ledger.seconds["data"]
         with self.ledger.clock("step", self.device):
-            for images, labels in itertools.islice(
-                self._timed(self.data.train_batches(self.seed, number)), self.steps - done
-            ):
+            for images, labels in itertools.islice(self._timed(self._batches(number)), self.steps - done):
                 losses.append(self._step(images, labels))
                 if len(losses) % CHECK_EVERY == 0:
                     _check_finite(losses[-CHECK_EVERY:], done + len(losses) - CHECK_EVERY)
@@ -115,12 +123,31 @@ class Run:
         self.ledger.stages[-1].steps += len(losses)
         return float(torch.stack(losses).mean())
 
+    def _batches(self, number: int) -> Iterator[Batch]:
+        """The training images of an epoch as its sub-network and its method want them."""
+        attached = self.attached
+        return self.data.train_batches(
+            self.seed,
+            number,
+            attached.network.current.resolution,
+            attached.method.resizing,
+            attached.regularisation(number),
+        )
+
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with self._precision():
-            loss = F.cross_entropy(self.model(self._sized(images)), labels)
+            # PyTorch's cross entropy takes mixed labels too, and smooths both kinds alike.
+            loss = F.cross_entropy(
+                self.model(self._laid_out(images)), labels, label_smoothing=self.recipe.label_smoothing
+            )
         self.optimizer.zero_grad()
         loss.backward()
+        if self.recipe.clip_grad:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
         self.optimizer.step()
+        self.attached.end_step()
+        if self.ema is not None:
+            self.ema.update(self.model)
         self.scheduler.step()
         return loss.detach()
 
@@ -134,11 +161,8 @@ class Run:
                 return
             yield batch
 
-    def _sized(self, images: torch.Tensor) -> torch.Tensor:
-        """Images at the sub-network's resolution and in the memory format of the run."""
-        resolution = self.attached.network.current.resolution
-        if resolution is not None and images.shape[-2:] != resolution:
-            images = resize(images, list(resolution), antialias=True)
+    def _laid_out(self, images: torch.Tensor) -> torch.Tensor:
+        """Images in the memory format of the run."""
         return images.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else images
 
     @contextmanager
@@ -148,11 +172,11 @@ class Run:
 
     def _evaluate(self) -> float:
         """Test accuracy in percent."""
-        self.model.eval()
+        model = self.result.eval()
         right, total = torch.zeros((), device=self.device), 0
         with self.ledger.clock("evaluation", self.device), torch.inference_mode(), self._precision():
-            for images, labels in self.data.test_batches():
-                right += (self.model(self._sized(images)).argmax(1) == labels).sum()
+            for images, labels in self.data.test_batches(self.attached.network.current.resolution):
+                right += (model(self._laid_out(images)).argmax(1) == labels).sum()
                 total += len(labels)
         return 100 * float(right) / total
 
@@ -161,7 +185,8 @@ class Run:
         network = self.attached.network
         with self.ledger.clock("accounting", self.device):
             price = cost(network, network.current, self.recipe.batch_size)
-            self.ledger.stages.append(StageCost(epoch, price.parameters, price.training))
+            resolution = network.current.resolution
+            self.ledger.stages.append(StageCost(epoch, resolution, price.parameters, price.training))
             self.ledger.history = [
                 {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
             ]
@@ -190,7 +215,7 @@ class Run:
         """Write the weights and the sub-network they belong to; a file already there stays until it is whole."""
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".part")
-        content = {"state_dict": self.model.state_dict(), "subnetwork": self.attached.network.current.to_json()}
+        content = {"state_dict": self.result.state_dict(), "subnetwork": self.attached.network.current.to_json()}
         with open(aside, "wb") as file:
             torch.save(content, file)
             file.flush()
@@ -210,8 +235,19 @@ def writable(folder: Path) -> None:
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+        tokens = getattr(model, "no_weight_decay", set)()  # timm's way to name them
+        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=tokens)
+        return torch.optim.AdamW(groups, recipe.lr)
     return torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, steps: int, recipe: Recipe) -> LRScheduler:
+    """Linear warm-up and a cosine to 0 over all steps; a shortened run warms up for the same share of its steps."""
+    warmup = steps * recipe.warmup_epochs // recipe.epochs
+    cosine = CosineAnnealingLR(optimizer, steps - warmup)
+    if not warmup:
+        return cosine
+    return SequentialLR(optimizer, [LinearLR(optimizer, 1e-3, total_iters=warmup), cosine], [warmup])
 
 
 def _check_finite(losses: list[torch.Tensor], first_step: int) -> None:

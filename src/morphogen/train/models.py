@@ -18,13 +18,14 @@ from ..spec import parse_call, suggest
 from .cifar_resnet import CIFAR_RESNETS
 
 
-def build_model(text: str, num_classes: int) -> nn.Module:
+def build_model(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Module:
     """Build an untrained model.
 
     Args:
         text: `resnet20(width=32)`, `torchvision:resnet50`, `timm:deit_tiny_patch16_224`, a bare name (looked up
             in that order), or `package.module:function`; keyword arguments in brackets.
         num_classes: passed on as `num_classes` where the model takes it.
+        drop_path: rate of stochastic depth, passed on as `drop_path_rate`; 0 for models without it.
 
     Raises:
         ConfigError: no such model, or it refuses the arguments.
@@ -34,12 +35,15 @@ def build_model(text: str, num_classes: int) -> nn.Module:
     make = _by_name(source, bare) if source in ("", "timm", "torchvision") else _own(source, bare)
     if "num_classes" not in arguments and _takes(make, "num_classes"):
         arguments["num_classes"] = num_classes
+    if drop_path:
+        arguments.setdefault("drop_path_rate", drop_path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GoogLeNet and Inception announce a future default
             model = make(**arguments)
     except Exception as error:  # whatever the model's own code raises
-        raise ConfigError(f"cannot build the model ({first_line(error)})", where=text) from error
+        todo = "Set drop_path to 0" if drop_path and "drop_path_rate" in str(error) else ""
+        raise ConfigError(f"cannot build the model ({first_line(error)})", where=text, todo=todo) from error
     if not isinstance(model, nn.Module):
         raise ConfigError("not a model", where=text, expected="a torch.nn.Module", found=type(model).__name__)
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
@@ -23,6 +23,21 @@ class TokenTargets(NamedTuple):
 
     image: Tensor
     tokens: Tensor
+
+
+class Predictions(NamedTuple):
+    """Logits to be judged.
+
+    Attributes:
+        image: (N, classes), from the class token.
+        tokens: (N, rows columns, classes), row by row.
+        box: rows r1 to r2 and columns c1 to c2 of tokens, as (r1, c1, r2, c2), that MixToken exchanged with the
+            image at the same place from the batch's other end; all 0 where it is not in use.
+    """
+
+    image: Tensor
+    tokens: Tensor
+    box: tuple[int, int, int, int]
 
 
 def token_targets(batch: LabelledImages, num_classes: int, grid: tuple[int, int]) -> TokenTargets:
@@ -72,32 +87,21 @@ def with_true_labels(targets: TokenTargets, labels: Tensor, smoothing: float = 0
     return targets._replace(image=share * teacher + (1 - share) * truth)
 
 
-def token_label_loss(
-    output: tuple[Tensor, Tensor, tuple[int, int, int, int]], targets: TokenTargets, dense_weight: float = 0.5
-) -> Tensor:
+def token_label_loss(predictions: Predictions, targets: TokenTargets, dense_weight: float = 0.5) -> Tensor:
     """Cross-entropy of the image's prediction, plus `dense_weight` times the mean of that of its tokens.
 
-    With MixToken a box of tokens, rows r1 to r2 and columns c1 to c2, came from the image at the same place from
-    the batch's other end. The one prediction for the image answers for both, by area. The predictions for tokens
-    answer for their own image's map: the model has already moved those in the box back.
+    With MixToken the one prediction for an image answers for both images in it, by area. The predictions for tokens
+    answer for their own image's map alone: the model has moved those in the box back.
 
     Args:
-        output: of a timm VOLO's `forward_train`: (N, classes) logits, (N, tokens, classes) logits and the box
-            (r1, c1, r2, c2), all 0 where nothing was mixed.
+        predictions: of `predict`.
         targets: of the same batch, on the model's token grid.
         dense_weight: the paper's beta.
 
     Raises:
-        ConfigError: the output is not of that form, or the targets are on another grid.
+        ConfigError: the targets are on another grid.
     """
-    if not isinstance(output, tuple) or len(output) != 3:
-        raise ConfigError(
-            "the model gives no predictions for its tokens",
-            expected="the output of forward_train in training mode",
-            found=type(output).__name__,
-            todo="Token labels need a VOLO, such as timm:volo_d1_224(use_mix_token=True)",
-        )
-    image, tokens, (r1, c1, r2, c2) = output
+    image, tokens, (r1, c1, r2, c2) = predictions
     if tokens.shape != targets.tokens.shape:
         raise ConfigError(
             "targets do not fit the model's tokens",
@@ -109,3 +113,23 @@ def token_label_loss(
     mixed = (1 - other) * targets.image + other * targets.image.flip(0)
     own = targets.tokens.flatten(0, 1)
     return F.cross_entropy(image.float(), mixed) + dense_weight * F.cross_entropy(tokens.float().flatten(0, 1), own)
+
+
+def predict(model: nn.Module, images: Tensor) -> Predictions:
+    """What a timm VOLO in training mode says of (N, 3, H, W): its `forward_train`, and the head that leaves out.
+
+    Raises:
+        ConfigError: the model makes no predictions for its tokens.
+    """
+    able = model.training and hasattr(model, "forward_train")
+    output = model.forward_train(images) if able else None  # pyright: ignore  (timm's interface)
+    if not isinstance(output, tuple):
+        raise ConfigError(
+            "the model makes no predictions for its tokens",
+            where=type(model).__name__,
+            expected="a VOLO in training mode, such as timm:volo_d1_224(use_mix_token=True)",
+        )
+    image, tokens, box = output
+    if image.shape[1] == model.num_features:  # timm 1.0 returns the class token as it is; later ones may not
+        image = model.head(model.head_drop(image))  # pyright: ignore  (timm's interface)
+    return Predictions(image, tokens, box)

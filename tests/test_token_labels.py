@@ -80,12 +80,14 @@ def test_the_loss_by_hand():
     )
 
 
-def test_tokens_count_one_by_one():
-    tokens = torch.zeros(1, 2, 2)
+def test_tokens_answer_for_their_own_image_one_by_one():
+    """The first token is mixed, and sure of what its own image's map says."""
+    tokens = torch.zeros(2, 2, 2)
     tokens[0, 0, 1] = math.log(7)  # probabilities 1/8 and 7/8
-    targets = TokenTargets(torch.tensor([[0.5, 0.5]]), torch.tensor([[[0.0, 1.0], [0.25, 0.75]]]))
-    loss = token_label_loss(Predictions(torch.zeros(1, 2), tokens, (0, 0, 0, 0)), targets)
-    assert loss.item() == pytest.approx(math.log(2) + 0.5 * (-math.log(7 / 8) + math.log(2)) / 2)
+    own = torch.tensor([[[0.0, 1.0], [0.25, 0.75]], [[1.0, 0.0], [1.0, 0.0]]])
+    targets = TokenTargets(torch.full((2, 2), 0.5), own)
+    loss = token_label_loss(Predictions(torch.zeros(2, 2), tokens, (0, 0, 1, 1)), targets)
+    assert loss.item() == pytest.approx(math.log(2) + 0.5 * (-math.log(7 / 8) + 3 * math.log(2)) / 4)
 
 
 def test_the_models_token_predictions_are_of_their_own_images():
@@ -109,8 +111,8 @@ def test_the_models_token_predictions_are_of_their_own_images():
     assert any((r2 - r1) * (c2 - c1) for r1, c1, r2, c2 in boxes)
 
 
-def test_the_predictions_for_images_answer_for_both_by_area():
-    """Were every token to count alike, a VOLO's mean token would be the loss's mixture of the two images."""
+def test_the_box_is_the_share_of_the_other_image():
+    """Rows, columns and area of the box as the loss reads them are what the model mixed in."""
     model = tiny_volo(use_mix_token=True)
     seen = []
     model.patch_embed.forward = lambda x: x

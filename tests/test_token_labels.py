@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 from timm.models.volo import VOLO
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import ImageFolder, ImageNet
 from torchvision.transforms import v2
 
 from morphogen.cli import main
@@ -315,6 +316,14 @@ def test_a_map_is_the_teachers_own_top_scores(images, maps, tmp_path):
     assert size - 4 * 2 * 2 * 2 < 200  # no more than a header beside the numbers
 
 
+def test_maps_made_from_a_folder_serve_torchvisions_imagenet(images, maps, tmp_path):
+    """Which calls the folder above its own, and its classes by words."""
+    torch.save(({label: (f"{label} in words",) for label in "abc"}, []), tmp_path / "data" / "meta.bin")
+    imagenet = ImageNet(str(tmp_path / "data"), "train")
+    assert imagenet.classes[0] == ("a in words",) and image_names(imagenet) == image_names(images)
+    assert len(LabelledFolder(imagenet, maps, 32, TO_TENSOR)) == 6
+
+
 def test_large_class_numbers_survive(tmp_path):
     """float16 holds whole numbers up to 2,048 only."""
     maps = LabelMaps.create(tmp_path, About("hand", tuple(map(str, range(21843))), 1, (1, 2)))
@@ -325,6 +334,7 @@ def test_large_class_numbers_survive(tmp_path):
 def test_making_goes_on_where_it_stopped(images, maps, tmp_path):
     folder = tmp_path / "maps"
     before = {name: (folder / f"{name}.safetensors").stat().st_mtime_ns for name in image_names(images)}
+    assert LabelMaps.open(folder).about.teacher.startswith("resnet10t (")
     torn = folder / "c" / "0.jpg.safetensors"
     whole = torn.read_bytes()
     torn.write_bytes(whole[:-5])
@@ -376,6 +386,8 @@ def test_maps_that_cannot_be_used_are_one_line_each(images, maps, tmp_path):
 def test_a_teacher_of_other_classes_is_refused(images, tmp_path):
     with pytest.raises(ConfigError, match="expected 3 classes, found 4"):
         make_label_maps(teacher(classes=4), images, tmp_path / "maps", image_size=64, workers=0)
+    with pytest.raises(ConfigError, match=r"ResNet: cannot make label maps.*timm classifier"):
+        make_label_maps(torchvision.models.resnet18(), images, tmp_path / "maps", image_size=64, workers=0)
     assert not (tmp_path / "maps").exists()
 
 

@@ -351,7 +351,7 @@ def test_yaml_takes_the_same_keys(tmp_path):
     assert json.loads((tmp_path / "out" / "results.json").read_text())[0]["seed"] == 5
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "inspect"])
+@pytest.mark.parametrize("command", ["train", "compare", "inspect", "label-maps"])
 def test_help_shows_examples_as_they_are_typed(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

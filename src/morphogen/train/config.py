@@ -113,19 +113,24 @@ class Recipe:
             )
 
     def torch_device(self) -> torch.device:
-        """The device to train on.
+        """The device to train on; raises ConfigError where there is no such device."""
+        return find_device(self.device)
 
-        Raises:
-            ConfigError: there is no such device here.
-        """
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-            torch.ones(1, device=device).item()
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"cannot use this device ({first_line(error)})", where=self.device) from error
-        return device
+
+def find_device(name: str) -> torch.device:
+    """A device by name; `auto` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"cannot use this device ({first_line(error)})", where=name) from error
+    return device
 
 
 @dataclass(frozen=True)
@@ -174,3 +179,37 @@ class CompareConfig(Recipe):
             raise ConfigError(
                 "a method is there twice", expected="each once; Dense is always there", found=", ".join(self.methods)
             )
+
+
+@dataclass(frozen=True)
+class LabelMapsConfig:
+    """What a teacher sees at each place of each training image, for token labelling.
+
+    Attributes:
+        data: a folder with `train/CLASS/`, or `imagenet:FOLDER`.
+        teacher: a timm name, which is fetched with its weights, or such as
+            `resnet50(checkpoint_path='weights.safetensors', num_classes=10)`.
+        output: folder for the maps; those found there are kept, not made again.
+        top_k: classes kept at each place.
+        image_size: side of the teacher's input in pixels, by default its own; 576 gives the paper's 18 x 18 places
+            with a network that divides by 32.
+        batch_size: images at once.
+        workers: processes that decode images.
+        device: `auto` takes a GPU where there is one.
+    """
+
+    data: str
+    teacher: str
+    output: Path
+    top_k: int = 5
+    image_size: int | None = None
+    batch_size: int = 64
+    workers: int = 2
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        least = {"top_k": 1, "image_size": 8, "batch_size": 1, "workers": 0}
+        for key, lowest in least.items():
+            value = getattr(self, key)
+            if value is not None and value < lowest:
+                raise ConfigError(f"{key} out of range", expected=f"at least {lowest}", found=f"{value}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from .augment import Augment, augmented, crop_and_flip, erased, image_order, ran
 from .config import Recipe
 from .images import CentreCrops, RandomCrops, Sample, read_image
 from .resize import Size, resized
+
+T = TypeVar("T")
 
 IN_MEMORY = 64
 """Images up to this side (pixels) are decoded once and kept as bytes."""
@@ -182,17 +184,21 @@ class StreamData(Data):
             pin_memory=self.device.type == "cuda",
             **options,
         )
-        batches = iter(loader)
-        while True:
-            try:
-                images, labels = next(batches)
-            except StopIteration:
-                return
-            except ConfigError as error:  # from a worker process it comes with that process's traceback
-                raise ConfigError(
-                    str(error).strip().splitlines()[-1].partition("ConfigError: ")[2] or str(error)
-                ) from None
+        for images, labels in in_one_line(loader):
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+def in_one_line(loader: Iterable[T]) -> Iterator[T]:
+    """The batches of a loader; an error from a worker process comes without that process's traceback."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except ConfigError as error:
+            raise ConfigError(str(error).strip().splitlines()[-1].partition("ConfigError: ")[2] or str(error)) from None
+        yield batch
 
 
 def loader_throughput(data: Data, size: Size | None, batches: int) -> float:
@@ -262,16 +268,7 @@ def _folder(root: Path, recipe: Recipe) -> Data:
             expected="digits, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER or an image folder",
         )
     names = ["train", next((name for name in ("val", "test") if (root / name).is_dir()), "val")]
-    sets = []
-    for name in names:
-        try:
-            sets.append(ImageFolder(str(root / name), loader=read_image))
-        except (FileNotFoundError, OSError) as error:
-            raise ConfigError(
-                f"not an image folder ({error})",
-                where=str(root),
-                expected="train/CLASS/IMAGE and val/CLASS/IMAGE (or test/...)",
-            ) from error
+    sets = [_part(root, name) for name in names]
     if sets[0].classes != sets[1].classes:
         raise ConfigError(
             "training and test folders hold different classes",
@@ -288,10 +285,33 @@ def _folder(root: Path, recipe: Recipe) -> Data:
     return StreamData(root.name, sets[0], sets[1], recipe)
 
 
+def training_images(data: str) -> ImageFolder:
+    """The training images that a recipe's `data` names, where they are files.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    kind, _, folder = data.rpartition(":")
+    if kind not in ("", "imagenet") or not Path(folder).is_dir():
+        raise ConfigError("no such image folder", where=data, expected="a folder with train/CLASS/IMAGE")
+    return _part(Path(folder), "train")
+
+
+def _part(root: Path, name: str) -> ImageFolder:
+    try:
+        return ImageFolder(str(root / name), loader=read_image)
+    except OSError as error:
+        raise ConfigError(
+            f"not an image folder ({error})",
+            where=str(root),
+            expected="train/CLASS/IMAGE and val/CLASS/IMAGE (or test/...)",
+        ) from error
+
+
 def _decode(dataset: ImageFolder, name: str) -> Batch:
     """All images of one size as bytes; torchvision decodes JPEG faster, but PIL reads every format."""
     images: list[Tensor] = []
-    for path, _ in track(dataset.samples, f"reading {name} images", transient=True, disable=not _terminal()):
+    for path, _ in track(dataset.samples, f"reading {name} images", transient=True, disable=not terminal()):
         image = torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)
         if images and image.shape != images[0].shape:
             raise ConfigError(
@@ -304,7 +324,8 @@ def _decode(dataset: ImageFolder, name: str) -> Batch:
     return torch.stack(images), torch.tensor(dataset.targets)
 
 
-def _terminal() -> bool:
+def terminal() -> bool:
+    """Whether someone watches; a progress bar in a file is only noise."""
     from rich.console import Console
 
     return Console().is_terminal

@@ -64,7 +64,15 @@ class Run:
             example = data.example(recipe.batch_size).to(self.device)
             epochs = -(-self.steps // data.steps)
             with self.ledger.clock("trace", self.device):
-                self.attached = attach(self.model, self.optimizer, method, example=example, epochs=epochs, ema=self.ema)
+                self.attached = attach(
+                    self.model,
+                    self.optimizer,
+                    method,
+                    example=example,
+                    epochs=epochs,
+                    steps_per_epoch=data.steps,
+                    ema=self.ema,
+                )
             self._open_stage(0)
 
     @property

@@ -120,6 +120,50 @@ class Mixed(nn.Module):
         return self.fc(self.norm(x.permute(0, 2, 3, 1)).mean((1, 2)))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth, as every library has its own."""
+
+    def __init__(self, drop_prob):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x):
+        if not self.training or not self.drop_prob:
+            return x
+        keep = torch.rand(len(x), 1, 1, 1) >= self.drop_prob
+        return x * keep / (1 - self.drop_prob)
+
+
+class Block(nn.Module):
+    """A residual block; like timm, it has no module of stochastic depth where the rate is 0."""
+
+    def __init__(self, channels, rate):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.drop_path = DropPath(rate) if rate else nn.Identity()
+
+    def forward(self, x):
+        return x + self.drop_path(self.norm(self.conv(x)))
+
+
+class Tower(nn.Module):
+    """A stem, a stack of equal blocks, a head."""
+
+    def __init__(self, depth=4, channels=12, rate=0.3):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels, 3, padding=1)
+        rates = [rate * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(channels, r) for r in rates)
+        self.fc = nn.Linear(channels, 10)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.fc(x.mean((2, 3)))
+
+
 NETS = {net.__name__: net for net in (Plain, Residual, Concat, Grouped, SqueezeExcite, Mixed)}
 PER_CHANNEL = [name for name in NETS if name != "Mixed"]
 """Nets all of whose normalisation is per channel, so that a sub-network equals the masked dense network."""

@@ -1,20 +1,25 @@
 """What holds for every operator and every method."""
 
+import copy
+
 import pytest
 import torch
 
 import morphogen
+from morphogen.depth import interpolated, nested, stacked
 from morphogen.methods import METHODS as REGISTERED_METHODS
+from morphogen.morph.entry import DEPTH_OPERATORS as REGISTERED_DEPTH_OPERATORS
 from morphogen.morph.growth import OPERATORS as REGISTERED_OPERATORS
 
 from checks import assert_optimizer_holds_model, assert_survivors_equal, randomise_statistics, snapshot, take_steps
-from conformance import METHODS, OPERATORS
-from nets import NETS, Residual, image
+from conformance import ALL, DEPTH_OPERATORS, METHODS, OPERATORS
+from nets import NETS, Block, DropPath, Residual, Tower, image
 
 
 def test_the_table_is_complete():
     assert {row.name for row in OPERATORS} == set(REGISTERED_OPERATORS)
-    assert {type(row.method) for row in METHODS} == set(REGISTERED_METHODS.values())
+    assert {row.name for row in DEPTH_OPERATORS} == set(REGISTERED_DEPTH_OPERATORS)
+    assert {type(row.method) for row in METHODS} == {*REGISTERED_METHODS.values(), morphogen.Combined}
 
 
 @pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
@@ -58,26 +63,72 @@ def test_operator_keeps_or_changes_the_function_as_declared(row):
         assert torch.allclose(before, model(x), atol=1e-8) == row.preserves_function
 
 
+@pytest.mark.parametrize("row", DEPTH_OPERATORS, ids=lambda row: row.name)
+def test_depth_operator_fills_carries_and_keeps_or_changes_the_function_as_declared(row):
+    torch.manual_seed(0)
+    model = Tower(9).double()
+    randomise_statistics(model)
+    optimizer = torch.optim.Adam(model.parameters())
+    x = image().double()
+    net = morphogen.trace(model, x)
+    table = stacked if "stack" in row.name else interpolated
+    six, nine = ({"blocks": alive} for alive in nested([6, 9], table))
+    morphogen.morph(net, net.subnetwork(blocks=six), optimizer=optimizer)
+    take_steps(model, optimizer, x)
+    old = [copy.deepcopy(model.blocks[i]) for i in six["blocks"]]
+    momentum = morphogen.MomentumNetwork(model, decay=0.5)
+    take_steps(momentum.module.requires_grad_(True), torch.optim.SGD(momentum.parameters(), 0.1), x)
+    average = [copy.deepcopy(momentum.module.blocks[i]) for i in six["blocks"]]
+    before = snapshot(model, optimizer)
+    model.eval()
+    with torch.no_grad():
+        output = model(x)
+        receipt = morphogen.morph(
+            net, net.subnetwork(blocks=nine), optimizer=optimizer, depth_operator=row.name, momentum=momentum
+        )
+        assert torch.allclose(output, model(x), atol=1e-8) == row.preserves_function
+    for i, source in enumerate(row.sources):
+        if source is not None:
+            block = (average if i in row.averaged else old)[source]
+            mine, theirs = model.blocks[i].conv.weight, block.conv.weight
+            assert torch.equal(mine, theirs), i
+            assert torch.equal(model.blocks[i].norm.running_mean, block.norm.running_mean), i
+    if row.averaged != ALL:
+        assert_survivors_equal(net, before, receipt.before, net.current, snapshot(model, optimizer))
+    assert_optimizer_holds_model(model, optimizer)
+    for name, tensor in [*momentum.module.named_parameters(), *momentum.module.named_buffers()]:
+        assert torch.equal(tensor, dict([*model.named_parameters(), *model.named_buffers()])[name])  # begins anew
+    take_steps(model, optimizer, x)
+
+
 @pytest.mark.parametrize("row", METHODS, ids=lambda row: repr(row.method))
 def test_method_follows_its_schedule_and_replays(row):
-    model = Residual()
+    model = Tower()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    fresh = Residual().state_dict()
-    run = morphogen.attach(model, optimizer, row.method, example=image(), epochs=8)
-    widths = []
+    fresh = Tower().state_dict()
+    run = morphogen.attach(model, optimizer, row.method, example=image(), epochs=8, steps_per_epoch=1)
+    seen = []
     for epoch in range(8):
         run.begin_epoch(epoch)
-        widths.append(model.conv1.out_channels)
-        take_steps(model, optimizer, image(), steps=1)
+        blocks = sum(isinstance(block, Block) for block in model.blocks)
+        height, width = run.network.current.resolution
+        assert height == width
+        seen.append((model.conv1.out_channels, blocks, height))
+        take_steps(model, optimizer, image(size=height), steps=1)
+        run.end_step()
         assert_optimizer_holds_model(model, optimizer)
-    assert tuple(widths) == row.channels
+        alive = [block for block in model.blocks if isinstance(block, Block)]
+        rates = [block.drop_path.drop_prob for block in alive if isinstance(block.drop_path, DropPath)]
+        assert rates == pytest.approx([0.3 * (i + 1) / max(1, blocks - 1) for i in range(blocks - 1)])
+    assert seen == list(zip(row.channels, row.blocks, row.side, strict=True))
+    assert run.momentum is None
     assert {name: value.shape for name, value in model.state_dict().items()} == {
         name: value.shape for name, value in fresh.items()
     }
-    Residual().load_state_dict(model.state_dict())
+    Tower().load_state_dict(model.state_dict())
     # The history replays the run.
-    again = morphogen.trace(Residual(), image())
+    again = morphogen.trace(Tower(), image())
     for epoch, subnetwork in [(e, morphogen.SubNetwork.from_json(s.to_json())) for e, s in run.history]:
         morphogen.morph(again, subnetwork)
-        assert again.model.conv1.out_channels == widths[epoch]
+        assert again.model.conv1.out_channels == seen[epoch][0]
     assert again.current == again.dense

@@ -153,7 +153,7 @@ def morph(
         edits: list[Callable[[], None]] = []
         for name, value in new.items():
             if name not in buffers:
-                copies = [tensor_named(average, name) for average in averages]
+                copies = [tensor_named(tree, name) for tree in trees[1:]]
                 edits += _plan(maps.get(name), live[name], value, optimizers, copies)
         copies = {id(tree): _copies(network, entering, fresh, tree) for tree in trees[1:]}
         for edit in edits:  # from here on nothing is computed, so nothing can fail halfway

@@ -57,6 +57,7 @@ DEPTH_OPERATORS = [
     DepthRow("stack", ON_TOP),
     DepthRow("interpolate", BETWEEN),
     DepthRow("identity", BETWEEN, preserves_function=True),
+    DepthRow("rezero", BETWEEN, preserves_function=True),
     DepthRow("momentum", BETWEEN, averaged=(4, 6, 8)),
     DepthRow("mogrow", BETWEEN, averaged=ALL),
     DepthRow("mostack", ON_TOP, averaged=ALL),

@@ -361,9 +361,11 @@ def test_help_shows_examples_as_they_are_typed(command, capsys):
 def test_inspect_lists_groups_pins_and_costs(capsys):
     assert main(["inspect", "resnet20", "--image_size", "32", "--num_classes", "10", "--json", "true"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["groups"][0]["channel group"] == "conv1" and len(report["groups"]) == 12
-    assert report["widths"][-1]["parameters"] == 272_474
-    assert any("input" in pin["reason"] for pin in report["pinned"])
+    assert report["Channel groups"][0]["channel group"] == "conv1" and len(report["Channel groups"]) == 12
+    assert report["Cost for one image"][-1]["parameters"] == 272_474
+    assert any("input" in pin["reason"] for pin in report["Pinned"])
+    stacks = [(row["block stack"], row["units"]) for row in report["Block stacks"]]
+    assert stacks == [("layer1", 3), ("layer2.1..2", 2), ("layer3.1..2", 2)]
     assert main(["inspect", "resnet20", "--image_size", "32"]) == 0
     assert "Channel groups" in capsys.readouterr().out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from .methods import Method
 from .momentum import MomentumNetwork
 from .morph.commit import Receipt, morph
 from .morph.drop_path import lay_out_drop_path
+from .morph.rezero import fold_factors
 from .morph.trial import try_out
 from .network import Network
 from .schedule.stages import Regularisation, Stage
@@ -76,6 +78,11 @@ class Attached:
         if self.momentum is not None:
             self.momentum.update_parameters(self.network.model)
 
+    def end(self) -> None:
+        """Call when training is over: what an operator keeps in the model while it trains (`rezero`) goes."""
+        trees = [self.network.model, *_several(self.ema)]
+        fold_factors(trees, _several(self.optimizer))
+
     def regularisation(self, epoch: int) -> Regularisation:
         """How strong the recipe's regularisation is in an epoch."""
         return self.method.regularisation(epoch, self.epochs)
@@ -90,6 +97,11 @@ class Attached:
         if self.momentum is None:
             self.momentum = MomentumNetwork(self.network.model, decay)
         self.momentum.decay = decay
+
+
+def _several(value: Any) -> list[Any]:
+    """None, one, or several of something as a list."""
+    return [] if value is None else [value] if isinstance(value, (nn.Module, Optimizer)) else list(value)
 
 
 def attach(

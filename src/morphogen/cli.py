@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .errors import ConfigError, MorphogenError, TrainingError
 from .methods import build_method
-from .report.flops import cost
+from .report.inspect import describe
 from .report.render import as_table, summary, write_results
 from .train.compare import compare
 from .train.config import CompareConfig, LabelMapsConfig, TrainConfig, find_device
@@ -35,7 +35,7 @@ EXAMPLES = {
   morphogen compare --config study.yaml""",
     "inspect": """examples:
   morphogen inspect resnet50
-  morphogen inspect timm:convnext_nano --widths "[0.25, 0.5, 1.0]"
+  morphogen inspect timm:convnext_nano --shares "[0.25, 0.5]"
   morphogen inspect mypackage.nets:build --image_size 64""",
     "label-maps": """examples:
   morphogen label-maps --data imagenet:/data/imagenet --teacher dm_nfnet_f6 --image_size 576 --output maps
@@ -52,7 +52,7 @@ class InspectConfig:
         model: `resnet20(width=32)`, any torchvision or timm name, or `package.module:function`.
         image_size: side of the square input in pixels.
         num_classes: number of outputs.
-        widths: shares of the channels to count parameters and FLOPs at.
+        shares: of the width, the depth and the resolution, to count parameters and FLOPs at.
         exclude: module paths to leave whole.
         json: print JSON instead of tables.
     """
@@ -60,7 +60,7 @@ class InspectConfig:
     model: str
     image_size: int = 224
     num_classes: int = 1000
-    widths: tuple[float, ...] = (0.5, 0.75, 1.0)
+    shares: tuple[float, ...] = (0.5, 0.75)
     exclude: tuple[str, ...] = ()
     json: bool = False
 
@@ -71,6 +71,8 @@ class InspectConfig:
                 expected="image_size and num_classes at least 1",
                 found=f"{self.image_size} and {self.num_classes}",
             )
+        if not all(0 < share <= 1 for share in self.shares):
+            raise ConfigError("shares out of range", expected="each above 0, at most 1", found=f"{self.shares}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,40 +154,22 @@ def run_compare(config: CompareConfig) -> int:
 
 
 def run_inspect(config: InspectConfig) -> int:
-    """Show the channel groups of a model, what is pinned and why, and what chosen widths cost."""
+    """Show the channel groups and block stacks of a model, what stays and why, and what its parts cost."""
     import torch
 
     from .graph.trace import trace
 
     model = build_model(config.model, config.num_classes)
     network = trace(model, torch.zeros(2, 3, config.image_size, config.image_size), exclude=config.exclude)
-    costs = [(width, cost(network, network.subnetwork(width=width))) for width in config.widths]
-    groups = [
-        {
-            "channel group": g.name,
-            "channels": g.channels,
-            "unit": g.unit,
-            "units": g.size,
-            "tensor axes": len(g.members),
-        }
-        for g in network.groups
-    ]
-    pinned = [{"pinned axis": p.axis, "size": p.size, "reason": p.reason} for p in network.pinned]
-    sizes = [
-        {"width": width, "parameters": c.parameters, "forward FLOPs": c.forward, "training FLOPs": c.training}
-        for width, c in costs
-    ]
+    tables = describe(network, config.shares)
     if config.json:
-        print(json.dumps({"model": config.model, "groups": groups, "pinned": pinned, "widths": sizes}, indent=1))
+        print(json.dumps({"model": config.model, **tables}, indent=1))
         return 0
     console = _console()
-    for title, rows in (("Channel groups", groups), ("Pinned", pinned), ("Cost for one image", sizes)):
+    for title, rows in tables.items():
         if rows:
-            console.print(
-                as_table(
-                    [{k: f"{v:,}" if isinstance(v, int) else str(v) for k, v in row.items()} for row in rows], title
-                )
-            )
+            cells = [{key: f"{v:,}" if isinstance(v, int) else str(v) for key, v in row.items()} for row in rows]
+            console.print(as_table(cells, title))
     return 0
 
 

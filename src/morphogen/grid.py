@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .fake import FakeModel
 from .program import silence
@@ -60,7 +60,7 @@ def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution) -> Gri
     # The example lives in the mode of the dense copy; a batch of the same form is made in this one.
     args, kwargs = fake.inputs(resolution)
     with fitted.mode:
-        args, kwargs = torch.utils._pytree.tree_map(
+        args, kwargs = tree_map(
             lambda t: torch.empty(t.shape, dtype=t.dtype) if isinstance(t, torch.Tensor) else t, (args, kwargs)
         )
         with fitting, silence(), torch.no_grad():
@@ -90,7 +90,7 @@ def _announce(model: nn.Module, resolution: Resolution, now: Resolution) -> None
         for name in ("image_size", "img_size"):
             value = getattr(module, name, None)
             if value == now or (isinstance(value, list) and tuple(value) == now):
-                setattr(module, name, type(value)(resolution))
+                setattr(module, name, resolution if isinstance(value, tuple) else list(resolution))
             elif isinstance(value, int) and now == (value, value) and resolution[0] == resolution[1]:
                 setattr(module, name, resolution[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,9 +53,10 @@ class MomentumNetwork(AveragedModel):
         self.decay = decay
         self.module.requires_grad_(False)
 
-    def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], _: object) -> None:
+    def _average(self, averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], _: object) -> None:
+        theirs, ours = list(averaged), list(current)
         with torch.no_grad():
-            if averaged[0].is_floating_point() or averaged[0].is_complex():
-                torch._foreach_lerp_(averaged, current, 1 - self.decay)
+            if theirs[0].is_floating_point():
+                torch._foreach_lerp_(theirs, ours, 1 - self.decay)
             else:  # counters and index tables
-                torch._foreach_copy_(averaged, current)
+                torch._foreach_copy_(theirs, ours)

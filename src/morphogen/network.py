@@ -21,6 +21,9 @@ from .grid import Grid, Resolution, find_grid
 from .program import first_line
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, Structure, SubNetwork, within
 
+FARTHEST = 32
+"""Pixels within which a legal resolution is looked for: as much as the strides of patches and stages add up to."""
+
 
 class Network:
     """A model, the structure of the dense network it is (part of), and the sub-network that is alive.
@@ -228,7 +231,7 @@ class Network:
             return True
 
         limit = min(size) - 1
-        for distance in range(max(*size, 64)):
+        for distance in range(FARTHEST + 1):
             if distance <= limit and runs(-distance):
                 return size[0] - distance, size[1] - distance
             if distance and runs(distance):
@@ -237,7 +240,7 @@ class Network:
                     return size[0] + distance, size[1] + distance
                 break
         raise SubNetworkError(
-            "the model cannot run at this resolution, nor at a smaller one",
+            f"the model cannot run at this resolution, nor at one within {FARTHEST} pixels",
             where=f"{size}",
             expected="at least one patch, and what its windows and strides need",
         )

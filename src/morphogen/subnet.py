@@ -77,7 +77,9 @@ class BlockStack:
         output: the form of what a block returns (PyTorch's TreeSpec).
         drop_path: stochastic depth in each unit.
         writers: the tensors that write into the residual stream; with all of them zero, a block passes its
-            input through. None where the blocks have no residual branches that could be silenced.
+            input through. For each, whether it belongs to a layer whose output is the branch's, so that
+            scaling what the layer returns does the same. None where the blocks have no residual branches that
+            could be silenced.
     """
 
     name: str
@@ -85,7 +87,7 @@ class BlockStack:
     passes: tuple[int, ...] = field(default=(0,), repr=False)
     output: Any = field(default=None, repr=False, compare=False)
     drop_path: tuple[tuple[DropPath, ...], ...] = field(default=(), repr=False)
-    writers: frozenset[str] | None = field(default=None, repr=False)
+    writers: Mapping[str, bool] | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ..program import op_name
+from ..program import module_path, op_name
 
 ADD = frozenset({"add"})
 IDEMPOTENT = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
@@ -41,7 +41,11 @@ ZERO_STAYS_ZERO = (
 """Ops that make zeros of zeros in their first tensor (or, for `mul`, in any)."""
 
 
-def residual_writers(program: torch.export.ExportedProgram, names: dict[str, str]) -> dict[str, frozenset[str] | None]:
+Written = dict[str, bool]
+"""Tensors, and whether each belongs to a layer that is called, so that its output can be scaled instead."""
+
+
+def residual_writers(program: torch.export.ExportedProgram, names: dict[str, str]) -> dict[str, Written | None]:
     """For each module of the program, the tensors that write into its residual stream, or None.
 
     Args:
@@ -64,7 +68,7 @@ class _Branches:
         self.nodes, self.names = nodes, names
         self.own = set(nodes)
 
-    def writers(self) -> frozenset[str] | None:
+    def writers(self) -> Written | None:
         """The writers of all branches between the module's input and its output."""
         leaving = [node for node in self.nodes if any(user not in self.own for user in node.users)]
         if len(leaving) != 1:
@@ -73,12 +77,12 @@ class _Branches:
         if walked is not None and walked[1] in self.own:
             joined = self._joined(walked[1])
             walked = None if joined is None else (walked[0] | joined, walked[1])
-        return frozenset(walked[0]) if walked and walked[0] else None
+        return walked[0] if walked and walked[0] else None
 
-    def _along(self, node: torch.fx.Node) -> tuple[set[str], torch.fx.Node] | None:
+    def _along(self, node: torch.fx.Node) -> tuple[Written, torch.fx.Node] | None:
         """From a value back along the residual stream: the writers of the branches added on the way, and where
         the stream comes from. None where a branch has no writer."""
-        found: set[str] = set()
+        found: Written = {}
         while node in self.own:
             op, inputs = op_name(node.target), node.all_input_nodes
             if op in SAME | IDEMPOTENT | VIEWS and inputs:
@@ -95,21 +99,22 @@ class _Branches:
             node = stream[0]
         return found, node
 
-    def _joined(self, node: torch.fx.Node) -> set[str] | None:
+    def _joined(self, node: torch.fx.Node) -> Written | None:
         """The writers of an input that is cut into neighbouring ranges and put together again by `cat`."""
         if op_name(node.target) != "cat":
             return None
-        found: set[str] = set()
+        found: Written = {}
         dim, end, size = node.args[1] if len(node.args) > 1 else 0, 0, 0
         for part in node.all_input_nodes:
             walked = self._along(part)
             if walked is None or walked[1] not in self.own or op_name(walked[1].target) != "slice":
                 return None
-            source, along, start, stop = (*walked[1].args, None, None)[:4]
+            source = walked[1].all_input_nodes[0]
+            along, start, stop = (*walked[1].args[1:], 0, None)[:3]
             if source in self.own or along != dim or start != end:
                 return None
             size = source.meta["val"].shape[dim]
-            end = size if stop is None else min(stop, size)
+            end = min(stop, size) if isinstance(stop, int) else size
             found |= walked[0]
         return found if end == size else None
 
@@ -120,10 +125,10 @@ class _Branches:
         op = op_name(node.target)
         return op in ADD | SAME | IDEMPOTENT | VIEWS | {"slice"} and any(map(self._is_stream, node.all_input_nodes))
 
-    def _writer(self, node: torch.fx.Node) -> set[str] | None:
+    def _writer(self, node: torch.fx.Node) -> Written | None:
         """The tensors that make this value zero when they are."""
         if node not in self.own:
-            return {self.names[node.name]} if node.name in self.names else None
+            return {self.names[node.name]: False} if node.name in self.names else None
         if node.target is operator.getitem:
             return self._writer(node.all_input_nodes[0])
         op = op_name(node.target)
@@ -131,7 +136,7 @@ class _Branches:
             return self._parameters(node, READERS[op])
         if op in ADD:
             parts = [self._writer(i) for i in node.all_input_nodes]
-            return None if None in parts else set().union(*(p for p in parts if p is not None))
+            return None if None in parts else {k: v for part in parts for k, v in (part or {}).items()}
         if op not in ZERO_STAYS_ZERO or not node.all_input_nodes:
             return None
         inputs: Iterable[torch.fx.Node] = node.all_input_nodes if op == "mul" else node.all_input_nodes[:1]
@@ -139,7 +144,7 @@ class _Branches:
         ordered = sorted(inputs, key=lambda i: i.name not in self.names)
         return next((written for i in ordered if (written := self._writer(i)) is not None), None)
 
-    def _parameters(self, node: torch.fx.Node, which: tuple[str, ...]) -> set[str] | None:
+    def _parameters(self, node: torch.fx.Node, which: tuple[str, ...]) -> Written | None:
         assert isinstance(node.target, torch._ops.OpOverload)
         arguments = [argument.name for argument in node.target._schema.arguments]
         given = dict(zip(arguments, node.args, strict=False)) | dict(node.kwargs)
@@ -147,4 +152,6 @@ class _Branches:
         if tensors[0] is None:
             return None
         written = {self.names.get(t.name) for t in tensors if isinstance(t, torch.fx.Node)}
-        return None if None in written else {name for name in written if name is not None}
+        if None in written:
+            return None
+        return {name: name.rpartition(".")[0] == module_path(node) for name in written if name is not None}

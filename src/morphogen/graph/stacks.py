@@ -22,7 +22,7 @@ from ..subnet import BlockStack, DropPath, FixedBlock, within
 LONGEST_PERIOD = 4
 """Blocks of a repeating pattern (Swin: 2) that may enter and leave together."""
 
-Writers = Mapping[str, frozenset[str] | None]
+Writers = Mapping[str, Mapping[str, bool] | None]
 """For each module, the tensors that write into its residual stream (see `residual.py`)."""
 
 
@@ -262,7 +262,7 @@ def _stack(run: list[_Block], period: int, model: nn.Module, writers: Writers) -
         passes,
         run[0].output,
         tuple(tuple(drop for block in unit for drop in _drop_path(block)) for unit in units),
-        None if None in found else frozenset().union(*(names for names in found if names is not None)),
+        None if None in found else {name: alone for names in found for name, alone in (names or {}).items()},
     )
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..errors import ConfigError
 from ..momentum import Momentum
 from ..morph.entry import DepthOperator, depth_named
-from ..morph.growth import GrowthOperator
+from ..morph.growth import GrowthOperator, named
 from ..network import Network
 from ..schedule.stages import Regularisation, Stage
 
@@ -41,6 +41,12 @@ class Method(ABC):
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:
         """How strong the recipe's regularisation is in an epoch; by default as the recipe says."""
         return Regularisation()
+
+    def check_operators(self) -> None:
+        """Raise MorphError for an unknown operator, ConfigError for a decay out of range."""
+        named(self.operator)
+        depth_named(self.depth_operator)
+        Momentum(self.decay)
 
     @property
     def momentum(self) -> Momentum | None:

@@ -22,6 +22,7 @@ from .drop_path import lay_out_drop_path
 from .entry import DepthOperator, depth_named
 from .growth import OPERATORS, Gap, GrowthOperator, named
 from .optimizer import carried_state, check_optimizers, enter, leave
+from .rezero import add_factor, fold_factors
 from .tensors import TensorMap, map_tensors
 from .trial import try_out
 
@@ -126,6 +127,7 @@ def morph(
         _check_shapes(tree, maps)
     try_out(network, target)
     with torch.inference_mode(False), torch.no_grad():
+        fold_factors(trees, optimizers)
         staying = structure.present(current).keys() & structure.present(target).keys()
         live = {name: tensor_named(model, name) for name in structure.tensors if name in staying}
         means = {} if restarted is None else {name: tensor_named(restarted, name) for name in live}
@@ -166,6 +168,9 @@ def morph(
             set_attributes(tree, network, target)
         before, network.current = network.current, target
         lay_out_drop_path(network)
+        if growth.rezero:
+            for block in entering:
+                _add_factors(block, trees, optimizers)
         if restarted is not None:
             _restart(restarted, model)
     changes = {name: Change(tensor_named(model, name), change) for name, change in maps.items() if name not in buffers}
@@ -269,6 +274,22 @@ def _exchange(
         enter(optimizer, arrived, counterparts, network.held.setdefault(optimizer, {}), order)
 
 
+def _add_factors(block: Entering, trees: list[nn.Module], optimizers: list[Optimizer]) -> None:
+    """A factor on each residual branch of a new block, trained like the layer's own parameters."""
+    writers = block.stack.writers or {}
+    layers = {name.rpartition(".")[0] for name in block.tensors if writers.get(name, False)}
+    for path in sorted(layers):
+        layer = trees[0].get_submodule(path)
+        own = list(layer.parameters(recurse=False))
+        factor = add_factor(layer)
+        for tree in trees[1:]:
+            add_factor(tree.get_submodule(path)).requires_grad_(False)
+        for optimizer in optimizers:
+            groups = [g for g in optimizer.param_groups if any(p is own[-1] for p in g["params"])]
+            for group in groups:
+                group["params"].append(factor)
+
+
 def _restart(momentum: nn.Module, model: nn.Module) -> None:
     """The momentum network begins anew as the model is."""
     theirs = dict([*momentum.named_parameters(), *momentum.named_buffers()])
@@ -322,7 +343,7 @@ def _plan(
 ) -> list[Callable[[], None]]:
     """All edits that bring one tensor, its gradient, its moments and its averages to the new size."""
     if change is None:  # another value of the same size
-        return [partial(tensor.data.copy_, new)]
+        return [partial(_copy, tensor, new)]
     # A gradient belongs to entries; interpolated ones are others.
     grad = None if tensor.grad is None or change.regrids else change.carry(tensor.grad)
     edits: list[Callable[[], None]] = [partial(_assign, tensor, new, grad)]
@@ -369,6 +390,11 @@ def _check_shapes(tree: nn.Module, maps: Mapping[str, TensorMap]) -> None:
                 found="no such tensor" if shape is None else f"shape {shape}",
                 todo="Change sizes through morphogen.morph alone, and give it every EMA copy each time",
             )
+
+
+def _copy(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Give a parameter or buffer another value of the same shape."""
+    tensor.data.copy_(value)
 
 
 def _assign(tensor: torch.Tensor, value: torch.Tensor, grad: torch.Tensor | None) -> None:

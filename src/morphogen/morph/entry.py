@@ -56,6 +56,11 @@ class Entry:
         """Whether this tensor writes into the residual stream (see `BlockStack.writers`)."""
         return self.stack.writers is not None and self.name in self.stack.writers
 
+    @property
+    def scalable(self) -> bool:
+        """Whether it writes into the residual stream through a layer whose output can be scaled."""
+        return self.stack.writers is not None and self.stack.writers.get(self.name, False)
+
     def copy(self, unit: int, *, averaged: bool = False) -> torch.Tensor:
         """The same tensor of an old unit, or of its average in the momentum network."""
         name = self.stack.counterpart(self.name, self.unit, unit)
@@ -83,12 +88,14 @@ class DepthGrowth:
         momentum: it reads the momentum network.
         everything: the whole grown network, old blocks too, comes from the momentum network.
         silent: the new blocks pass their input through, so they need residual branches.
+        rezero: they do so by a learned factor on each branch; see `rezero.py`.
     """
 
     fill: DepthOperator
     momentum: bool = False
     everything: bool = False
     silent: bool = False
+    rezero: bool = False
 
 
 DEPTH_OPERATORS: dict[str, DepthGrowth] = {}
@@ -96,12 +103,12 @@ DEPTH_OPERATORS: dict[str, DepthGrowth] = {}
 
 
 def depth_operator(
-    name: str, *, momentum: bool = False, everything: bool = False, silent: bool = False
+    name: str, *, momentum: bool = False, everything: bool = False, silent: bool = False, rezero: bool = False
 ) -> Callable[[DepthOperator], DepthOperator]:
-    """Enter the decorated depth operator into the table."""
+    """Enter the decorated depth operator into the table; the flags are those of `DepthGrowth`."""
 
     def register(function: DepthOperator) -> DepthOperator:
-        DEPTH_OPERATORS[name] = DepthGrowth(function, momentum, everything, silent)
+        DEPTH_OPERATORS[name] = DepthGrowth(function, momentum, everything, silent, rezero)
         return function
 
     return register

@@ -1,6 +1,6 @@
 """Growth operators: how what is new in a grown network is filled. Importing this enters them in the tables."""
 
-from .depths import identity, interpolate, mogrow, momentum, mostack, random_blocks, stack
+from .depths import identity, interpolate, mogrow, momentum, mostack, random_blocks, rezero, stack
 from .orthogonal import orthogonal
 from .random import random
 from .replicate import replicate
@@ -15,5 +15,6 @@ __all__ = [
     "random",
     "random_blocks",
     "replicate",
+    "rezero",
     "stack",
 ]

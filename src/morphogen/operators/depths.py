@@ -42,6 +42,16 @@ def identity(entry: Entry) -> torch.Tensor:
     return copied.zero_() if entry.writes else copied
 
 
+@depth_operator("rezero", silent=True, rezero=True)
+def rezero(entry: Entry) -> torch.Tensor:
+    """Identity as in AutoProg's Table 4: a copy of the block below, a learned factor of zero on each branch.
+
+    A branch that ends in a parameter of its own (a layer scale) has its factors already; they become zero.
+    """
+    copied = entry.copy(entry.below)
+    return copied.zero_() if entry.writes and not entry.scalable else copied
+
+
 @depth_operator("momentum", momentum=True)
 def momentum(entry: Entry) -> torch.Tensor:
     """Network Expansion's: a copy of the block below in the momentum network; old blocks stay as they are."""

@@ -96,6 +96,7 @@ class Run:
                 with self._own_random():
                     epoch = self._epoch(number)
                 yield epoch
+            self.attached.end()
         except (Exception, KeyboardInterrupt) as error:
             self.ledger.stopped = first_line(error)
             raise
@@ -220,10 +221,15 @@ class Run:
             torch.cuda.set_rng_state(cuda, self.device)
 
     def save(self, path: Path) -> None:
-        """Write the weights and the sub-network they belong to; a file already there stays until it is whole."""
+        """Write the weights, the sub-network they belong to, and the momentum network where there is one.
+
+        A file already there stays until the new one is whole.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".part")
         content = {"state_dict": self.result.state_dict(), "subnetwork": self.attached.network.current.to_json()}
+        if self.attached.momentum is not None:
+            content["momentum"] = self.attached.momentum.state_dict()
         with open(aside, "wb") as file:
             torch.save(content, file)
             file.flush()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ...depth import interpolated
 from ...errors import ConfigError
-from ...morph.entry import DepthOperator, depth_named
-from ...morph.growth import GrowthOperator, named
+from ...morph.entry import DepthOperator
+from ...morph.growth import GrowthOperator
 from ...network import Network
 from ...schedule.growth import growth
 from ...schedule.linear import equal_starts, linear_ratios
@@ -60,7 +60,7 @@ class NetworkExpansion(Method):
                 expected="stages and multiple_of at least 1",
                 found=f"stages {self.stages}, multiple_of {self.multiple_of}",
             )
-        named(self.operator), depth_named(self.depth_operator), self.momentum
+        self.check_operators()
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
         """Stage i trains alpha_i of the channels or blocks (equation 1) from epoch ceil(i T / n_g) on.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...depth import interpolated
 from ...errors import ConfigError
-from ...morph.entry import DepthOperator, depth_named
+from ...morph.entry import DepthOperator
 from ...network import Network
 from ...schedule.growth import growth
 from ...schedule.linear import equal_starts, linear_ratios
@@ -51,7 +51,7 @@ class Prog(Method):
             raise ConfigError(
                 "adaptive out of range", where="Prog", expected="three shares from 0 to 1", found=f"{self.adaptive}"
             )
-        depth_named(self.depth_operator), self.momentum
+        self.check_operators()
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
         """Stage k trains s_k of the blocks at s_k of the resolution, s linear from `ratio` to 1.

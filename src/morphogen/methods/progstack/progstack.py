@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...depth import stacked
-from ...morph.entry import DepthOperator, depth_named
+from ...morph.entry import DepthOperator
 from ...network import Network
 from ...schedule.growth import growth
 from ...schedule.linear import starts_by_ratio
@@ -27,7 +27,7 @@ class ProgStack(Method):
     decay: float | None = None
 
     def __post_init__(self) -> None:
-        depth_named(self.depth_operator), self.momentum
+        self.check_operators()
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
         """Three stages.

@@ -56,7 +56,7 @@ def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution) -> Gri
     changed = {key: value for key, value in _attributes(model).items() if attributes.get(key, value) != value}
     known = _shapes(model)
     fitted = FakeModel(model, ())
-    fitting = _Fitting(fitted)
+    fitting = _Fitting(fitted, resolution)
     # The example lives in the mode of the dense copy; a batch of the same form is made in this one.
     args, kwargs = fake.inputs(resolution)
     with fitted.mode:
@@ -66,6 +66,10 @@ def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution) -> Gri
         with fitting, silence(), torch.no_grad():
             fitted.dense(*args, **kwargs)
     known |= fitting.shapes
+    # A network without a token grid is used to odd sizes between its stages.
+    left_over = fitting.of_image + (fitting.of_stages if known != shapes else [])
+    if left_over:
+        raise ValueError(left_over[0])
     if replaced:
         with torch.no_grad(), silence():
             _announce(model, dense, resolution)
@@ -96,22 +100,46 @@ def _announce(model: nn.Module, resolution: Resolution, now: Resolution) -> None
 
 
 class _Fitting(TorchFunctionMode):
-    """Where the model's own tensor is added to activations of another size, note the size it needs."""
+    """Watches the model at another resolution.
 
-    ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__})
-    IN_PLACE = frozenset({torch.Tensor.add_, torch.Tensor.__iadd__})
+    Where its own tensor is added to activations of another size, the size that it needs is noted, and so are
+    patches (of the image, of a stage) that do not divide what they cut: a convolution drops the rest silently.
+    """
 
-    def __init__(self, fitted: FakeModel):
+    ADDITIONS = frozenset(
+        {
+            torch.add,
+            torch.Tensor.add,
+            torch.Tensor.__add__,
+            torch.Tensor.__radd__,
+            torch.Tensor.add_,
+            torch.Tensor.__iadd__,
+        }
+    )
+
+    def __init__(self, fitted: FakeModel, resolution: Resolution):
         super().__init__()
         tree = fitted.dense
+        self.resolution = resolution
         self.names = {id(tensor): name for name, tensor in [*tree.named_parameters(), *tree.named_buffers()]}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.of_image: list[str] = []
+        self.of_stages: list[str] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if (func in self.ADDITIONS or func in self.IN_PLACE) and len(args) > 1:
+        if func in self.ADDITIONS and len(args) > 1:
             first, second = self._fit(args[0], args[1]), self._fit(args[1], args[0])
             args = (first, second, *args[2:])
+        elif func is torch.conv2d and len(args) > 4:
+            self._check_patches(tuple(args[0].shape[-2:]), tuple(args[1].shape[2:]), args[3], args[4])
         return func(*args, **(kwargs or {}))
+
+    def _check_patches(self, sizes: tuple[int, ...], kernel: tuple[int, ...], stride: Any, padding: Any) -> None:
+        if tuple(stride) == kernel and not any(padding):
+            for size, patch in zip(sizes, kernel, strict=True):
+                if size % patch:
+                    left = f"patches of {patch} leave {size % patch} of {size} pixels over"
+                    (self.of_image if sizes == self.resolution else self.of_stages).append(left)
 
     def _fit(self, own: Any, other: Any) -> Any:
         name = self.names.get(id(own))

@@ -10,7 +10,10 @@ from torch import nn
 
 import morphogen
 from morphogen.graph.rules import RULES, rule
+from morphogen.morph.entry import DEPTH_OPERATORS, depth_operator
 from morphogen.morph.growth import OPERATORS, operator
+
+from nets import Tower, image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,11 +42,13 @@ def test_the_loop_needs_at_most_five_added_lines():
 
 def test_contributing_examples_are_enough():
     """A made-up op and operator, added by the documented lines alone."""
-    rule_code, operator_code = blocks((ROOT / "CONTRIBUTING.md").read_text())
+    rule_code, operator_code, depth_code = blocks((ROOT / "CONTRIBUTING.md").read_text())
     names = {"rule": rule, "operator": operator, "torch": torch, "Call": object, "Axes": object, "Gap": morphogen.Gap}
+    names |= {"depth_operator": depth_operator, "Entry": morphogen.Entry}
     try:
         exec(rule_code, names)
         exec(operator_code, names)
+        exec(depth_code, names)
 
         class Odd(nn.Module):
             def __init__(self):
@@ -58,12 +63,26 @@ def test_contributing_examples_are_enough():
         morphogen.morph(net, net.subnetwork(width=0.5))
         morphogen.morph(net, net.dense, operator="zeros")
         assert net.model.conv.weight[4:].eq(0).all()
+
+        deep = morphogen.trace(Tower(), image())
+        morphogen.morph(deep, deep.subnetwork(depth=0.5))
+        morphogen.morph(deep, deep.dense, depth_operator="halved")
+        assert torch.equal(deep.model.blocks[1].conv.weight, deep.model.blocks[0].conv.weight / 2)
     finally:
         RULES.pop("special_erfcx", None)
         OPERATORS.pop("zeros", None)
+        DEPTH_OPERATORS.pop("halved", None)
 
 
-@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "src/morphogen/methods/network_expansion/README.md"])
+CARDS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("src/morphogen/methods/*/README.md"))]
+
+
+def test_every_method_of_a_folder_has_a_card():
+    folders = {path.parent.name for path in ROOT.glob("src/morphogen/methods/*/__init__.py")}
+    assert folders == {Path(card).parent.name for card in CARDS} and len(folders) >= 6
+
+
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", *CARDS])
 def test_documents_are_finished_and_their_links_lead_somewhere(path):
     text = (ROOT / path).read_text()
     assert not re.search(r"@[A-Z]+@", text)

@@ -53,6 +53,11 @@ class FakeModel:
             self.dense, lambda t: _as_kind_of(t, torch.empty(t.shape, dtype=t.dtype, device="cpu", requires_grad=False))
         )
 
+    def empty(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A fake tensor of the same shape and kind, where the model is."""
+        with self.mode:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+
     def inputs(
         self, resolution: tuple[int, int] | None, batch: int | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -118,15 +118,11 @@ class Network:
             return layouts[name].alive_shape(alive, grid.shapes.get(name))
 
         model = self.fake.reshaped(shape_of)
-        for name, value in grid.buffers.items():
-            set_buffer(model, name, None if value is None else self._faked(value))
+        faked = {name: None if b is None else self.fake.empty(b) for name, b in grid.buffers.items()}
+        set_buffers(model, self, target, faked)
         set_attributes(model, self, target)
         take_out(model, self.structure, target)
         return model
-
-    def _faked(self, buffer: torch.Tensor) -> torch.Tensor:
-        with self.fake.mode:
-            return torch.empty(buffer.shape, dtype=buffer.dtype, device=self.fake.device)
 
     def subnetwork(
         self,
@@ -363,7 +359,12 @@ def set_attributes(model: nn.Module, network: Network, target: SubNetwork) -> No
             setattr(model.get_submodule(path), name, values.get((path, name), whole))
 
 
-def set_buffer(model: nn.Module, name: str, value: torch.Tensor | None) -> None:
-    """Replace a buffer, which may be missing."""
-    path, _, leaf = name.rpartition(".")
-    model.get_submodule(path)._buffers[leaf] = value
+def set_buffers(
+    model: nn.Module, network: Network, target: SubNetwork, buffers: Mapping[str, torch.Tensor | None]
+) -> None:
+    """Replace buffers that follow the resolution; those in blocks that are out of `target` are left alone."""
+    absent = frozenset(network.structure.absent(target))
+    for name, value in buffers.items():
+        if not within(name, absent):
+            path, _, leaf = name.rpartition(".")
+            model.get_submodule(path)._buffers[leaf] = value

@@ -12,19 +12,21 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..bypass import bypass, replace_module
 from ..errors import MorphError
-from ..fake import FakeModel, tensor_named
-from ..network import Network, set_attributes, set_buffer
-from ..subnet import SubNetwork, within
-from .blocks import Entering, entering_blocks, fill_block
+from ..fake import tensor_named
+from ..network import Network, set_attributes, set_buffers
+from ..subnet import SubNetwork
+from .assign import assign, copy
+from .blocks import Entering, entering_blocks
 from .drop_path import lay_out_drop_path
 from .entry import DepthOperator, depth_named
-from .growth import OPERATORS, Gap, GrowthOperator, named
-from .optimizer import carried_state, check_optimizers, enter, leave
-from .rezero import add_factor, fold_factors
+from .exchange import add_factors, averaged_blocks, exchange, tensors_of
+from .growth import GrowthOperator, named
+from .optimizer import carried_state, check_optimizers
+from .rezero import fold_factors
 from .tensors import TensorMap, map_tensors
 from .trial import try_out
+from .values import carried_average, compute_values
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def morph(
     leaving = tuple(path for path in structure.absent(target) if path not in network.outside)
     maps = map_tensors(network, current, target)
     trees = [model, *averages] if restarted is None else [model, *averages, restarted]
-    outside = _tensors_of(network.outside)
+    outside = tensors_of(network.outside)
     parameters = {p: name for name, p in outside.items() if isinstance(p, nn.Parameter)}
     parameters |= {parameter: name for name, parameter in model.named_parameters()}
     check_optimizers(optimizers, parameters, maps)
@@ -128,53 +130,34 @@ def morph(
     try_out(network, target)
     with torch.inference_mode(False), torch.no_grad():
         fold_factors(trees, optimizers)
-        staying = structure.present(current).keys() & structure.present(target).keys()
-        live = {name: tensor_named(model, name) for name in structure.tensors if name in staying}
-        means = {} if restarted is None else {name: tensor_named(restarted, name) for name in live}
-        base = means if growth.everything and restarted is not None else live
-        new = {
-            name: change.regrid(_fill(change, base[name].detach(), fill, generator)) for name, change in maps.items()
-        }
-        if base is means:
-            new |= {name: tensor.detach().clone() for name, tensor in means.items() if name not in maps}
-
-        def online(name: str) -> torch.Tensor:
-            return new[name] if name in new else live[name]
-
-        def averaged(name: str) -> torch.Tensor:
-            return _carried(maps[name], means[name], new[name]) if name in maps else means[name]
-
-        fresh: dict[str, torch.Tensor] = {}
-        for block in entering:
-            fresh |= fill_block(network, target, block, growth, online, averaged, generator)
-        buffers = {
-            name: value if value is None else value.to(live[name].device) if name in live else value
-            for name, value in network.grid_buffers(target.resolution).items()
-            if name in staying or value is None
-        }
-        edits: list[Callable[[], None]] = []
-        for name, value in new.items():
-            if name not in buffers:
-                copies = [tensor_named(tree, name) for tree in trees[1:]]
-                edits += _plan(maps.get(name), live[name], value, optimizers, copies)
-        copies = {id(tree): _copies(network, entering, fresh, tree) for tree in trees[1:]}
+        values = compute_values(network, target, maps, entering, fill, growth, restarted, generator)
+        edits = [
+            edit
+            for name, value in values.staying.items()
+            for edit in _plan(
+                maps.get(name),
+                tensor_named(model, name),
+                value,
+                optimizers,
+                [tensor_named(tree, name) for tree in trees[1:]],
+            )
+        ]
+        copies = [averaged_blocks(network, entering, values.entering, tree) for tree in trees[1:]]
         for edit in edits:  # from here on nothing is computed, so nothing can fail halfway
             edit()
-        _exchange(network, entering, leaving, fresh, copies, trees, optimizers)
+        exchange(network, entering, leaving, values.entering, trees, copies, optimizers)
+        before, network.current = current, target
         for tree in trees:
-            for name, value in buffers.items():
-                if not within(name, frozenset(structure.absent(target))):
-                    set_buffer(tree, name, value)
+            set_buffers(tree, network, target, values.buffers)
             set_attributes(tree, network, target)
-        before, network.current = network.current, target
         lay_out_drop_path(network)
         if growth.rezero:
             for block in entering:
-                _add_factors(block, trees, optimizers)
+                add_factors(block, trees, optimizers)
         if restarted is not None:
             _restart(restarted, model)
-    changes = {name: Change(tensor_named(model, name), change) for name, change in maps.items() if name not in buffers}
-    entered = {name: tensor_named(model, name) for name in fresh}
+    changes = {name: Change(tensor_named(model, name), change) for name, change in maps.items()}
+    entered = {name: tensor_named(model, name) for name in values.entering}
     return Receipt(before, target, changes, entered, leaving, time.perf_counter() - start)
 
 
@@ -198,140 +181,11 @@ def _check_operator(
             )
 
 
-def _tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """All parameters and buffers of several modules by their full names."""
-    return {
-        f"{path}.{name}": tensor
-        for path, module in modules.items()
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
-    }
-
-
-def _copies(
-    network: Network, entering: list[Entering], fresh: Mapping[str, torch.Tensor], tree: nn.Module
-) -> dict[str, nn.Module]:
-    """The blocks that enter, for an averaged copy of the model."""
-    copies = {}
-    for block in entering:
-        module = network.outside[block.path]
-        names = {id(t): name for name, t in _tensors_of({block.path: module}).items()}
-
-        def value(tensor: torch.Tensor, names: dict[int, str] = names, block: Entering = block) -> torch.Tensor:
-            name = names[id(tensor)]
-            if name not in fresh:
-                return tensor
-            data = fresh[name].to(tensor_named(tree, block.counterpart(name)), copy=True)
-            return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
-
-        copies[block.path] = FakeModel.copy(module, value)
-    return copies
-
-
-def _exchange(
-    network: Network,
-    entering: list[Entering],
-    leaving: tuple[str, ...],
-    fresh: Mapping[str, torch.Tensor],
-    copies: Mapping[int, Mapping[str, nn.Module]],
-    trees: list[nn.Module],
-    optimizers: list[Optimizer],
-) -> None:
-    """Put the blocks that enter in their places, and take those that leave out of theirs."""
-    model = network.model
-    counterparts: dict[str, nn.Parameter] = {}
-    arrived: dict[str, nn.Parameter] = {}
-    for block in entering:
-        module = network.outside.pop(block.path)
-        for name, tensor in _tensors_of({block.path: module}).items():
-            if name in fresh:
-                _assign(tensor, fresh[name], None)
-            if isinstance(tensor, nn.Parameter):
-                arrived[name] = tensor
-                twin = tensor_named(model, block.counterpart(name))
-                assert isinstance(twin, nn.Parameter)
-                counterparts[name] = twin
-        stand_in = replace_module(model, block.path, module)
-        module.train(stand_in.training)
-        for tree in trees[1:]:
-            replace_module(tree, block.path, copies[id(tree)][block.path].train(tree.training))
-    for stack in network.stacks:
-        for path in stack.blocks:
-            if path in leaving:
-                for tree in trees:
-                    stand_in = bypass(stack)
-                    gone = replace_module(tree, path, stand_in)
-                    stand_in.training = gone.training
-                    if tree is model:
-                        network.outside[path] = gone
-    gone = {name: t for name, t in _tensors_of({path: network.outside[path] for path in leaving}).items()}
-    for optimizer in optimizers:
-        held = network.held.setdefault(optimizer, {})
-        leave(optimizer, {name: p for name, p in gone.items() if isinstance(p, nn.Parameter)}, held)
-    for tensor in gone.values():
-        _assign(tensor, tensor.detach().new_empty(0), None)
-    order = {id(parameter): place for place, parameter in enumerate(model.parameters())}
-    for optimizer in optimizers:
-        enter(optimizer, arrived, counterparts, network.held.setdefault(optimizer, {}), order)
-
-
-def _add_factors(block: Entering, trees: list[nn.Module], optimizers: list[Optimizer]) -> None:
-    """A factor on each residual branch of a new block, trained like the layer's own parameters."""
-    writers = block.stack.writers or {}
-    layers = {name.rpartition(".")[0] for name in block.tensors if writers.get(name, False)}
-    for path in sorted(layers):
-        layer = trees[0].get_submodule(path)
-        own = list(layer.parameters(recurse=False))
-        factor = add_factor(layer)
-        for tree in trees[1:]:
-            add_factor(tree.get_submodule(path)).requires_grad_(False)
-        for optimizer in optimizers:
-            groups = [g for g in optimizer.param_groups if any(p is own[-1] for p in g["params"])]
-            for group in groups:
-                group["params"].append(factor)
-
-
 def _restart(momentum: nn.Module, model: nn.Module) -> None:
     """The momentum network begins anew as the model is."""
     theirs = dict([*momentum.named_parameters(), *momentum.named_buffers()])
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         theirs[name].copy_(tensor)
-
-
-def _carried(change: TensorMap, average: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """An averaged tensor after the morph; its new channels have the value `new` has."""
-    if change.regrids:
-        return change.regrid(change.select(average.detach()))
-    return change.carry(average.detach(), new.to(average))
-
-
-def _fill(
-    change: TensorMap, old: torch.Tensor, fill: GrowthOperator, generator: torch.Generator | None
-) -> torch.Tensor:
-    """The new value of one tensor, checked."""
-    if not change.grows:
-        return change.carry(old)
-    ours = any(fill is entry for entry in OPERATORS.values())
-    new = fill(Gap(change, old if ours else old.clone(), generator))  # a stranger may write into what it is given
-    if not isinstance(new, torch.Tensor) or (new.shape, new.dtype, new.device) != (
-        change.new_shape,
-        old.dtype,
-        old.device,
-    ):
-        raise MorphError(
-            "the growth operator returned an unfit value",
-            where=change.name,
-            expected=f"a tensor of {change.new_shape}, {old.dtype}, {old.device}",
-            found=f"{tuple(new.shape)}, {new.dtype}, {new.device}" if isinstance(new, torch.Tensor) else repr(new),
-        )
-    kept, was = change.survivors(new).contiguous(), change.survivors_of_old(old).contiguous()
-    if not torch.equal(kept.view(torch.uint8), was.view(torch.uint8)):  # bit for bit, so that NaN equals itself
-        raise MorphError(
-            "the growth operator changed what was alive",
-            where=change.name,
-            expected="the old entries where `gap.map` carries them",
-            todo="Begin with gap.map.carry(gap.old), and leave gap.old as it is",
-        )
-    return new
 
 
 def _plan(
@@ -343,12 +197,12 @@ def _plan(
 ) -> list[Callable[[], None]]:
     """All edits that bring one tensor, its gradient, its moments and its averages to the new size."""
     if change is None:  # another value of the same size
-        return [partial(_copy, tensor, new)]
+        return [partial(copy, tensor, new)]
     # A gradient belongs to entries; interpolated ones are others.
     grad = None if tensor.grad is None or change.regrids else change.carry(tensor.grad)
-    edits: list[Callable[[], None]] = [partial(_assign, tensor, new, grad)]
+    edits: list[Callable[[], None]] = [partial(assign, tensor, new, grad)]
     for average in averages:
-        edits.append(partial(_assign, average, _carried(change, average, new), None))
+        edits.append(partial(assign, average, carried_average(change, average, new), None))
     if isinstance(tensor, nn.Parameter):
         for optimizer in optimizers:
             state = carried_state(optimizer, tensor, change, new)
@@ -390,19 +244,3 @@ def _check_shapes(tree: nn.Module, maps: Mapping[str, TensorMap]) -> None:
                 found="no such tensor" if shape is None else f"shape {shape}",
                 todo="Change sizes through morphogen.morph alone, and give it every EMA copy each time",
             )
-
-
-def _copy(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Give a parameter or buffer another value of the same shape."""
-    tensor.data.copy_(value)
-
-
-def _assign(tensor: torch.Tensor, value: torch.Tensor, grad: torch.Tensor | None) -> None:
-    """Give a parameter or buffer another value of another shape; it stays the same object."""
-    tensor.grad = None
-    # Autograd caches a node for each parameter that knows its shape, and `.data =` renews it only when the
-    # dtype changes: without this step a `loss` that is still around would break the next backward pass.
-    other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
-    tensor.data = tensor.data.new_empty(0, dtype=other)
-    tensor.data = value
-    tensor.grad = grad

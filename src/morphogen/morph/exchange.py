@@ -1,0 +1,118 @@
+"""Blocks enter and leave: the user's module, its averaged copies, and the optimizers' groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..bypass import bypass, replace_module
+from ..fake import FakeModel, tensor_named
+from ..network import Network
+from .assign import assign
+from .blocks import Entering
+from .optimizer import enter, leave
+from .rezero import add_factor
+
+
+def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """All parameters and buffers of several modules by their full names."""
+    return {
+        f"{path}.{name}": tensor
+        for path, module in modules.items()
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+    }
+
+
+def averaged_blocks(
+    network: Network, entering: list[Entering], fresh: Mapping[str, torch.Tensor], tree: nn.Module
+) -> dict[str, nn.Module]:
+    """The blocks that enter, for an averaged copy of the model."""
+    copies = {}
+    for block in entering:
+        module = network.outside[block.path]
+        names = {id(t): name for name, t in tensors_of({block.path: module}).items()}
+
+        def value(tensor: torch.Tensor, names: dict[int, str] = names, block: Entering = block) -> torch.Tensor:
+            name = names[id(tensor)]
+            if name not in fresh:
+                return tensor
+            data = fresh[name].to(tensor_named(tree, block.counterpart(name)), copy=True)
+            return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+        copies[block.path] = FakeModel.copy(module, value)
+    return copies
+
+
+def exchange(
+    network: Network,
+    entering: Sequence[Entering],
+    leaving: Sequence[str],
+    values: Mapping[str, torch.Tensor],
+    trees: Sequence[nn.Module],
+    copies: Sequence[Mapping[str, nn.Module]],
+    optimizers: Sequence[Optimizer],
+) -> None:
+    """Put the blocks that enter in their places, and take those that leave out of theirs.
+
+    Args:
+        network: its `outside` and `held` are kept up.
+        entering, leaving: the blocks, and the paths of blocks.
+        values: the entering blocks' tensors, by name.
+        trees: the model, then its averaged copies.
+        copies: for each averaged copy its entering blocks, by path.
+        optimizers: of the model.
+    """
+    model = network.model
+    arrived: dict[str, nn.Parameter] = {}
+    counterparts: dict[str, nn.Parameter] = {}
+    for block in entering:
+        module = network.outside.pop(block.path)
+        for name, tensor in tensors_of({block.path: module}).items():
+            if name in values:
+                assign(tensor, values[name], None)
+            if isinstance(tensor, nn.Parameter):
+                arrived[name] = tensor
+                twin = tensor_named(model, block.counterpart(name))
+                assert isinstance(twin, nn.Parameter)
+                counterparts[name] = twin
+        module.train(replace_module(model, block.path, module).training)
+        for tree, blocks in zip(trees[1:], copies, strict=True):
+            replace_module(tree, block.path, blocks[block.path].train(tree.training))
+    gone: dict[str, nn.Module] = {}
+    for stack in network.stacks:
+        for path in stack.blocks:
+            if path in leaving:
+                for tree in trees:
+                    stand_in = bypass(stack)
+                    module = replace_module(tree, path, stand_in)
+                    stand_in.train(module.training)
+                    if tree is model:
+                        gone[path] = module
+    network.outside |= gone
+    tensors = tensors_of(gone)
+    order = {id(parameter): place for place, parameter in enumerate(model.parameters())}
+    for optimizer in optimizers:
+        held = network.held.setdefault(optimizer, {})
+        leave(optimizer, {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter)}, held)
+        enter(optimizer, arrived, counterparts, held, order)
+    for tensor in tensors.values():
+        assign(tensor, tensor.detach().new_empty(0), None)
+
+
+def add_factors(block: Entering, trees: list[nn.Module], optimizers: list[Optimizer]) -> None:
+    """A factor on each residual branch of a new block, trained like the layer's own parameters."""
+    writers = block.stack.writers or {}
+    layers = {name.rpartition(".")[0] for name in block.tensors if writers.get(name, False)}
+    for path in sorted(layers):
+        layer = trees[0].get_submodule(path)
+        own = list(layer.parameters(recurse=False))
+        factor = add_factor(layer)
+        for tree in trees[1:]:
+            add_factor(tree.get_submodule(path)).requires_grad_(False)
+        for optimizer in optimizers:
+            groups = [g for g in optimizer.param_groups if any(p is own[-1] for p in g["params"])]
+            for group in groups:
+                group["params"].append(factor)

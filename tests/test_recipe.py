@@ -137,7 +137,8 @@ def test_photos_have_the_size_asked_for(photos, size, resizing):
 def test_photos_are_decoded_at_the_size_that_trains(photos, monkeypatch):
     sizes = []
     monkeypatch.setattr(
-        "morphogen.train.images.read_random_crop", lambda path, size: sizes.append(size) or Image.new("RGB", size[::-1])
+        "morphogen.train.images.read_random_crop",
+        lambda path, size: sizes.append(size) or (Image.new("RGB", size[::-1]), (0.0, 0.0, 1.0, 1.0)),
     )
     data = streamed(photos)
     for resizing, decoded in (("bilinear", (16, 24)), ("low-frequency", (32, 32))):
@@ -167,10 +168,11 @@ def test_a_jpeg_is_decoded_no_finer_than_its_crop_needs(tmp_path, monkeypatch, c
     resize = Image.Image.resize
     monkeypatch.setattr(RandomResizedCrop, "get_params", lambda *_: crop)
     monkeypatch.setattr(Image.Image, "resize", lambda image, *rest: seen.append(image.size) or resize(image, *rest))
-    image = read_random_crop(path, size)
+    image, box = read_random_crop(path, size)
     scale = scale if suffix == "jpg" else 1
     assert seen == [(640 // scale, 480 // scale)] and image.size == size[::-1]
     top, left, height, width = crop
+    assert box == (left / 640, top / 480, (left + width) / 640, (top + height) / 480)
     plain = resize(whole.crop((left, top, left + width, top + height)), size[::-1], Image.Resampling.BILINEAR)
     assert np.abs(np.asarray(image, int) - np.asarray(plain, int)).mean() < 3
 
@@ -440,6 +442,8 @@ def test_a_recipe_is_read_as_it_is_written(path):
         ({"cutmix": 1.0, "batch_size": 63}, "an even number"),
         ({"randaugment": 11}, "randaugment out of range; expected 0 to 10"),
         ({"erasing": 1.5}, "erasing out of range; expected 0 to 1"),
+        ({"mixup": 0.8, "token_labels": Path("maps")}, "token_labels: label maps cannot follow mixup.*found mixup 0.8"),
+        ({"cutmix": 1.0, "token_labels": Path("maps")}, "token_labels: label maps cannot follow mixup and cutmix"),
         ({"mixup": -1.0}, "mixup out of range; expected at least 0"),
         ({"ema": 1.0}, "ema out of range"),
         ({"ema": math.nan}, "ema out of range"),

@@ -17,13 +17,18 @@ from torchvision.transforms import v2
 
 from morphogen.cli import main
 from morphogen.errors import ConfigError
+from morphogen.methods import Dense, Prog
+from morphogen.train.config import Recipe
+from morphogen.train.data import load_data
+from morphogen.train.images import MapCrops, RandomCrops
 from morphogen.train.label_maps import About, LabelMaps, image_names
-from morphogen.train.labelled_images import LabelledFolder, LabelledImages
+from morphogen.train.loop import Run
 from morphogen.train.teacher import class_map, load_teacher, make_label_maps, top_scores
 from morphogen.train.token_labels import (
     Predictions,
     TokenTargets,
     predict,
+    token_grid,
     token_label_loss,
     token_targets,
     with_true_labels,
@@ -176,21 +181,27 @@ def test_true_labels_by_hand():
 # ---------------------------------------------------------------- targets of a crop
 
 
-def batch(scores, classes, box=(0.0, 0.0, 1.0, 1.0), flipped=False):
-    one = (torch.zeros(3, 8, 8), torch.tensor(0), scores, classes.int(), torch.tensor(box), torch.tensor(flipped))
-    return LabelledImages(*(tensor[None] for tensor in one))
+def crop_of(scores, classes, box=(0.0, 0.0, 1.0, 1.0), flipped=False):
+    one = (torch.tensor(0), scores, classes.int(), torch.tensor(box), torch.tensor(flipped))
+    return MapCrops(*(tensor[None] for tensor in one))
+
+
+def crops(images, maps, size, count):
+    """A loader of random crops of the images in turn, in batches of 6."""
+    dataset = RandomCrops(images.samples, (size, size), None, (0,), maps.of(images, range(len(images))))
+    return DataLoader(dataset, 6, sampler=[(i, i % len(images)) for i in range(count)], num_workers=1)
 
 
 def test_a_quarter_of_a_map_by_hand():
     """A 2 x 2 map with one class a place; the upper right quarter, then the whole mirrored."""
     scores, classes = torch.full((1, 2, 2), math.log(3)), torch.tensor([[[0, 1], [2, 3]]])
     own = torch.full((4, 4), 1 / 6).fill_diagonal_(1 / 2)  # 3 of 3 + 1 + 1 + 1
-    whole = token_targets(batch(scores, classes), 4, (2, 2))
+    whole = token_targets(crop_of(scores, classes), 4, (2, 2))
     assert torch.allclose(whole.tokens[0], own) and torch.allclose(whole.image[0], torch.full((4,), 1 / 4))
-    mirrored = token_targets(batch(scores, classes, flipped=True), 4, (2, 2))
+    mirrored = token_targets(crop_of(scores, classes, flipped=True), 4, (2, 2))
     assert torch.allclose(mirrored.tokens[0], own[[1, 0, 3, 2]])
     # Two samples an axis: the quarter's outer ones see class 1 alone, the inner ones 1/4 of a neighbour.
-    corner = token_targets(batch(scores, classes, (0.5, 0.0, 1.0, 0.5)), 4, (1, 1))
+    corner = token_targets(crop_of(scores, classes, (0.5, 0.0, 1.0, 0.5)), 4, (1, 1))
     assert corner.tokens.shape == (1, 1, 4) and corner.image[0].argmax() == 1
     assert torch.allclose(corner.tokens[0], corner.image)
 
@@ -199,7 +210,7 @@ def test_left_out_classes_share_what_the_teacher_leaves():
     logits = torch.randn(2, 6, 3, 4) * 3 - 20  # far from 0, where the left out are put
     scores, classes = top_scores(logits, 2)
     whole = torch.stack([torch.tensor([0.0, 0.0, 1.0, 1.0])] * 2)
-    images = LabelledImages(torch.zeros(2), torch.zeros(2), scores, classes, whole, torch.zeros(2, dtype=torch.bool))
+    images = MapCrops(torch.zeros(2), scores, classes, whole, torch.zeros(2, dtype=torch.bool))
     targets = token_targets(images, 6, (3, 4)).tokens.transpose(1, 2).view(2, 6, 3, 4)
     probabilities = logits.softmax(1)
     assert torch.allclose(targets.gather(1, classes), probabilities.gather(1, classes), atol=1e-5)
@@ -227,30 +238,34 @@ def test_the_map_follows_the_image(grid, tmp_path):
     maps = LabelMaps.create(tmp_path / "maps", About("hand", ("a", "b"), 2, (18, 18)))
     for name in image_names(dataset):
         maps.write(name, positions(18, 18), torch.tensor([0, 1])[:, None, None].expand(-1, 18, 18))
-    folder = LabelledFolder(dataset, maps, 112, TO_TENSOR)
     flips, worst = set(), 0.0
-    for images in DataLoader(torch.utils.data.Subset(folder, [0, 1] * 20), 8):
-        seen = images.images[:, :2]
+    for images, labels in crops(dataset, maps, 112, 42):
+        seen = images[:, :2] / 255
         lowest, highest = -F.adaptive_max_pool2d(-seen, grid), F.adaptive_max_pool2d(seen, grid)
         inside = (lowest > 1 / 36) & (highest < 35 / 36)  # nearer to the edge the map has no two places to go by
-        logs = token_targets(images, 3, grid).tokens.log().transpose(1, 2).unflatten(2, grid)
+        logs = token_targets(labels, 3, grid).tokens.log().transpose(1, 2).unflatten(2, grid)
         said = logs[:, :2] - logs[:, 2:]  # the third class scores 0
         worst = max(worst, float(((F.adaptive_avg_pool2d(seen, grid) - said) * inside).abs().max()))
-        flips |= set(images.flipped.tolist())
+        flips |= set(labels.flipped.tolist())
         assert inside.float().mean() > 0.5
     assert flips == {False, True} and worst < 0.003  # bytes are 0.004 apart, places of the map 0.056
 
 
 def test_a_batch_is_what_the_loader_makes_of_the_images(images, maps):
-    folder = LabelledFolder(images, maps, 32, TO_TENSOR)
-    batch = next(iter(DataLoader(folder, 4, num_workers=1)))
-    assert isinstance(batch, LabelledImages) and batch.images.shape == (4, 3, 32, 32)
-    assert batch.labels.tolist() == [0, 0, 1, 1] and batch.flipped.dtype == torch.bool
-    assert batch.scores.shape == batch.classes.shape == (4, 2, 2, 2)
+    pixels, labels = next(iter(crops(images, maps, 32, 6)))
+    assert isinstance(labels, MapCrops) and pixels.shape == (6, 3, 32, 32)
+    assert labels.labels.tolist() == [0, 0, 1, 1, 2, 2] and labels.flipped.dtype == torch.bool
+    assert labels.scores.shape == labels.classes.shape == (6, 2, 2, 2)
     for grid in ((2, 2), (1, 3)):  # the input grew, the loader goes on
-        targets = token_targets(batch.to(torch.device("cpu")), 3, grid)
-        assert targets.image.shape == (4, 3) and targets.tokens.shape == (4, grid[0] * grid[1], 3)
-        assert torch.allclose(targets.tokens.sum(2), torch.ones(4, grid[0] * grid[1]))
+        targets = token_targets(labels.to(torch.device("cpu")), 3, grid)
+        assert targets.image.shape == (6, 3) and targets.tokens.shape == (6, grid[0] * grid[1], 3)
+        assert torch.allclose(targets.tokens.sum(2), torch.ones(6, grid[0] * grid[1]))
+
+
+def test_the_grid_has_the_images_aspect():
+    assert token_grid(196, (224, 224)) == (14, 14) and token_grid(24, (64, 96)) == (4, 6)
+    assert token_grid(24, (96, 64)) == (6, 4) and token_grid(4 * 6, (72, 96)) == (4, 6)  # a row of patches is cut off
+    assert token_grid(7, (64, 64)) in ((1, 7), (7, 1))
 
 
 # ---------------------------------------------------------------- teachers
@@ -321,7 +336,7 @@ def test_maps_made_from_a_folder_serve_torchvisions_imagenet(images, maps, tmp_p
     torch.save(({label: (f"{label} in words",) for label in "abc"}, []), tmp_path / "data" / "meta.bin")
     imagenet = ImageNet(str(tmp_path / "data"), "train")
     assert imagenet.classes[0] == ("a in words",) and image_names(imagenet) == image_names(images)
-    assert len(LabelledFolder(imagenet, maps, 32, TO_TENSOR)) == 6
+    assert maps.of(imagenet, [1, 5]).names == ["a/1.jpg", "c/1.jpg"]
 
 
 def test_large_class_numbers_survive(tmp_path):
@@ -357,12 +372,13 @@ def test_maps_that_cannot_be_used_are_one_line_each(images, maps, tmp_path):
 
     path.write_bytes(whole[:-5])
     with pytest.raises(ConfigError, match=r"missing or cut short for 1 of 6 images.*b/0\.jpg.*label-maps"):
-        LabelledFolder(images, maps, 32, TO_TENSOR)
+        maps.of(images, range(6))
     with pytest.raises(ConfigError, match=r"b/0\.jpg.*cannot read the label map.*label-maps again"):
         maps.read("b/0.jpg")
     path.unlink()
     with pytest.raises(ConfigError, match=r"missing or cut short for 1 of 6 images"):
-        LabelledFolder(images, maps, 32, TO_TENSOR)
+        maps.of(images, range(6))
+    assert maps.of(images, [0, 5])[1][0].shape == (2, 2, 2)  # those that are not chosen need no map
     with pytest.raises(ConfigError, match="cannot read the label map"):
         maps.read("b/0.jpg")
 
@@ -378,7 +394,7 @@ def test_maps_that_cannot_be_used_are_one_line_each(images, maps, tmp_path):
     about["classes"] = about["classes"][:2]
     (folder / "label_maps.json").write_text(json.dumps(about))
     with pytest.raises(ConfigError, match="maps of other classes"):
-        LabelledFolder(images, LabelMaps.open(folder), 32, TO_TENSOR)
+        LabelMaps.open(folder).of(images, range(6))
     with pytest.raises(ConfigError, match="no label maps here"):
         LabelMaps.open(tmp_path)
 
@@ -389,6 +405,118 @@ def test_a_teacher_of_other_classes_is_refused(images, tmp_path):
     with pytest.raises(ConfigError, match=r"ResNet: cannot make label maps.*timm classifier"):
         make_label_maps(torchvision.models.resnet18(), images, tmp_path / "maps", image_size=64, workers=0)
     assert not (tmp_path / "maps").exists()
+
+
+# ---------------------------------------------------------------- the trainer
+
+VOLO_64 = (
+    "timm.models.volo:VOLO(layers=(2, 2), embed_dims=(16, 16), num_heads=(2, 2), downsamples=(True, False),"
+    " outlook_attention=(True, False), img_size=64, stem_hidden_dim=8{})"
+)
+MIXING = VOLO_64.format(", use_mix_token=True")
+
+
+class Colours(torch.nn.Module):
+    """A teacher that sees which of red, green and blue is strongest at each place."""
+
+    num_features, output_fmt = 3, "NCHW"
+
+    def forward_features(self, images):
+        return F.adaptive_avg_pool2d(images, 8)
+
+    def forward_head(self, features):
+        return 4 * features.flatten(1)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Noisy JPEGs, reddish, greenish and bluish, too large for memory, and their label maps."""
+    root, noise = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for part, count in (("train", 14), ("val", 6)):
+        for colour, label in enumerate("abc"):
+            (root / part / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.integers(0, 160, (8, 10, 3))
+                pixels[..., colour] += 80
+                image = Image.fromarray(pixels.astype(np.uint8)).resize((120 + 4 * i, 96), Image.Resampling.BICUBIC)
+                image.save(root / part / label / f"{i}.jpg")
+    images, maps = ImageFolder(str(root / "train")), root / "maps"
+    assert make_label_maps(Colours(), images, maps, top_k=2, image_size=64, workers=0) == (42, 100.0)
+    return root
+
+
+def labelled(photos, **settings):
+    own = {"data": str(photos), "token_labels": photos / "maps", "model": MIXING, "image_size": 64, "batch_size": 6}
+    schedule = {"epochs": 2, "optimizer": "adamw", "lr": 5e-3, "workers": 0, "label_smoothing": 0.1, "device": "cpu"}
+    return Recipe(**own | schedule | settings)
+
+
+def test_a_volo_grows_and_learns_on_label_maps(photos):
+    """Depth and resolution grow between the epochs; chance is 33 %."""
+    recipe = labelled(photos, epochs=4, lr=1e-2, drop_path=0.1, erasing=0.25, ema=0.5, precision="bfloat16")
+    run = Run(recipe, load_data(recipe), Prog(stages=2, depth_operator="interpolate"), "prog", seed=0)
+    grids = []
+    forward = run.model.forward_train
+    run.model.forward_train = lambda x: grids.append(forward(x)) or grids[-1]
+    epochs = list(run.epochs())
+    assert [output[1].shape[1] for output in grids] == [4] * 14 + [16] * 14
+    assert [stage.resolution for stage in run.ledger.stages] == [(32, 32), (64, 64)]
+    assert len({output[2] for output in grids}) > 2  # MixToken's boxes
+    losses = [epoch.loss for epoch in epochs]
+    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0] and epochs[-1].accuracy > 80
+
+
+def test_runs_on_label_maps_repeat_in_turn_or_alone(photos):
+    recipe = labelled(photos, randaugment=9, erasing=0.5)
+    data = load_data(recipe)
+    runs = [Run(recipe, data, Dense(), "x", seed=1) for _ in range(3)]
+    alone, *turns = [[epoch.loss for epoch in runs[0].epochs()], *zip(*(run.epochs() for run in runs[1:]), strict=True)]
+    for loss, epochs in zip(alone, turns, strict=True):
+        assert {epoch.loss for epoch in epochs} == {loss}
+
+
+def test_label_maps_change_neither_the_pixels_nor_with_the_workers(photos):
+    settings = {"randaugment": 9, "erasing": 0.5, "repeated_augmentation": 3}
+    plain = list(load_data(labelled(photos, token_labels=None, **settings)).train_batches(0, 1, (32, 48)))
+    alone, shared = (
+        list(load_data(labelled(photos, workers=workers, **settings)).train_batches(0, 1, (32, 48)))
+        for workers in (0, 2)
+    )
+    for (images, labels), (pixels, maps), (same, others) in zip(plain, alone, shared, strict=True):
+        assert torch.equal(images, pixels) and torch.equal(labels, maps.labels)
+        assert torch.equal(images, same) and all(map(torch.equal, maps, others))
+
+
+def test_only_the_chosen_images_need_maps(photos):
+    recipe = labelled(photos, images=12)
+    data = load_data(recipe)
+    assert len(data.maps.names) == data.images == 12 and data.teacher.startswith("Colours (")
+    for (path, _), name in zip(data.train, data.maps.names, strict=True):
+        assert path.endswith(name)
+
+
+def test_what_does_not_fit_is_said_before_training(photos, tmp_path):
+    for model in ("resnet8(width=8)", VOLO_64.format(""), VOLO_64.format(", use_mix_token=True, use_aux_head=False")):
+        recipe = labelled(photos, model=model)
+        with pytest.raises(ConfigError, match=r"no predictions for its tokens.*use_mix_token=True"):
+            Run(recipe, load_data(recipe), Dense(), "x", seed=0)
+    with pytest.raises(ConfigError, match=r"digits: token labelling needs images that are decoded from files.*64 pix"):
+        load_data(labelled(photos, data="digits", image_size=None))
+    with pytest.raises(ConfigError, match=r"no label maps here.*morphogen label-maps"):
+        load_data(labelled(photos, token_labels=tmp_path))
+    LabelMaps.create(tmp_path / "others", About("hand", ("a", "b"), 1, (2, 2)))
+    with pytest.raises(ConfigError, match="label maps of other classes"):
+        load_data(labelled(photos, token_labels=tmp_path / "others"))
+
+
+def test_a_comparison_keeps_the_teacher_and_no_paths(photos, tmp_path):
+    recipe = labelled(photos, epochs=1)
+    settings = {key: getattr(recipe, key) for key in ("model", "data", "token_labels", "image_size", "batch_size")}
+    command = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    more = ["--methods", "[Prog(stages=1)]", "--epochs", "1", "--device", "cpu", "--output", str(tmp_path / "out")]
+    assert main(["compare", *command, *more]) == 0
+    record = json.loads((tmp_path / "out" / "runs.jsonl").read_text().splitlines()[0])
+    assert record["recipe"]["token_labels"].startswith("Colours (") and str(photos) not in json.dumps(record)
 
 
 # ---------------------------------------------------------------- the command
@@ -407,13 +535,9 @@ def test_the_command_makes_maps_that_train(images, tmp_path, capsys):
     assert main(command(images, tmp_path, teacher=name)) == 0
     output = capsys.readouterr().out
     assert "6 label maps made" in output and "own class first" in output
-    folder = LabelledFolder(images, LabelMaps.open(tmp_path / "out"), 64, TO_TENSOR)
-    batch = next(iter(DataLoader(folder, 6)))
-    torch.manual_seed(0)
-    model = tiny_volo(use_mix_token=True)
-    token_label_loss(
-        predict(model, batch.images), with_true_labels(token_targets(batch, 5, (4, 4)), batch.labels)
-    ).backward()
+    pixels, labels = next(iter(crops(images, LabelMaps.open(tmp_path / "out"), 64, 6)))
+    predictions = predict(tiny_volo(use_mix_token=True), pixels / 255)
+    token_label_loss(predictions, with_true_labels(token_targets(labels, 5, (4, 4)), labels.labels)).backward()
     assert main(command(images, tmp_path, teacher=name)) == 0
     assert "0 label maps made, 6 were there" in capsys.readouterr().out
 

@@ -27,7 +27,8 @@ EXAMPLES = {
     "train": """examples:
   morphogen train
   morphogen train --model "resnet20(width=32)" --data /data/cifar10 --epochs 60 --method "NetworkExpansion(stages=3)"
-  morphogen train --config run.yaml --seed 1""",
+  morphogen train --config run.yaml --seed 1
+  morphogen train --config recipes/volo_d1.yaml --data imagenet:/data/imagenet --token_labels maps""",
     "compare": """examples:
   morphogen compare
   morphogen compare --data /data/cifar10 --seeds 3 --epochs 30 \\

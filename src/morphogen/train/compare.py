@@ -100,7 +100,8 @@ class _Log:
 
     def __init__(self, config: CompareConfig, data: Data):
         self.path = config.output / "runs.jsonl"
-        recipe = asdict(config) | {"data": data.name}  # results are to be shared, the paths of a machine are not
+        # Results are to be shared, the paths of a machine are not.
+        recipe = asdict(config) | {"data": data.name, "token_labels": data.teacher}
         for key in ("methods", "seeds", "output", "workers"):
             recipe.pop(key)
         self.head = {"recipe": recipe, "environment": environment(config.torch_device())}

@@ -49,6 +49,8 @@ class Recipe:
         mixup: alpha of mixup; 0 is off. With cutmix too, each batch draws one of them.
         cutmix: alpha of cutmix; 0 is off.
         repeated_augmentation: times an image comes in a row, differently augmented; 0 and 1 are off.
+        token_labels: folder of label maps, made by `morphogen label-maps`, with which a VOLO learns a label for each
+            of its tokens (token labelling with MixToken).
         drop_path: rate of stochastic depth, the model's `drop_path_rate`.
         ema: decay of an exponential moving average of the weights, which is then what is tested and saved; 0 is off.
         precision: `float32`, or `bfloat16` autocast.
@@ -75,6 +77,7 @@ class Recipe:
     mixup: float = 0.0
     cutmix: float = 0.0
     repeated_augmentation: int = 0
+    token_labels: Path | None = None
     drop_path: float = 0.0
     ema: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -110,6 +113,13 @@ class Recipe:
                 where="batch_size",
                 expected="an even number",
                 found=f"{self.batch_size}",
+            )
+        if self.token_labels and (self.mixup or self.cutmix):
+            raise ConfigError(
+                "label maps cannot follow mixup and cutmix",
+                where="token_labels",
+                expected="mixup 0 and cutmix 0; MixToken takes their place",
+                found=f"mixup {self.mixup}, cutmix {self.cutmix}",
             )
 
     def torch_device(self) -> torch.device:

@@ -23,7 +23,8 @@ from ..program import first_line
 from ..schedule.stages import Regularisation
 from .augment import Augment, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
 from .config import Recipe
-from .images import CentreCrops, RandomCrops, Sample, read_image
+from .images import CentreCrops, MapCrops, RandomCrops, Sample, read_image
+from .label_maps import LabelMaps
 from .resize import Size, resized
 
 T = TypeVar("T")
@@ -34,8 +35,11 @@ IN_MEMORY = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Batch = tuple[Tensor, Tensor]
-"""Images (N, 3, H, W) and labels on the device of the run. Labels are classes (N,), int64, or where mixup or cutmix
-are on, shares of them (N, classes), float32."""
+"""Images (N, 3, H, W) and their classes (N,), int64, on the device of the run."""
+
+TrainBatch = tuple[Tensor, Tensor | MapCrops]
+"""As `Batch`, but where mixup or cutmix are on, the labels are shares of classes (N, classes), float32, and with
+token labelling, label maps."""
 
 AS_THE_RECIPE_SAYS = Regularisation()
 
@@ -45,7 +49,10 @@ class Data(ABC):
 
     Attributes:
         steps: batches in an epoch; the last, incomplete one is left out.
+        teacher: name and checksum of what made the label maps; None without.
     """
+
+    teacher: str | None = None
 
     def __init__(self, name: str, num_classes: int, image_size: int, images: int, recipe: Recipe):
         """`images` is the number of training images.
@@ -79,7 +86,7 @@ class Data(ABC):
         size: Size | None = None,
         resizing: str = "bilinear",
         strength: Regularisation = AS_THE_RECIPE_SAYS,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[TrainBatch]:
         """Shuffled, augmented, normalised batches, the same for the same arguments.
 
         Args:
@@ -114,7 +121,7 @@ class Data(ABC):
         return torch.zeros(batch_size, 3, *self.size)
 
     @abstractmethod
-    def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[Batch]:
+    def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[TrainBatch]:
         """Augmented images, uint8, at that size where they can be made so, else at their own."""
 
     @abstractmethod
@@ -134,7 +141,18 @@ class MemoryData(Data):
     """Images kept as bytes on the device; augmentation on whole batches there."""
 
     def __init__(self, name: str, train: Batch, test: Batch, recipe: Recipe, crop: int, flip: bool):
-        """`crop` is the padding in pixels for random crops; `train` and `test` are uint8 images and labels."""
+        """`crop` is the padding in pixels for random crops; `train` and `test` are uint8 images and labels.
+
+        Raises:
+            ConfigError: the recipe asks for token labelling.
+        """
+        if recipe.token_labels:
+            raise ConfigError(
+                "token labelling needs images that are decoded from files",
+                where=recipe.data,
+                expected=f"imagenet:FOLDER, or an image folder with images larger than {IN_MEMORY} pixels",
+                todo="Leave out token_labels, or change the data",
+            )
         device = recipe.torch_device()
         self.crop, self.flip = crop, flip
         self.train_images, self.train_labels = (t.to(device) for t in _subset(train, recipe.images))
@@ -162,21 +180,29 @@ class StreamData(Data):
     """Images decoded when needed, at the size that is needed, by the processes of PyTorch's loader."""
 
     def __init__(self, name: str, train: DatasetFolder, test: DatasetFolder, recipe: Recipe):
-        self.train: list[Sample] = [train.samples[i] for i in _chosen(len(train), recipe.images)]
+        """Keep paths and labels.
+
+        Raises:
+            ConfigError: the recipe's label maps are not those of the training images.
+        """
+        chosen = _chosen(len(train), recipe.images)
+        self.train: list[Sample] = [train.samples[i] for i in chosen]
         self.test: list[Sample] = [test.samples[i] for i in _chosen(len(test), recipe.test_images)]
+        self.maps = LabelMaps.open(recipe.token_labels).of(train, chosen) if recipe.token_labels else None
+        self.teacher = self.maps.maps.about.teacher if self.maps else None
         super().__init__(name, len(train.classes), recipe.image_size or 224, len(self.train), recipe)
 
-    def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[Batch]:
+    def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[TrainBatch]:
         """Random resized crops and horizontal flips."""
         order = image_order(self.images, self.recipe.repeated_augmentation, self._generator(seed, epoch))
-        dataset = RandomCrops(self.train, size, augment, (seed, epoch, 1))
+        dataset = RandomCrops(self.train, size, augment, (seed, epoch, 1), self.maps)
         yield from self._load(dataset, sampler=list(enumerate(order.tolist())), drop_last=True)
 
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """Centre crops."""
         yield from self._load(CentreCrops(self.test, size))
 
-    def _load(self, dataset: Dataset[tuple[Tensor, int]], **options: Any) -> Iterator[Batch]:
+    def _load(self, dataset: Dataset[tuple[Tensor, Any]], **options: Any) -> Iterator[tuple[Tensor, Any]]:
         loader = DataLoader(
             dataset,
             self.recipe.batch_size,

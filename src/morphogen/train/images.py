@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -15,10 +16,39 @@ from torchvision.transforms import RandomResizedCrop, v2
 
 from ..errors import ConfigError
 from .augment import Augment, seeded
+from .label_maps import ImageMaps
 from .resize import Size
 
 Sample = tuple[str, int]
 """Path and label of an image."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of an image, as shares of its sides."""
+
+
+class MapCrops(NamedTuple):
+    """The label map of one image and the crop to take of it, or, as PyTorch's loader collates them, N of each.
+
+    The crop is taken later, on the device and for a whole batch (`token_labels.token_targets`): there a map is
+    dense over the classes, 1,000 for ImageNet, which a loader should not have to carry.
+
+    Attributes:
+        labels: the class, int64.
+        scores: (top_k, rows, columns), float16: the map of the whole image.
+        classes: (top_k, rows, columns), int32: the classes these scores are of.
+        boxes: (4,), float32: the crop, see `Box`.
+        flipped: bool: the crop was mirrored left to right.
+    """
+
+    labels: Tensor
+    scores: Tensor
+    classes: Tensor
+    boxes: Tensor
+    flipped: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> MapCrops:
+        """All of it on a device, as `Tensor.to`."""
+        return MapCrops(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
 
 def read_image(path: str) -> Image.Image:
@@ -31,8 +61,8 @@ def read_image(path: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def read_random_crop(path: str, size: Size) -> Image.Image:
-    """A random part of an image, 8 to 100 % of its area, at `size` (Szegedy et al., CVPR 2015).
+def read_random_crop(path: str, size: Size) -> tuple[Image.Image, Box]:
+    """A random part of an image, 8 to 100 % of its area, at `size` (Szegedy et al., CVPR 2015), and which it is.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where the part still has at least `size` pixels then.
 
@@ -46,7 +76,8 @@ def read_random_crop(path: str, size: Size) -> Image.Image:
         drafted = image.draft("RGB", least)  # None for formats that decode at one scale only
         scale = drafted[1][2] / full[0] if drafted else 1.0
         box = (scale * left, scale * top, scale * (left + width), scale * (top + height))
-        return image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
+        crop = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
+        return crop, (left / full[0], top / full[1], (left + width) / full[0], (top + height) / full[1])
 
 
 @contextmanager
@@ -61,24 +92,32 @@ def _opened(path: str) -> Iterator[Image.Image]:
 
 
 @dataclass
-class RandomCrops(Dataset[tuple[Tensor, int]]):
-    """Random crops, flipped at random: (3, height, width), uint8, and label.
+class RandomCrops(Dataset[tuple[Tensor, int | MapCrops]]):
+    """Random crops, flipped at random: (3, height, width), uint8, and label, or with `maps`, label map crop.
 
     Asked for by (position in the epoch, index of the sample); the key and the position decide the random numbers,
-    however many processes share the work.
+    however many processes share the work. Label maps do not follow RandAugment's small shifts, as in the authors'
+    code.
     """
 
     samples: Sequence[Sample]
     size: Size
     augment: Augment | None
     key: tuple[int, ...]
+    maps: ImageMaps | None = None
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int | MapCrops]:
         position, index = item
         path, label = self.samples[index]
         with seeded(*self.key, position, device=torch.device("cpu")):
-            image = v2.RandomHorizontalFlip()(read_random_crop(path, self.size))
-            return v2.functional.pil_to_tensor(self.augment(image) if self.augment else image), label
+            image, box = read_random_crop(path, self.size)
+            flipped = torch.rand(()) < 0.5
+            if flipped:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            pixels = v2.functional.pil_to_tensor(self.augment(image) if self.augment else image)
+        if self.maps is None:
+            return pixels, label
+        return pixels, MapCrops(torch.tensor(label), *self.maps[index], torch.tensor(box), flipped)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -105,11 +106,12 @@ class LabelMaps:
                 missing.append(position)
         return missing
 
-    def check(self, dataset: DatasetFolder) -> None:
-        """Say now what would else stop an epoch halfway.
+    def of(self, dataset: DatasetFolder, chosen: Sequence[int]) -> ImageMaps:
+        """The maps of the chosen images of an image folder.
 
         Raises:
-            ConfigError: the maps are of other classes, or some are missing or not whole.
+            ConfigError: the maps are of other classes, or some are missing or not whole; said now, since it would
+                else stop an epoch halfway.
         """
         expected, found = class_names(dataset), self.about.classes
         if expected != found:
@@ -120,7 +122,8 @@ class LabelMaps:
                 found=_short(found),
                 todo="Make them with a teacher of these classes: morphogen label-maps",
             )
-        names = image_names(dataset)
+        every = image_names(dataset)
+        names = [every[i] for i in chosen]
         missing = self.missing(names)
         if missing:
             raise ConfigError(
@@ -129,6 +132,7 @@ class LabelMaps:
                 found=f"none for {names[missing[0]]}",
                 todo="Run morphogen label-maps again; it makes only those",
             )
+        return ImageMaps(self, names)
 
     def read(self, name: str) -> tuple[Tensor, Tensor]:
         """Scores (top_k, rows, columns), float16, and classes, int32, of an image.
@@ -163,6 +167,17 @@ class LabelMaps:
         path = self.folder / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, _packed(scores, classes))
+
+
+@dataclass(frozen=True)
+class ImageMaps:
+    """The label maps of some images, asked for by the image's position among them; see `LabelMaps.read`."""
+
+    maps: LabelMaps
+    names: Sequence[str]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.maps.read(self.names[index])
 
 
 def image_names(dataset: DatasetFolder) -> list[str]:

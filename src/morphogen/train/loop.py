@@ -22,9 +22,11 @@ from ..program import first_line
 from ..report.flops import cost
 from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
 from .config import Recipe
-from .data import Batch, Data
+from .data import Data, TrainBatch
+from .images import MapCrops
 from .models import build_model
 from .resize import check_resizing
+from .token_labels import check_predicts, predict, token_grid, token_label_loss, token_targets, with_true_labels
 
 CHECK_EVERY = 50
 """Steps between looks at the loss: often enough to stop early, seldom enough not to wait for a GPU."""
@@ -56,6 +58,8 @@ class Run:
             torch.manual_seed(seed)
             self.model = build_model(recipe.model, data.num_classes, recipe.drop_path).to(self.device)
             self.model.train()
+            if recipe.token_labels:
+                check_predicts(self.model)
             if recipe.channels_last:
                 self.model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
             self.optimizer = _optimizer(self.model, recipe)
@@ -132,7 +136,7 @@ class Run:
         self.ledger.stages[-1].steps += len(losses)
         return float(torch.stack(losses).mean())
 
-    def _batches(self, number: int) -> Iterator[Batch]:
+    def _batches(self, number: int) -> Iterator[TrainBatch]:
         """The training images of an epoch as its sub-network and its method want them."""
         attached = self.attached
         return self.data.train_batches(
@@ -143,12 +147,9 @@ class Run:
             attached.regularisation(number),
         )
 
-    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _step(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
         with self._precision():
-            # PyTorch's cross entropy takes mixed labels too, and smooths both kinds alike.
-            loss = F.cross_entropy(
-                self.model(self._laid_out(images)), labels, label_smoothing=self.recipe.label_smoothing
-            )
+            loss = self._loss(self._laid_out(images), labels)
         self.optimizer.zero_grad()
         loss.backward()
         if self.recipe.clip_grad:
@@ -160,7 +161,17 @@ class Run:
         self.scheduler.step()
         return loss.detach()
 
-    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _loss(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
+        smoothing = self.recipe.label_smoothing
+        if isinstance(labels, torch.Tensor):
+            # PyTorch's cross entropy takes mixed labels too, and smooths both kinds alike.
+            return F.cross_entropy(self.model(images), labels, label_smoothing=smoothing)
+        predictions = predict(self.model, images)
+        count, classes = predictions.tokens.shape[1:]
+        targets = token_targets(labels, classes, token_grid(count, (images.shape[2], images.shape[3])))
+        return token_label_loss(predictions, with_true_labels(targets, labels.labels, smoothing))
+
+    def _timed(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
         """The batches, with the time until each is there on the data's account."""
         cpu = torch.device("cpu")  # the host's wait; a GPU goes on with its queue meanwhile
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from ..errors import ConfigError
-from .labelled_images import LabelledImages
+from .images import MapCrops
+from .resize import Size
 
 
 class TokenTargets(NamedTuple):
@@ -40,26 +42,31 @@ class Predictions(NamedTuple):
     box: tuple[int, int, int, int]
 
 
-def token_targets(batch: LabelledImages, num_classes: int, grid: tuple[int, int]) -> TokenTargets:
+def token_targets(crops: MapCrops, num_classes: int, grid: tuple[int, int]) -> TokenTargets:
     """Follow each image's crop and flip in its label map.
 
     Args:
-        batch: as collated by PyTorch's loader, on any device.
+        crops: as collated by PyTorch's loader, on any device.
         num_classes: of the model.
-        grid: rows and columns of the model's tokens at the input's present resolution; a VOLO has one token for
-            16 x 16 pixels, 14 x 14 for 224.
+        grid: rows and columns of the model's tokens at the input's present resolution, see `token_grid`.
 
     Returns:
         Scores averaged over the crop, or the part of it under a token (RoIAlign), then softmax, as the authors do.
     """
-    rows, columns = batch.scores.shape[2:]
-    maps = dense(batch.scores, batch.classes, num_classes)
-    boxes = batch.boxes * torch.tensor([columns, rows, columns, rows], device=maps.device)
+    rows, columns = crops.scores.shape[2:]
+    maps = dense(crops.scores, crops.classes, num_classes)
+    boxes = crops.boxes * torch.tensor([columns, rows, columns, rows], device=maps.device)
     regions = torch.cat([torch.arange(len(boxes), device=maps.device)[:, None].float(), boxes], dim=1)
     image = roi_align(maps, regions, (1, 1), aligned=True).flatten(1)
     tokens = roi_align(maps, regions, grid, aligned=True)
-    tokens = torch.where(batch.flipped[:, None, None, None], tokens.flip(3), tokens)
+    tokens = torch.where(crops.flipped[:, None, None, None], tokens.flip(3), tokens)
     return TokenTargets(image.softmax(1), tokens.flatten(2).transpose(1, 2).softmax(2))
+
+
+def token_grid(tokens: int, size: Size) -> tuple[int, int]:
+    """Rows and columns of so many tokens of an image: of all that fit, those nearest to the image's aspect."""
+    fitting = [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
+    return min(fitting, key=lambda grid: abs(math.log(grid[0] * size[1] / (grid[1] * size[0]))))
 
 
 def dense(scores: Tensor, classes: Tensor, num_classes: int) -> Tensor:
@@ -107,7 +114,7 @@ def token_label_loss(predictions: Predictions, targets: TokenTargets, dense_weig
             "targets do not fit the model's tokens",
             expected=f"(images, tokens, classes) {tuple(tokens.shape)}",
             found=f"{tuple(targets.tokens.shape)}",
-            todo="Pass token_targets the grid that the input's present resolution gives",
+            todo="Pass token_targets the token_grid of these tokens",
         )
     other = (r2 - r1) * (c2 - c1) / tokens.shape[1]
     mixed = (1 - other) * targets.image + other * targets.image.flip(0)
@@ -124,12 +131,23 @@ def predict(model: nn.Module, images: Tensor) -> Predictions:
     able = model.training and hasattr(model, "forward_train")
     output = model.forward_train(images) if able else None  # pyright: ignore  (timm's interface)
     if not isinstance(output, tuple):
-        raise ConfigError(
-            "the model makes no predictions for its tokens",
-            where=type(model).__name__,
-            expected="a VOLO in training mode, such as timm:volo_d1_224(use_mix_token=True)",
-        )
+        raise _without_tokens(model)
     image, tokens, box = output
     if image.shape[1] == model.num_features:  # timm 1.0 returns the class token as it is; later ones may not
         image = model.head(model.head_drop(image))  # pyright: ignore  (timm's interface)
     return Predictions(image, tokens, box)
+
+
+def check_predicts(model: nn.Module) -> None:
+    """Refuse a model that cannot be trained on label maps with MixToken, before it is; raises ConfigError."""
+    able = hasattr(model, "forward_train") and getattr(model, "aux_head", None) is not None
+    if not able or not getattr(model, "mix_token", False):
+        raise _without_tokens(model)
+
+
+def _without_tokens(model: nn.Module) -> ConfigError:
+    return ConfigError(
+        "the model makes no predictions for its tokens, or mixes none",
+        where=type(model).__name__,
+        expected="a VOLO in training mode, such as timm:volo_d1_224(use_mix_token=True)",
+    )

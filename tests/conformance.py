@@ -53,7 +53,7 @@ ON_TOP = (0, 1, 2, 3, 4, 5, 0, 1, 2)
 ALL = tuple(range(9))
 
 DEPTH_OPERATORS = [
-    DepthRow("random", (0, 1, 2, 3, None, 4, None, 5, None)),
+    DepthRow("random", (0, 1, 2, 3, 4, 5, None, None, None)),
     DepthRow("stack", ON_TOP),
     DepthRow("interpolate", BETWEEN),
     DepthRow("identity", BETWEEN, preserves_function=True),

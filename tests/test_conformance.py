@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import morphogen
-from morphogen.depth import interpolated, nested, stacked
+from morphogen.depth import nested
 from morphogen.methods import METHODS as REGISTERED_METHODS
 from morphogen.morph.entry import DEPTH_OPERATORS as REGISTERED_DEPTH_OPERATORS
 from morphogen.morph.growth import OPERATORS as REGISTERED_OPERATORS
@@ -71,13 +71,13 @@ def test_depth_operator_fills_carries_and_keeps_or_changes_the_function_as_decla
     optimizer = torch.optim.Adam(model.parameters())
     x = image().double()
     net = morphogen.trace(model, x)
-    table = stacked if "stack" in row.name else interpolated
+    table = REGISTERED_DEPTH_OPERATORS[row.name].table
     six, nine = ({"blocks": alive} for alive in nested([6, 9], table))
     morphogen.morph(net, net.subnetwork(blocks=six), optimizer=optimizer)
     take_steps(model, optimizer, x)
     old = [copy.deepcopy(model.blocks[i]) for i in six["blocks"]]
     momentum = morphogen.MomentumNetwork(model, decay=0.5)
-    take_steps(momentum.module.requires_grad_(True), torch.optim.SGD(momentum.parameters(), 0.1), x)
+    perturb(momentum.module)
     average = [copy.deepcopy(momentum.module.blocks[i]) for i in six["blocks"]]
     before = snapshot(model, optimizer)
     model.eval()

@@ -28,7 +28,7 @@ class Bypass(nn.Module):
         leaves = tree_leaves((args, kwargs))
         if self._single is not None:
             return leaves[self._single]
-        return tree_unflatten([leaves[i] for i in self.passes], self.output)
+        return tree_unflatten([None if i < 0 else leaves[i] for i in self.passes], self.output)
 
     def extra_repr(self) -> str:
         """For `print(model)`."""
@@ -50,10 +50,12 @@ def replace_module(tree: nn.Module, path: str, module: nn.Module) -> nn.Module:
     return old
 
 
-def take_out(tree: nn.Module, structure: Structure, target: SubNetwork) -> None:
-    """Replace every block that is out in a sub-network, in a tree that has all of them."""
+def take_out(tree: nn.Module, structure: Structure, target: SubNetwork) -> list[nn.Module]:
+    """Replace every block that is out in a sub-network, in a tree that has all of them; returns these blocks."""
     absent = frozenset(structure.absent(target))
-    for stack in structure.stacks:
-        for path in stack.blocks:
-            if path in absent:
-                replace_module(tree, path, bypass(stack))
+    return [
+        replace_module(tree, path, bypass(stack))
+        for stack in structure.stacks
+        for path in stack.blocks
+        if path in absent
+    ]

@@ -121,10 +121,16 @@ def at_least_two(value: Any) -> Any:
 def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
     """The model in the given mode and without hooks.
 
-    Afterwards every attribute of every module is what it was: modes, hooks, and whatever the forward pass
-    stored on the modules (containers that it changed in place excepted).
+    Afterwards every attribute of every module is what it was: modes, hooks, whatever the forward pass stored on
+    the modules, and what it put into their dictionaries, lists and sets (caches by device or by size).
     """
     kept = [(module, dict(module.__dict__)) for module in model.modules()]
+    filled = [
+        (value, copy.copy(value))
+        for _, attributes in kept
+        for value in attributes.values()
+        if isinstance(value, (dict, list, set))
+    ]
     try:
         for module, _ in kept:
             module.training = training
@@ -134,3 +140,6 @@ def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
         for module, attributes in kept:
             module.__dict__.clear()
             module.__dict__.update(attributes)
+        for container, content in filled:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .fake import FakeModel
+from .fake import FakeModel, quiet
 from .program import silence
 
 Resolution = tuple[int, int]
@@ -55,16 +55,8 @@ def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution) -> Gri
     replaced |= buffers.keys() - at_resolution.keys()
     changed = {key: value for key, value in _attributes(model).items() if attributes.get(key, value) != value}
     known = _shapes(model)
-    fitted = FakeModel(model, ())
-    fitting = _Fitting(fitted, resolution)
-    # The example lives in the mode of the dense copy; a batch of the same form is made in this one.
-    args, kwargs = fake.inputs(resolution)
-    with fitted.mode:
-        args, kwargs = tree_map(
-            lambda t: torch.empty(t.shape, dtype=t.dtype) if isinstance(t, torch.Tensor) else t, (args, kwargs)
-        )
-        with fitting, silence(), torch.no_grad():
-            fitted.dense(*args, **kwargs)
+    met = _run_watched(fake.blank(), fake, dense, {}).met
+    fitting = _run_watched(model, fake, resolution, met)
     known |= fitting.shapes
     # A network without a token grid is used to odd sizes between its stages.
     left_over = fitting.of_image + (fitting.of_stages if known != shapes else [])
@@ -99,11 +91,30 @@ def _announce(model: nn.Module, resolution: Resolution, now: Resolution) -> None
                 setattr(module, name, resolution[0])
 
 
+def _run_watched(model: nn.Module, fake: FakeModel, resolution: Resolution, met: Meetings) -> _Fitting:
+    """Run a model of ordinary tensors at a resolution on fake ones, watched."""
+    double = FakeModel(model, ())
+    fitting = _Fitting(double, resolution, met)
+    args, kwargs = fake.inputs(resolution)
+    with double.mode:  # fake tensors of one mode do not meet those of another
+        args, kwargs = tree_map(
+            lambda t: torch.empty(t.shape, dtype=t.dtype) if isinstance(t, torch.Tensor) else t, (args, kwargs)
+        )
+        with fitting, quiet(double.dense, training=False), silence(), torch.no_grad():
+            double.dense(*args, **kwargs)
+    return fitting
+
+
+Meetings = dict[str, list[tuple[int, ...]]]
+"""For each of the model's own tensors, the sizes of what it was added to, in order."""
+
+
 class _Fitting(TorchFunctionMode):
     """Watches the model at another resolution.
 
-    Where its own tensor is added to activations of another size, the size that it needs is noted, and so are
-    patches (of the image, of a stage) that do not divide what they cut: a convolution drops the rest silently.
+    Where its own tensor is added to activations that had its size at the dense resolution, the size that it needs
+    now is noted, and so are patches (of the image, of a stage) that do not divide what they cut: a convolution
+    drops the rest silently.
     """
 
     ADDITIONS = frozenset(
@@ -117,11 +128,12 @@ class _Fitting(TorchFunctionMode):
         }
     )
 
-    def __init__(self, fitted: FakeModel, resolution: Resolution):
+    def __init__(self, double: FakeModel, resolution: Resolution, dense: Meetings):
         super().__init__()
-        tree = fitted.dense
-        self.resolution = resolution
+        tree = double.dense
+        self.resolution, self.dense = resolution, dense
         self.names = {id(tensor): name for name, tensor in [*tree.named_parameters(), *tree.named_buffers()]}
+        self.met: Meetings = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.of_image: list[str] = []
         self.of_stages: list[str] = []
@@ -145,10 +157,13 @@ class _Fitting(TorchFunctionMode):
         name = self.names.get(id(own))
         if name is None or not isinstance(other, torch.Tensor) or other.ndim < own.ndim:
             return own
-        met = other.shape[other.ndim - own.ndim :]
-        shape = tuple(
-            size if size in (1, needed) or needed == 1 else needed for size, needed in zip(own.shape, met, strict=False)
-        )
+        met = tuple(other.shape[other.ndim - own.ndim :])
+        self.met.setdefault(name, []).append(met)
+        known = self.dense.get(name, [])
+        if len(known) < len(self.met[name]):
+            return own
+        dense = known[len(self.met[name]) - 1]
+        shape = tuple(b if a == d > 1 else a for a, d, b in zip(own.shape, dense, met, strict=True))
         if shape == tuple(own.shape):
             return own
         self.shapes[name] = shape

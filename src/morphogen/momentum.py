@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.nn.modules.batchnorm import _NormBase
 
 from .errors import ConfigError
 
@@ -41,22 +41,35 @@ class Momentum:
         return self.decay if self.decay is not None else 1 - 1 / max(1.0, self.horizon * steps)
 
 
-class MomentumNetwork(AveragedModel):
-    """PyTorch's averaged model with buffers (running statistics) averaged too, by fused updates.
+class MomentumNetwork(nn.Module):
+    """An averaged copy of a model: parameters and running statistics are averaged, other buffers copied.
+
+    (`torch.optim.swa_utils.AveragedModel` averages every buffer or none; an attention mask of -inf would turn NaN.)
 
     Attributes:
+        module: the copy.
         decay: m; set anew for each stage.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        super().__init__()
+        self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
-        self.module.requires_grad_(False)
 
-    def _average(self, averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], _: object) -> None:
-        theirs, ours = list(averaged), list(current)
-        with torch.no_grad():
-            if theirs[0].is_floating_point():
-                torch._foreach_lerp_(theirs, ours, 1 - self.decay)
-            else:  # counters and index tables
-                torch._foreach_copy_(theirs, ours)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Follow the model by one step, in two fused operations."""
+        theirs, ours = (_averaged_and_copied(tree) for tree in (self.module, model))
+        torch._foreach_lerp_(theirs[0], ours[0], 1 - self.decay)
+        if theirs[1]:
+            torch._foreach_copy_(theirs[1], ours[1])
+
+
+def _averaged_and_copied(tree: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    averaged: list[torch.Tensor] = [parameter.detach() for parameter in tree.parameters()]
+    copied: list[torch.Tensor] = []
+    for module in tree.modules():
+        for buffer in module.buffers(recurse=False):
+            learned = isinstance(module, _NormBase) and buffer.is_floating_point()
+            (averaged if learned else copied).append(buffer)
+    return averaged, copied

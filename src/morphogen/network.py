@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from numbers import Real
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,7 +41,7 @@ class Network:
         initial: mean and standard deviation of the stacks' tensors when the model was traced; blocks that
             begin at random are drawn from it.
         outside: the blocks that are out, by path: the user's own modules, their tensors empty.
-        held: for each optimizer, the parameter group of the parameters that are out.
+        held: for each optimizer, its parameter groups that have lost parameters, and what they held.
         drop_path_scale: share of the dense rates of stochastic depth that is in use.
     """
 
@@ -57,7 +58,7 @@ class Network:
         self.fits = {self.dense}
         self.initial = _statistics(model, structure)
         self.outside: dict[str, nn.Module] = {}
-        self.held: WeakKeyDictionary[Optimizer, dict[str, int]] = WeakKeyDictionary()
+        self.held: WeakKeyDictionary[Optimizer, list[tuple[dict[str, Any], list[nn.Parameter]]]] = WeakKeyDictionary()
         self.drop_path_scale = 1.0
         self._grids: dict[Resolution | None, Grid | Exception] = {structure.resolution: Grid()}
 
@@ -121,7 +122,9 @@ class Network:
         faked = {name: None if b is None else self.fake.empty(b) for name, b in grid.buffers.items()}
         set_buffers(model, self, target, faked)
         set_attributes(model, self, target)
-        take_out(model, self.structure, target)
+        for block in take_out(model, self.structure, target):
+            for tensor in [*block.parameters(), *block.buffers()]:  # whoever still reads them is found out
+                tensor.data = self.fake.empty(tensor.new_empty(0))
         return model
 
     def subnetwork(
@@ -178,6 +181,8 @@ class Network:
                 expected="at least two interchangeable blocks, one feeding the next",
                 todo="`morphogen inspect` says which blocks were looked at",
             )
+        if not isinstance(given, Mapping):
+            raise SubNetworkError("bad blocks", expected="positions by the names in net.stacks", found=repr(given))
         shares = _shares(depth, [stack.name for stack in self.stacks], "depth")
         self._check_names(self.stacks, [*shares, *given])
         lengths = {stack.name: round_half_up(shares.get(stack.name, 1.0) * stack.size) for stack in self.stacks}
@@ -212,32 +217,39 @@ class Network:
         if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
             raise SubNetworkError("bad resolution", expected="height and width, at least 1 pixel", found=f"{asked}")
         legal = self._nearest_legal(size)
-        if legal != size and not isinstance(asked, float):
+        far = max(abs(a - b) / b for a, b in zip(legal, size, strict=True))
+        if legal != size and (not isinstance(asked, float) or far > 1 / 8):
             warnings.warn(f"resolution {size} is not possible in this model; {legal} is taken", stacklevel=3)
         return legal
 
     def _nearest_legal(self, size: Resolution) -> Resolution:
-        """The resolution nearest to `size`, both sides moved alike, at which the model runs."""
+        """The resolution nearest to `size` at which the model runs; each side is looked for by itself."""
+        if self._runs(size):
+            return size
+        legal = self._nearest_side(size[0]), self._nearest_side(size[1])
+        self.grid(legal)
+        return legal
 
-        def runs(offset: int) -> bool:
-            try:
-                self.grid((size[0] + offset, size[1] + offset))
-            except SubNetworkError:
-                return False
-            return True
+    def _runs(self, size: Resolution) -> bool:
+        try:
+            self.grid(size)
+        except SubNetworkError:
+            return False
+        return True
 
-        limit = min(size) - 1
+    def _nearest_side(self, side: int) -> int:
+        """The nearest side of a square image with which the model runs."""
         for distance in range(FARTHEST + 1):
-            if distance <= limit and runs(-distance):
-                return size[0] - distance, size[1] - distance
-            if distance and runs(distance):
+            if side > distance and self._runs((side - distance, side - distance)):
+                return side - distance
+            if distance and self._runs((side + distance, side + distance)):
                 # A size below one patch is a mistake, not something to round up.
-                if any(runs(-less) for less in range(distance + 1, limit + 1)):
-                    return size[0] + distance, size[1] + distance
+                if any(self._runs((less, less)) for less in range(side - distance - 1, 0, -1)):
+                    return side + distance
                 break
         raise SubNetworkError(
             f"the model cannot run at this resolution, nor at one within {FARTHEST} pixels",
-            where=f"{size}",
+            where=f"{side}",
             expected="at least one patch, and what its windows and strides need",
         )
 
@@ -254,13 +266,15 @@ class Network:
 
     def check(self, subnetwork: SubNetwork) -> None:
         """Raise SubNetworkError unless `subnetwork` is a part of this dense network."""
+        if not isinstance(subnetwork, SubNetwork):
+            raise SubNetworkError("not a sub-network", expected="what net.subnetwork returns", found=repr(subnetwork))
         self._check_names(self.groups, subnetwork.channels)
         self._check_names(self.stacks, subnetwork.blocks)
         for group in self.groups:
             units = subnetwork.channels.get(group.name)
             if not units:
                 raise SubNetworkError("a group must keep at least one unit", where=group.name)
-            if list(units) != sorted(set(units)) or units[0] < 0 or units[-1] >= group.size:
+            if not _are_positions(units, group.size):
                 raise SubNetworkError(
                     "bad unit indices",
                     where=group.name,
@@ -273,7 +287,7 @@ class Network:
             units = subnetwork.blocks.get(stack.name)
             if not units:
                 raise SubNetworkError("a stack must keep at least one block", where=stack.name)
-            if list(units) != sorted(set(units)) or units[0] < 0 or units[-1] >= stack.size:
+            if not _are_positions(units, stack.size):
                 raise SubNetworkError(
                     "bad block positions",
                     where=stack.name,
@@ -325,6 +339,12 @@ def _shares(asked: float | Mapping[str, float] | None, names: Sequence[str], wha
     return {name: float(share) for name, share in shares.items()}
 
 
+def _are_positions(units: Sequence[int], size: int) -> bool:
+    """Whether these are whole numbers from 0 to `size` - 1, each once, in order."""
+    whole = all(isinstance(unit, int) for unit in units)
+    return whole and list(units) == sorted(set(units)) and units[0] >= 0 and units[-1] < size
+
+
 def round_half_up(number: float) -> int:
     """The nearest whole number, halves upwards."""
     return int(number + 0.5 + 1e-9)
@@ -367,4 +387,7 @@ def set_buffers(
     for name, value in buffers.items():
         if not within(name, absent):
             path, _, leaf = name.rpartition(".")
-            model.get_submodule(path)._buffers[leaf] = value
+            buffers_of = model.get_submodule(path)._buffers
+            old = buffers_of[leaf]
+            same = old.dtype if old is not None and value is not None and value.is_floating_point() else None
+            buffers_of[leaf] = None if value is None else value.to(dtype=same, copy=True)

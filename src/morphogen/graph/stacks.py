@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from ..fake import FakeModel, quiet
-from ..subnet import BlockStack, DropPath, FixedBlock, within
+from ..subnet import BlockStack, DropPath, FixedBlock, is_inside, within
 
 LONGEST_PERIOD = 4
 """Blocks of a repeating pattern (Swin: 2) that may enter and leave together."""
+
+KEPT_BY_PYTORCH = frozenset(vars(nn.Module()))
 
 Writers = Mapping[str, Mapping[str, bool] | None]
 """For each module, the tensors that write into its residual stream (see `residual.py`)."""
@@ -28,14 +30,19 @@ Writers = Mapping[str, Mapping[str, bool] | None]
 
 @dataclass
 class _Block:
-    """One call of a module that has submodules."""
+    """One call of a module that is no plain layer."""
 
     path: str
     module: nn.Module
-    inputs: list[Any]
+    arguments: tuple[Any, Any]
     outputs: list[Any]
     output: TreeSpec
     form: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What it was called with, flattened."""
+        return tree_leaves(self.arguments)
 
     @property
     def parent(self) -> str:
@@ -55,7 +62,7 @@ def find_stacks(
     """The block stacks of a model in its order, and the blocks beside them that stay, with the reason."""
     calls = _watch(fake)
     shared = _shared_paths(model)
-    buffers = dict(model.named_buffers())
+    buffers = dict(model.named_buffers(remove_duplicate=False))
     stacks: list[BlockStack] = []
     fixed: list[FixedBlock] = []
     for chain in _chains(calls):
@@ -79,7 +86,9 @@ def find_stacks(
     ]
     order = {path: i for i, (path, _) in enumerate(model.named_modules())}
     inside = frozenset(path for stack in outer for path in stack.blocks)
-    beside = [block for block in fixed if not within(block.path, inside) and _is_beside(block.path, outer)]
+    beside = [
+        block for block in fixed if not within(block.path, inside) and (not outer or _is_beside(block.path, outer))
+    ]
     return (
         tuple(sorted(outer, key=lambda stack: order[stack.blocks[0]])),
         tuple(sorted(beside, key=lambda block: order[block.path])),
@@ -93,24 +102,32 @@ def _watch(fake: FakeModel) -> list[_Block]:
     def note(path: str):
         def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             outputs, form = tree_flatten(result)
-            calls.append(_Block(path, module, tree_leaves((args, kwargs)), outputs, form))
+            calls.append(_Block(path, module, (args, kwargs), outputs, form))
 
         return hook
 
     with quiet(fake.dense, training=False), torch.no_grad():
         for path, module in fake.dense.named_modules():
-            if path and next(module.children(), None) is not None:
+            if path and not _is_plain_layer(module):
                 module.register_forward_hook(note(path), with_kwargs=True)
-        fake.run(fake.dense, None)
+        fake.run(fake.dense, None, batch=2)
     return calls
 
 
+def _is_plain_layer(module: nn.Module) -> bool:
+    """One of PyTorch's own layers, or something without parameters."""
+    inside = next(module.children(), None) is not None
+    own = next(module.parameters(recurse=False), None) is not None
+    return not inside and (not own or type(module).__module__.startswith("torch.nn."))
+
+
 def _shared_paths(model: nn.Module) -> frozenset[str]:
-    """Modules, or owners of tensors, that are in the model at several places."""
+    """Modules with tensors, and tensors, that are in the model at several places."""
     places: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        places.setdefault(id(module), []).append(path)
-        for name, tensor in module.named_parameters(recurse=False):
+        if next(module.parameters(), None) is not None:
+            places.setdefault(id(module), []).append(path)
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             places.setdefault(id(tensor), []).append(f"{path}.{name}")
     return frozenset(path for paths in places.values() if len(paths) > 1 for path in paths)
 
@@ -156,12 +173,11 @@ def _passes(block: _Block, following: _Block) -> tuple[int, ...] | None:
             slots.append(-1)
             continue
         tensor = isinstance(leaf, torch.Tensor)
-        found = [
-            i for i, x in enumerate(following.inputs) if (x is leaf if tensor else type(x) is type(leaf) and x == leaf)
-        ]
+        inputs = following.inputs
+        found = [i for i, x in enumerate(inputs) if (x is leaf if tensor else type(x) is type(leaf) and x == leaf)]
         if not found:
             return None
-        slots.append(found[0])
+        slots.append(len(slots) if len(slots) in found else found[0])  # (x, h, w) may have h equal to w
     return tuple(slots)
 
 
@@ -175,7 +191,7 @@ def _form(block: _Block) -> dict[str, Any]:
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             form[f"{path}.{name}"] = None if tensor is None else (tuple(tensor.shape), tensor.dtype)
         for name, value in vars(module).items():
-            if not name.startswith("_") and name != "training":
+            if name not in KEPT_BY_PYTORCH:
                 plain = all(leaf is None or isinstance(leaf, (bool, int, float, str)) for leaf in tree_leaves(value))
                 form[f"{path}.{name}"] = value if plain else type(value)
     return form
@@ -192,7 +208,7 @@ def _difference(a: _Block, b: _Block, buffers: Mapping[str, torch.Tensor]) -> st
     """Why two blocks are not interchangeable."""
     for key in {**a.form, **b.form}:
         left, right = a.form.get(key), b.form.get(key)
-        if left != right and not (left is not None and left == a.position and right == b.position):
+        if left != right and not (type(left) is int and left == a.position and right == b.position):
             name = key.strip(".:")
             return f"{name} is {_short(left)} in {a.path} and {_short(right)} in {b.path}"
     for path, module in a.module.named_modules():
@@ -220,14 +236,16 @@ def _longest_run(
 ) -> tuple[int, int]:
     """Period and number of repeats of the longest run of interchangeable units that begins at `start`."""
     best = (1, 1)
-    for path in shared:
-        if path == chain[start].path or path.startswith(chain[start].path + "."):
-            reasons[start] = f"{path} is shared with another part of the model"
-            return best
+    common = [next((path for path in shared if is_inside(path, block.path)), None) for block in chain]
+    if common[start] is not None:
+        reasons[start] = f"{common[start]} is shared with another part of the model"
+        return best
     for period in range(1, LONGEST_PERIOD + 1):
         length = period
         while start + length < len(chain):
             why = _difference(chain[start + length - period], chain[start + length], buffers)
+            if why is None and common[start + length] is not None:
+                why = f"{common[start + length]} is shared with another part of the model"
             if why is None and not _hands_on(chain[start + length]):
                 why = "it returns another shape than it is given"
             if why is not None:
@@ -256,14 +274,59 @@ def _stack(run: list[_Block], period: int, model: nn.Module, writers: Writers) -
     assert passes is not None
     units = [run[i : i + period] for i in range(0, len(run), period)]
     found = [writers.get(block.path) for block in run]
+    silent = None not in found and _can_be_silent(run[0], found[0] or {}, passes)
     return BlockStack(
         _name(run, model),
         tuple(tuple(block.path for block in unit) for unit in units),
         passes,
         run[0].output,
         tuple(tuple(drop for block in unit for drop in _drop_path(block)) for unit in units),
-        None if None in found else {name: alone for names in found for name, alone in (names or {}).items()},
+        None if not silent else {name: alone for names in found for name, alone in (names or {}).items()},
     )
+
+
+def _can_be_silent(block: _Block, writers: Mapping[str, bool], passes: tuple[int, ...]) -> bool:
+    """Whether a block with its writers at zero really hands its input on: tried out on random numbers.
+
+    An activation behind the sum (a ResNet's ReLU) leaves what a block of the same kind returned as it is, so the
+    input is what the block itself, with its weights, returns.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def number(tensor: Any) -> Any:
+        if not isinstance(tensor, torch.Tensor):
+            return tensor
+        if not tensor.is_floating_point():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype)
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+
+    def weight(tensor: torch.Tensor) -> torch.Tensor:
+        value = number(tensor)
+        value = value.div_(8).abs_() if value.is_floating_point() else value  # variances are positive
+        return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            module = FakeModel.copy(block.module, weight).eval()
+            leaves, form = tree_flatten(block.arguments)
+            leaves = [number(leaf) for leaf in leaves]
+
+            def run() -> list[Any]:
+                args, kwargs = tree_unflatten(leaves, form)
+                return tree_leaves(module(*args, **kwargs))
+
+            for slot, value in zip(passes, run(), strict=True):
+                if slot >= 0:
+                    leaves[slot] = value
+            for name in writers:
+                module.get_parameter(name[len(block.path) + 1 :]).zero_()
+            expected: list[Any] = [None if slot < 0 else leaves[slot] for slot in passes]
+            return all(
+                torch.allclose(a, b, atol=1e-9) if isinstance(b, torch.Tensor) else a == b
+                for a, b in zip(run(), expected, strict=True)
+            )
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError):
+            return False  # what cannot be tried is not claimed
 
 
 def _drop_path(block: _Block) -> Iterable[DropPath]:

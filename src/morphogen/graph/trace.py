@@ -56,7 +56,8 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     walk = _Walk(model, exclude)
     program = _export(model, example, training=False)
     forward = {False: walk.read(program)}
-    writers = residual_writers(program, walk.named_inputs(program))
+    parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
+    writers = residual_writers(program, parameters)
     try:
         program = _export(model, example, training=True)
     except TraceError as error:
@@ -204,6 +205,8 @@ class _Walk:
                 else:
                     env[node], call = self._call(node, args, kwargs)
                     calls.append(call)
+            elif node.op == "get_attr":  # the inside of an op without a rule (autocast, a checkpoint)
+                env[node] = node.target
             elif node.op == "output":
                 for result in tree_leaves(node.args):
                     if isinstance(result, torch.fx.Node) and result.name in signature.user_outputs:

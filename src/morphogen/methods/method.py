@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from ..depth import Table
 from ..errors import ConfigError
 from ..momentum import Momentum
 from ..morph.entry import DepthOperator, depth_named
@@ -47,6 +48,11 @@ class Method(ABC):
         named(self.operator)
         depth_named(self.depth_operator)
         Momentum(self.decay)
+
+    @property
+    def table(self) -> Table:
+        """Where the depth operator puts new blocks among the old ones."""
+        return depth_named(self.depth_operator).table
 
     @property
     def momentum(self) -> Momentum | None:

@@ -12,6 +12,8 @@ def copy(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 def assign(tensor: torch.Tensor, value: torch.Tensor, grad: torch.Tensor | None) -> None:
     """Give a parameter or buffer another value of another shape; it stays the same object."""
+    if tensor.data_ptr() == value.data_ptr() and tensor.shape == value.shape:
+        value = value.clone()
     tensor.grad = None
     # Autograd caches a node for each parameter that knows its shape, and `.data =` renews it only when the
     # dtype changes: without this step a `loss` that is still around would break the next backward pass.

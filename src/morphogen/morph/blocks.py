@@ -24,30 +24,43 @@ class Entering:
         path: its module path.
         unit: the position of its unit.
         tensors: the names of its tensors.
-        below: the old unit nearest by.
+        staying: the units that are alive before and after the morph.
     """
 
     stack: BlockStack
     path: str
     unit: int
     tensors: tuple[str, ...]
-    below: int
+    staying: tuple[int, ...]
 
-    def counterpart(self, name: str) -> str:
-        """The same tensor of the old block nearest by."""
-        return self.stack.counterpart(name, self.unit, self.below)
+    def counterparts(self, name: str) -> list[str]:
+        """The same tensor of the staying units, the nearest first, those below before those above."""
+        nearest = sorted(self.staying, key=lambda unit: (abs(unit - self.unit), unit))
+        return [self.stack.counterpart(name, self.unit, unit) for unit in nearest]
 
 
 def entering_blocks(network: Network, target: SubNetwork) -> Iterator[Entering]:
-    """The blocks that are out now and in `target`."""
+    """The blocks that are out now and in `target`.
+
+    Raises:
+        MorphError: a stack would lose all its blocks for others.
+    """
     for stack in network.stacks:
-        before = network.current.blocks[stack.name]
-        for unit in target.blocks[stack.name]:
+        before, after = network.current.blocks[stack.name], target.blocks[stack.name]
+        staying = tuple(unit for unit in after if unit in before)
+        if not staying:
+            raise MorphError(
+                "none of the blocks that are alive would stay",
+                where=stack.name,
+                expected=f"at least one of {before}",
+                found=f"{after}",
+                todo="Go by way of a sub-network that has blocks of both",
+            )
+        for unit in after:
             if unit not in before:
-                below = max((other for other in before if other < unit), default=before[0])
                 for path in stack.units[unit]:
                     names = tuple(name for name in network.structure.tensors if is_inside(name, path))
-                    yield Entering(stack, path, unit, names, below)
+                    yield Entering(stack, path, unit, names, staying)
 
 
 def fill_block(
@@ -78,36 +91,34 @@ def fill_block(
     values: dict[str, torch.Tensor] = {}
     for name in block.tensors:
         layout = network.structure.tensors[name]
-        twin = online(block.counterpart(name))
+        twin = online(block.counterparts(name)[0])
         shape = layout.alive_shape(alive, network.grid(target.resolution).shapes.get(name))
         if name in grid_buffers:
             buffer = grid_buffers[name]
             if buffer is not None:
-                values[name] = buffer.to(twin.device)
+                values[name] = buffer.to(network.fake.device, copy=True)
             continue
-        dense = tensor_named(network.fake.dense, name)
-        learned = isinstance(dense, nn.Parameter) or layout.role.kind in ("mean", "variance")
+        if not is_learned(network, name):  # tables and counters that the blocks of a stack have in common
+            values[name] = twin.detach().clone()
+            continue
         if tuple(twin.shape) != shape:
             raise MorphError(
                 "the blocks of this stack have different widths, so that none can be copied",
                 where=name,
                 expected=f"shape {shape}",
-                found=f"shape {tuple(twin.shape)} in {block.counterpart(name)}",
+                found=f"shape {tuple(twin.shape)} in {block.counterparts(name)[0]}",
                 todo="Grow the depth first, or give the stack's blocks the same channels",
             )
-        if not learned:  # tables and counters that the blocks of a stack have in common
-            values[name] = twin.detach().clone()
-            continue
         entry = Entry(
             name,
             layout.role,
             block.stack,
             block.unit,
-            network.current.blocks[block.stack.name],
+            block.staying,
             target.blocks[block.stack.name],
             network.initial.get(name),
-            online,
-            averaged,
+            lambda other: online(other).detach().clone(),  # a stranger may write into what it is given
+            lambda other: averaged(other).detach().clone(),
             generator,
         )
         value = growth.fill(entry)
@@ -125,3 +136,9 @@ def fill_block(
             )
         values[name] = value
     return values
+
+
+def is_learned(network: Network, name: str) -> bool:
+    """Whether a tensor is a parameter or a running statistic; other buffers are tables, masks and counters."""
+    dense = tensor_named(network.fake.dense, name)
+    return isinstance(dense, nn.Parameter) or network.structure.tensors[name].role.kind in ("mean", "variance")

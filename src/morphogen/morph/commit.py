@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ..errors import MorphError
 from ..fake import tensor_named
 from ..network import Network, set_attributes, set_buffers
-from ..subnet import SubNetwork
+from ..subnet import SubNetwork, within
 from .assign import assign, copy
 from .blocks import Entering, entering_blocks
 from .drop_path import lay_out_drop_path
@@ -124,25 +124,31 @@ def morph(
     outside = tensors_of(network.outside)
     parameters = {p: name for name, p in outside.items() if isinstance(p, nn.Parameter)}
     parameters |= {parameter: name for name, parameter in model.named_parameters()}
-    check_optimizers(optimizers, parameters, maps)
+    moved = (name for block in entering for name in block.tensors)
+    gone = (name for name in structure.tensors if within(name, frozenset(leaving)))
+    check_optimizers(optimizers, parameters, {*maps, *moved, *gone})
     for tree in trees:
-        _check_shapes(tree, maps)
+        _check_tree(tree, model, maps)
     try_out(network, target)
     with torch.inference_mode(False), torch.no_grad():
-        fold_factors(trees, optimizers)
-        values = compute_values(network, target, maps, entering, fill, growth, restarted, generator)
-        edits = [
-            edit
-            for name, value in values.staying.items()
-            for edit in _plan(
-                maps.get(name),
-                tensor_named(model, name),
-                value,
-                optimizers,
-                [tensor_named(tree, name) for tree in trees[1:]],
-            )
-        ]
-        copies = [averaged_blocks(network, entering, values.entering, tree) for tree in trees[1:]]
+        unfold = fold_factors(trees, optimizers)
+        try:
+            values = compute_values(network, target, maps, entering, fill, growth, restarted, generator)
+            edits = [
+                edit
+                for name, value in values.staying.items()
+                for edit in _plan(
+                    maps.get(name),
+                    tensor_named(model, name),
+                    value,
+                    optimizers,
+                    [tensor_named(tree, name) for tree in trees[1:]],
+                )
+            ]
+            copies = [averaged_blocks(network, entering, values.entering, tree) for tree in trees[1:]]
+        except BaseException:
+            unfold()
+            raise
         for edit in edits:  # from here on nothing is computed, so nothing can fail halfway
             edit()
         exchange(network, entering, leaving, values.entering, trees, copies, optimizers)
@@ -178,6 +184,13 @@ def _check_operator(
                 where=block.stack.name,
                 expected="blocks that add to their input (y = x + f(x)) and end in nothing else",
                 todo="Use interpolate, or keep the stack whole",
+            )
+        if silent and block.unit < block.staying[0]:
+            raise MorphError(
+                f"the depth operator '{operator}' cannot put a block before all others",
+                where=block.path,
+                expected="an old block below it, whose output it passes through",
+                todo="Keep the first block of the stack alive",
             )
 
 
@@ -230,7 +243,18 @@ def _averaged(ema: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else ema
 
 
-def _check_shapes(tree: nn.Module, maps: Mapping[str, TensorMap]) -> None:
+def _check_tree(tree: nn.Module, model: nn.Module, maps: Mapping[str, TensorMap]) -> None:
+    """Refuse a model, or an averaged copy, that is not at the network's current sub-network."""
+    names = {name for name, _ in [*tree.named_parameters(), *tree.named_buffers()]}
+    other = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]} ^ names
+    if other:
+        raise MorphError(
+            "the averaged copy has other tensors than the model",
+            where=min(other),
+            expected="a copy of the model as it is now",
+            found=f"{len(other)} names that only one of them has",
+            todo="Give every copy to morphogen.morph each time, from the first morph on",
+        )
     for name, change in maps.items():
         try:
             shape = tuple(tensor_named(tree, name).shape)

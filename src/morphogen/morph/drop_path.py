@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ..network import Network
+from ..subnet import BlockStack, DropPath, is_inside
 
 
 def lay_out_drop_path(network: Network) -> None:
@@ -17,12 +16,29 @@ def lay_out_drop_path(network: Network) -> None:
         network: its model is at `network.current`; `drop_path_scale` is the share of the dense rates in use.
     """
     for stack in network.stacks:
-        rates = [max((drop.rate for drop in unit), default=0.0) for unit in stack.drop_path]
         alive = network.current.blocks[stack.name]
-        for rank, unit in enumerate(alive):
-            rate = _between(rates, rank * (len(rates) - 1) / max(1, len(alive) - 1))
-            for drop in stack.drop_path[unit]:
-                _set(network.model, drop.path, drop.attribute, network.drop_path_scale * rate)
+        for place, rates in _rates(stack).items():
+            for rank, unit in enumerate(alive):
+                rate = _between(rates, rank * (len(rates) - 1) / max(1, len(alive) - 1))
+                for drop in stack.drop_path[unit]:
+                    if _place(stack, unit, drop) == place:
+                        module = network.model.get_submodule(drop.path)
+                        setattr(module, drop.attribute, network.drop_path_scale * rate)
+
+
+def _rates(stack: BlockStack) -> dict[tuple[int, str], list[float]]:
+    """For each place in a unit that drops, the dense rates of all units; 0 where a unit has nothing there."""
+    rates: dict[tuple[int, str], list[float]] = {}
+    for unit, drops in enumerate(stack.drop_path):
+        for drop in drops:
+            rates.setdefault(_place(stack, unit, drop), [0.0] * stack.size)[unit] = drop.rate
+    return rates
+
+
+def _place(stack: BlockStack, unit: int, drop: DropPath) -> tuple[int, str]:
+    """Which block of the unit, and where in the block."""
+    number = next(i for i, path in enumerate(stack.units[unit]) if is_inside(drop.path, path))
+    return number, drop.path[len(stack.units[unit][number]) :]
 
 
 def _between(rates: list[float], position: float) -> float:
@@ -30,7 +46,3 @@ def _between(rates: list[float], position: float) -> float:
     low = min(int(position), len(rates) - 1)
     high = min(low + 1, len(rates) - 1)
     return rates[low] + (rates[high] - rates[low]) * (position - low)
-
-
-def _set(model: nn.Module, path: str, attribute: str, rate: float) -> None:
-    setattr(model.get_submodule(path), attribute, rate)

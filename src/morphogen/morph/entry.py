@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from ..depth import Table, interpolated
 from ..errors import MorphError
 from ..subnet import BlockStack, Role
 from .growth import normal
@@ -22,11 +23,11 @@ class Entry:
         role: what it is to its layer.
         stack: the block stack.
         unit: the position of the entering unit in the dense network.
-        before, after: the positions alive before and after the morph.
+        before, after: the positions alive before and after the morph; a block that leaves is in neither.
         initial: mean and standard deviation of this tensor when the model was traced; None for one that is
             not floating-point.
-        online, averaged: the grown network's tensor of a name, and the momentum network's; they have those
-            of the units in `before` alone.
+        online, averaged: copies of the grown network's tensor of a name, and of the momentum network's; there
+            are those of the units in `before` alone.
         generator: for random numbers; None for PyTorch's default.
     """
 
@@ -63,8 +64,15 @@ class Entry:
 
     def copy(self, unit: int, *, averaged: bool = False) -> torch.Tensor:
         """The same tensor of an old unit, or of its average in the momentum network."""
+        if unit not in self.before:
+            raise MorphError(
+                "the depth operator copies a block that is not alive",
+                where=self.name,
+                expected=f"one of the units {self.before}",
+                found=f"{unit}",
+            )
         name = self.stack.counterpart(self.name, self.unit, unit)
-        return (self.averaged if averaged else self.online)(name).detach().clone()
+        return (self.averaged if averaged else self.online)(name)
 
     def randn_like(self, tensor: torch.Tensor) -> torch.Tensor:
         """Standard normal numbers in the shape, dtype and format of a tensor."""
@@ -85,6 +93,7 @@ class DepthGrowth:
 
     Attributes:
         fill: the operator.
+        table: where it puts new blocks among the old ones.
         momentum: it reads the momentum network.
         everything: the whole grown network, old blocks too, comes from the momentum network.
         silent: the new blocks pass their input through, so they need residual branches.
@@ -92,6 +101,7 @@ class DepthGrowth:
     """
 
     fill: DepthOperator
+    table: Table = interpolated
     momentum: bool = False
     everything: bool = False
     silent: bool = False
@@ -103,12 +113,18 @@ DEPTH_OPERATORS: dict[str, DepthGrowth] = {}
 
 
 def depth_operator(
-    name: str, *, momentum: bool = False, everything: bool = False, silent: bool = False, rezero: bool = False
+    name: str,
+    *,
+    table: Table = interpolated,
+    momentum: bool = False,
+    everything: bool = False,
+    silent: bool = False,
+    rezero: bool = False,
 ) -> Callable[[DepthOperator], DepthOperator]:
     """Enter the decorated depth operator into the table; the flags are those of `DepthGrowth`."""
 
     def register(function: DepthOperator) -> DepthOperator:
-        DEPTH_OPERATORS[name] = DepthGrowth(function, momentum, everything, silent, rezero)
+        DEPTH_OPERATORS[name] = DepthGrowth(function, table, momentum, everything, silent, rezero)
         return function
 
     return register
@@ -121,6 +137,8 @@ def depth_named(name: str | DepthOperator) -> DepthGrowth:
         MorphError: there is none of that name.
     """
     if not isinstance(name, str):
+        if not callable(name):
+            raise MorphError("not a depth operator", expected="a name or a function", found=repr(name))
         return next((entry for entry in DEPTH_OPERATORS.values() if entry.fill is name), DepthGrowth(name))
     if name not in DEPTH_OPERATORS:
         raise MorphError(f"no depth operator '{name}'", expected="one of " + ", ".join(sorted(DEPTH_OPERATORS)))

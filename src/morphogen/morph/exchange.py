@@ -39,7 +39,7 @@ def averaged_blocks(
             name = names[id(tensor)]
             if name not in fresh:
                 return tensor
-            data = fresh[name].to(tensor_named(tree, block.counterpart(name)), copy=True)
+            data = fresh[name].to(tensor_named(tree, block.counterparts(name)[0]).device, copy=True)
             return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
         copies[block.path] = FakeModel.copy(module, value)
@@ -67,7 +67,8 @@ def exchange(
     """
     model = network.model
     arrived: dict[str, nn.Parameter] = {}
-    counterparts: dict[str, nn.Parameter] = {}
+    counterparts: dict[str, list[nn.Parameter]] = {}
+    old = dict(model.named_parameters())
     for block in entering:
         module = network.outside.pop(block.path)
         for name, tensor in tensors_of({block.path: module}).items():
@@ -75,10 +76,10 @@ def exchange(
                 assign(tensor, values[name], None)
             if isinstance(tensor, nn.Parameter):
                 arrived[name] = tensor
-                twin = tensor_named(model, block.counterpart(name))
-                assert isinstance(twin, nn.Parameter)
-                counterparts[name] = twin
-        module.train(replace_module(model, block.path, module).training)
+                counterparts[name] = [old[twin] for twin in block.counterparts(name)]
+        stand_in = replace_module(model, block.path, module)
+        if stand_in.training != module.training:
+            module.train(stand_in.training)
         for tree, blocks in zip(trees[1:], copies, strict=True):
             replace_module(tree, block.path, blocks[block.path].train(tree.training))
     gone: dict[str, nn.Module] = {}
@@ -88,16 +89,15 @@ def exchange(
                 for tree in trees:
                     stand_in = bypass(stack)
                     module = replace_module(tree, path, stand_in)
-                    stand_in.train(module.training)
+                    stand_in.training = module.training
                     if tree is model:
                         gone[path] = module
     network.outside |= gone
     tensors = tensors_of(gone)
-    order = {id(parameter): place for place, parameter in enumerate(model.parameters())}
     for optimizer in optimizers:
-        held = network.held.setdefault(optimizer, {})
-        leave(optimizer, {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter)}, held)
-        enter(optimizer, arrived, counterparts, held, order)
+        held = network.held.setdefault(optimizer, [])
+        leave(optimizer, [tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)], held)
+        enter(optimizer, arrived, counterparts, held)
     for tensor in tensors.values():
         assign(tensor, tensor.detach().new_empty(0), None)
 

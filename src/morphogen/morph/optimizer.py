@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,22 +15,29 @@ from .tensors import TensorMap
 
 
 def check_optimizers(
-    optimizers: Iterable[Optimizer], names: Mapping[nn.Parameter, str], maps: Mapping[str, TensorMap]
+    optimizers: Iterable[Optimizer], names: Mapping[nn.Parameter, str], changing: Iterable[str]
 ) -> None:
     """Refuse, before anything is changed, what `carried_state` could not carry.
 
     Args:
         optimizers: all optimizers of the model.
         names: the model's parameters.
-        maps: the tensors that will change.
+        changing: the tensors that will change, come or go.
 
     Raises:
         MorphError: an optimizer holds a parameter of another model, two hold the same one, or a state tensor
             is neither a scalar nor of its parameter's shape.
     """
     seen: set[nn.Parameter] = set()
+    changing = set(changing)
     for optimizer in optimizers:
         kind = type(optimizer).__name__
+        if isinstance(getattr(optimizer, "base_optimizer", None), Optimizer):
+            raise MorphError(
+                f"{kind} keeps its state in another optimizer",
+                expected="an optimizer with a state of its own",
+                todo="Train with its base optimizer",
+            )
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for number, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
@@ -45,7 +52,7 @@ def check_optimizers(
                 if parameter in seen:
                     raise MorphError("the parameter is in two optimizer groups", where=names[parameter])
                 seen.add(parameter)
-        if any(names[parameter] in maps for parameter in held):
+        if any(names[parameter] in changing for parameter in held):
             # Every parameter's state is looked at: some optimizers keep all of it with the first.
             for parameter in held:
                 _check_state(kind, names[parameter], parameter, optimizer.state.get(parameter, {}))
@@ -99,41 +106,68 @@ def carried_state(
     }
 
 
-def leave(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], held: dict[str, int]) -> None:
-    """Take the parameters of blocks that go out of their groups, with their state; note the groups in `held`."""
-    gone = {id(parameter): name for name, parameter in parameters.items()}
-    for number, group in enumerate(optimizer.param_groups):
+Held = list[tuple[dict[str, Any], list[nn.Parameter]]]
+"""Parameter groups of an optimizer that have lost parameters, each with all it held, in order."""
+
+
+def leave(optimizer: Optimizer, parameters: Iterable[nn.Parameter], held: Held) -> None:
+    """Take the parameters of blocks that go out of their groups, with their state; `held` notes where they were."""
+    gone = {id(parameter) for parameter in parameters}
+    for group in optimizer.param_groups:
+        kept = [i for i, parameter in enumerate(group["params"]) if id(parameter) not in gone]
+        if len(kept) == len(group["params"]):
+            continue
+        if not any(known is group for known, _ in held):
+            held.append((group, list(group["params"])))
         for parameter in group["params"]:
             if id(parameter) in gone:
-                held[gone[id(parameter)]] = number
                 optimizer.state.pop(parameter, None)
-        group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+        _keep(group, kept)
+
+
+def _keep(group: dict[str, Any], kept: list[int]) -> None:
+    """Reduce a group to some of its parameters, and to their names where it has names."""
+    for key in ("params", "param_names"):
+        if key in group:
+            group[key][:] = [group[key][i] for i in kept]
 
 
 def enter(
     optimizer: Optimizer,
     parameters: Mapping[str, nn.Parameter],
-    counterparts: Mapping[str, nn.Parameter],
-    held: dict[str, int],
-    order: Mapping[int, int],
+    counterparts: Mapping[str, Sequence[nn.Parameter]],
+    held: Held,
 ) -> None:
-    """Put the parameters of blocks that come in into a group: the one they were in, else their counterpart's.
+    """Put the parameters of blocks that come in into a group: the one they were in, else a counterpart's.
 
     Args:
-        optimizer: any; it gets no parameter whose counterpart it does not train.
+        optimizer: any; it gets no parameter of which it trains no counterpart.
         parameters: those that come in, by name.
-        counterparts: the same parameter of the old block nearest by.
-        held: the groups noted when they went out.
-        order: the place of each of the model's parameters (by id), in which groups stay sorted.
+        counterparts: the same parameter of the old blocks, the nearest first.
+        held: what was noted when they went out.
     """
-    there = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    there = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in parameters.items():
-        number = held.pop(name, None)
-        if number is None:
-            number = there.get(id(counterparts[name])) if parameter.requires_grad else None
-        if number is None or id(parameter) in there:
+        if id(parameter) in there:
             continue
-        group = optimizer.param_groups[number]["params"]
-        place = order[id(parameter)]
-        before = [i for i, other in enumerate(group) if order.get(id(other), place) < place]
-        group.insert(before[-1] + 1 if before else 0, parameter)
+        for group, order in held:
+            places = {id(p): place for place, p in enumerate(order)}
+            if id(parameter) in places:
+                before = [
+                    i
+                    for i, other in enumerate(group["params"])
+                    if places.get(id(other), len(order)) < places[id(parameter)]
+                ]
+                _insert(group, before[-1] + 1 if before else 0, name, parameter)
+                break
+        else:
+            twin = next((p for p in counterparts[name] if id(p) in there), None)
+            if twin is not None and parameter.requires_grad:
+                group = there[id(twin)]
+                _insert(group, next(i for i, p in enumerate(group["params"]) if p is twin) + 1, name, parameter)
+
+
+def _insert(group: dict[str, Any], place: int, name: str, parameter: nn.Parameter) -> None:
+    group["params"].insert(place, parameter)
+    if "param_names" in group:
+        group["param_names"].insert(place, name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import isqrt
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch.nn import functional as F
@@ -14,37 +15,59 @@ MOST_PREFIX = 16
 """Class, distillation and register tokens that may stand beside the grid on one axis."""
 
 
-def resample(tensor: torch.Tensor, shape: Shape, *, name: str, ratio: float, smooth: bool = True) -> torch.Tensor:
+@dataclass(frozen=True)
+class Regrid:
+    """A change of the input's resolution: height and width in pixels, before and after."""
+
+    before: tuple[int, int]
+    after: tuple[int, int]
+
+    def fits(self, old: int, new: int, side: int) -> bool:
+        """Whether an axis of `old` positions along one side of the image (0: height) would have `new`."""
+        return abs(new - old * self.after[side] / self.before[side]) < 1
+
+    def grids(self, old: int, new: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """Height and width of so many positions before and after; None where they are no grid of the image."""
+        before, after = _grid(old, self.before), _grid(new, self.after)
+        if before and after and all(self.fits(before[side], after[side], side) for side in (0, 1)):
+            return before, after
+        return None
+
+
+def resample(tensor: torch.Tensor, shape: Shape, change: Regrid, *, name: str, smooth: bool = True) -> torch.Tensor:
     """A tensor whose grid axes are brought to another size; all other axes stay.
 
-    The grid is two neighbouring axes (..., h, w, ...), or one axis of h x w positions with other tokens
-    before it (class, registers: carried over) or behind it (as in BEiT's tables).
+    The grid is two neighbouring axes (..., h, w, ...); or one axis of h x w positions with other tokens before it
+    (class, registers: carried over) or behind it (as in BEiT's tables); or one axis along one side of the image.
 
     Args:
         tensor: with one or two axes of another size than `shape`.
         shape: the size it is to have.
+        change: of the resolution.
         name: of the tensor, for messages.
-        ratio: height by width of the input, for grids that are not square.
         smooth: bicubic and antialiased, for weights; otherwise bilinear, which keeps second moments positive.
 
     Raises:
         MorphError: the axes that change are no grid.
     """
     changed = [i for i, (a, b) in enumerate(zip(tensor.shape, shape, strict=True)) if a != b]
-    if len(changed) == 2 and changed[1] == changed[0] + 1:
+    if len(changed) == 2 and all(b == a + 1 for a, b in pairwise(changed)):
         first = changed[0]
         return _resize(tensor, first, (shape[first], shape[first + 1]), smooth)
     if len(changed) == 1:
         (axis,) = changed
+        old, new = tensor.shape[axis], shape[axis]
+        if change.fits(old, new, 0) or change.fits(old, new, 1):
+            return _resize(tensor.unsqueeze(axis + 1), axis, (new, 1), smooth).squeeze(axis + 1)
         for extra in range(MOST_PREFIX + 1):
-            old, new = _grid(tensor.shape[axis] - extra, ratio), _grid(shape[axis] - extra, ratio)
-            if old and new:
+            grids = change.grids(old - extra, new - extra)
+            if grids:
+                before, after = grids
                 # A relative-position table (2 h - 1)(2 w - 1) keeps its extra entries at the end.
-                at_end = extra > 0 and old[0] % 2 == 1 and "relative_position" in name
-                start = 0 if at_end else extra
-                grid = tensor.narrow(axis, start, old[0] * old[1]).unflatten(axis, old)
-                grid = _resize(grid, axis, new, smooth).flatten(axis, axis + 1)
-                others = tensor.narrow(axis, old[0] * old[1] if at_end else 0, extra)
+                at_end = extra > 0 and before[0] % 2 == 1 and "relative_position" in name
+                grid = tensor.narrow(axis, 0 if at_end else extra, before[0] * before[1]).unflatten(axis, before)
+                grid = _resize(grid, axis, after, smooth).flatten(axis, axis + 1)
+                others = tensor.narrow(axis, before[0] * before[1] if at_end else 0, extra)
                 return torch.cat([grid, others] if at_end else [others, grid], axis)
     raise MorphError(
         "it follows the resolution, but its axes are no grid",
@@ -55,15 +78,12 @@ def resample(tensor: torch.Tensor, shape: Shape, *, name: str, ratio: float, smo
     )
 
 
-def _grid(positions: int, ratio: float) -> tuple[int, int] | None:
-    """Height and width of so many positions at an aspect ratio; None where there are none."""
-    if positions < 1:
-        return None
-    if ratio == 1:
-        side = isqrt(positions)
-        return (side, side) if side * side == positions else None
-    pairs = [(h, positions // h) for h in range(1, positions + 1) if positions % h == 0]
-    return next((pair for pair in pairs if abs(pair[0] / pair[1] - ratio) < 1e-6), None)
+def _grid(positions: int, image: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width of so many positions in the proportions of an image; None where there are none."""
+    sides = [(h, positions // h) for h in range(1, positions + 1) if positions % h == 0]
+    # Rows and columns are whole numbers, so the proportions hold up to a row or a column.
+    near = [(h, w) for h, w in sides if abs(h - w * image[0] / image[1]) < 1]
+    return min(near, key=lambda pair: abs(pair[0] - pair[1] * image[0] / image[1]), default=None)
 
 
 def _resize(tensor: torch.Tensor, axis: int, size: tuple[int, int], smooth: bool) -> torch.Tensor:

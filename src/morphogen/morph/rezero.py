@@ -6,7 +6,8 @@ stage lasts; then it is multiplied into the layer's weight and bias, and nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import nn
@@ -31,32 +32,47 @@ def _scale(layer: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
     return output * factor.to(output.dtype)
 
 
-def fold_factors(trees: Iterable[nn.Module], optimizers: Iterable[Optimizer]) -> None:
+def fold_factors(trees: Iterable[nn.Module], optimizers: Iterable[Optimizer]) -> Callable[[], None]:
     """Multiply every factor into its layer and take it out; the function stays the same.
 
     Args:
         trees: the model, and averaged copies of it.
         optimizers: they lose the factors.
+
+    Returns:
+        A function that undoes it, for a morph that is refused afterwards.
     """
+    undo: list[Callable[[], object]] = []
     gone: set[int] = set()
-    for tree in trees:
-        for layer in tree.modules():
-            factor = layer._parameters.get(NAME)
-            if factor is None or _scale not in layer._forward_hooks.values():
-                continue
-            with torch.no_grad():
-                for name in ("weight", "bias"):
-                    tensor = layer._parameters.get(name)
-                    if tensor is not None:
-                        tensor.mul_(factor)
-            gone.add(id(factor))
-            del layer._parameters[NAME]
-            for key, hook in list(layer._forward_hooks.items()):
-                if hook is _scale:
-                    del layer._forward_hooks[key]
+    for layer in (layer for tree in trees for layer in tree.modules() if has_factor(layer)):
+        factor = layer._parameters[NAME]
+        assert factor is not None
+        for name in ("weight", "bias"):
+            tensor = layer._parameters.get(name)
+            if tensor is not None:
+                undo.append(partial(tensor.data.copy_, tensor.detach().clone()))
+                tensor.data.mul_(factor.detach())
+        gone.add(id(factor))
+        del layer._parameters[NAME]
+        undo.append(partial(layer.register_parameter, NAME, factor))
+        (key,) = (key for key, hook in layer._forward_hooks.items() if hook is _scale)
+        del layer._forward_hooks[key]
+        undo.append(partial(layer.register_forward_hook, _scale))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) in gone:
-                    optimizer.state.pop(parameter, None)
+            for parameter in [p for p in group["params"] if id(p) in gone]:
+                if parameter in optimizer.state:
+                    undo.append(partial(optimizer.state.__setitem__, parameter, optimizer.state.pop(parameter)))
+            undo.append(partial(group["params"].__setitem__, slice(None), list(group["params"])))
             group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+
+    def restore() -> None:
+        for step in undo:
+            step()
+
+    return restore
+
+
+def has_factor(layer: nn.Module) -> bool:
+    """Whether a layer's output is scaled by a factor of ours."""
+    return _scale in layer._forward_hooks.values()

@@ -12,7 +12,7 @@ import torch
 
 from ..network import Network
 from ..subnet import FIXED, Role, Structure, SubNetwork, TensorLayout
-from .resample import resample
+from .resample import Regrid, resample
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TensorMap:
         axes: a map for each axis that changes.
         groups: number of groups of the convolution after the morph, 1 for everything else.
         grid_shape: the shape in the end, where the tensor follows the resolution; otherwise `new_shape`.
-        ratio: height by width of the input.
+        change: the change of resolution, where there is one.
     """
 
     name: str
@@ -49,7 +49,7 @@ class TensorMap:
     axes: tuple[AxisMap | None, ...]
     groups: int
     grid_shape: tuple[int, ...]
-    ratio: float = 1.0
+    change: Regrid | None = None
 
     @property
     def grows(self) -> bool:
@@ -75,9 +75,9 @@ class TensorMap:
 
     def regrid(self, tensor: torch.Tensor, *, smooth: bool = True) -> torch.Tensor:
         """A tensor of `new_shape` at the grid after the morph; see `resample`."""
-        if not self.regrids:
+        if not self.regrids or self.change is None:
             return tensor
-        return resample(tensor, self.grid_shape, name=self.name, ratio=self.ratio, smooth=smooth)
+        return resample(tensor, self.grid_shape, self.change, name=self.name, smooth=smooth)
 
     def survivors_of_old(self, old: torch.Tensor) -> torch.Tensor:
         """The entries of the old tensor that are carried over."""
@@ -134,7 +134,9 @@ def map_tensors(network: Network, current: SubNetwork, target: SubNetwork) -> di
     old, new = structure.alive_mask(current), structure.alive_mask(target)
     old_grid, new_grid = network.grid(current.resolution).shapes, network.grid(target.resolution).shapes
     source = _source_units(structure, old)
-    ratio = 1.0 if target.resolution is None else target.resolution[0] / target.resolution[1]
+    regrid = None
+    if current.resolution is not None and target.resolution is not None:
+        regrid = Regrid(current.resolution, target.resolution)
     both = structure.present(current).keys() & structure.present(target).keys()
     both -= network.grid_buffers(target.resolution).keys()  # made anew, not mapped
     maps = {}
@@ -153,7 +155,7 @@ def map_tensors(network: Network, current: SubNetwork, target: SubNetwork) -> di
                 axes,
                 _groups(layout, new_shape),
                 layout.alive_shape(new, after),
-                ratio,
+                regrid,
             )
     return maps
 

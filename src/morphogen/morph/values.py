@@ -12,7 +12,7 @@ from ..errors import MorphError
 from ..fake import tensor_named
 from ..network import Network
 from ..subnet import SubNetwork
-from .blocks import Entering, fill_block
+from .blocks import Entering, fill_block, is_learned
 from .entry import DepthGrowth
 from .growth import OPERATORS, Gap, GrowthOperator
 from .tensors import TensorMap
@@ -62,15 +62,18 @@ def compute_values(
     live = {name: tensor_named(model, name) for name in structure.tensors if name in names}
     means = {} if momentum is None else {name: tensor_named(momentum, name) for name in live}
     everything = growth.everything and momentum is not None
-    base = means if everything else live
-    new = {name: change.regrid(_fill(change, base[name].detach(), fill, generator)) for name, change in maps.items()}
+    base = live
     if everything:
-        new |= {name: tensor.detach().clone() for name, tensor in means.items() if name not in maps}
+        base = {name: means[name] if is_learned(network, name) else tensor for name, tensor in live.items()}
+    new = {name: change.regrid(_fill(change, base[name].detach(), fill, generator)) for name, change in maps.items()}
+    new |= {name: base[name].detach().clone() for name in base if base[name] is not live[name] and name not in maps}
 
     def online(name: str) -> torch.Tensor:
         return new[name] if name in new else live[name]
 
     def averaged(name: str) -> torch.Tensor:
+        if momentum is None:
+            raise MorphError("the depth operator reads a momentum network, but there is none", where=name)
         return carried_average(maps[name], means[name], new[name]) if name in maps else means[name]
 
     fresh: dict[str, torch.Tensor] = {}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from ..depth import stacked
 from ..morph.entry import Entry, depth_operator
 from .reset import BEGIN
 
 
-@depth_operator("random")
+@depth_operator("random", table=stacked)
 def random_blocks(entry: Entry) -> torch.Tensor:
-    """RandInit: as the model's own code made this tensor, by its mean and standard deviation when it was traced.
+    """RandInit: new blocks on top of the old ones, as the model's own code made them.
 
-    Constants (ones, zeros, a layer scale) come back exactly; running statistics begin as in a new layer.
+    Drawn from the tensor's mean and standard deviation when it was traced. Constants (ones, zeros, a layer scale) come back exactly; running statistics begin as in a new layer.
     """
     like = entry.copy(entry.below)
     if entry.initial is None:
@@ -23,7 +24,7 @@ def random_blocks(entry: Entry) -> torch.Tensor:
     return entry.randn_like(like).mul_(std).add_(mean) if std else like.fill_(mean)
 
 
-@depth_operator("stack")
+@depth_operator("stack", table=stacked)
 def stack(entry: Entry) -> torch.Tensor:
     """Stacking: the old blocks again, from the first (i mod l_s; StackBERT)."""
     return entry.copy(entry.before[entry.rank % len(entry.before)])
@@ -64,7 +65,7 @@ def mogrow(entry: Entry) -> torch.Tensor:
     return entry.copy(entry.below, averaged=True)
 
 
-@depth_operator("mostack", momentum=True, everything=True)
+@depth_operator("mostack", table=stacked, momentum=True, everything=True)
 def mostack(entry: Entry) -> torch.Tensor:
     """Stacking with Momentum Growth: as `stack`, the whole grown network from the momentum network."""
     return entry.copy(entry.before[entry.rank % len(entry.before)], averaged=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...depth import interpolated
 from ...errors import ConfigError
 from ...morph.entry import DepthOperator
 from ...morph.growth import GrowthOperator
@@ -74,7 +73,7 @@ class NetworkExpansion(Method):
             epochs,
             width=None if self.width is None else linear_ratios(self.width, self.stages),
             depth=None if self.depth is None else linear_ratios(self.depth, self.stages),
-            table=interpolated,
+            table=self.table,
             multiple_of=self.multiple_of,
             who="NetworkExpansion",
         )

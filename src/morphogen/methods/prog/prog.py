@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...depth import interpolated
 from ...errors import ConfigError
 from ...morph.entry import DepthOperator
 from ...network import Network
@@ -61,7 +60,15 @@ class Prog(Method):
         """
         ratios = linear_ratios(self.ratio, self.stages)
         starts = equal_starts(epochs, self.stages)
-        return growth(network, starts, epochs, depth=ratios, resolution=ratios, table=interpolated, who="Prog")
+        return growth(
+            network,
+            starts,
+            epochs,
+            depth=ratios,
+            resolution=ratios,
+            table=self.table,
+            who="Prog",
+        )
 
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:
         """Adaptive Regularisation (supplement, Table I; Table 7)."""

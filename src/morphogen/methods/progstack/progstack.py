@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...depth import stacked
 from ...morph.entry import DepthOperator
 from ...network import Network
 from ...schedule.growth import growth
@@ -37,4 +36,11 @@ class ProgStack(Method):
         """
         whole_blocks(network, 4, "ProgStack")
         starts = starts_by_ratio(epochs, (1, 2, 5))
-        return growth(network, starts, epochs, depth=[0.25, 0.5, 1.0], table=stacked, who="ProgStack")
+        return growth(
+            network,
+            starts,
+            epochs,
+            depth=[0.25, 0.5, 1.0],
+            table=self.table,
+            who="ProgStack",
+        )

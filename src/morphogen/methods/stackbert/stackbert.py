@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...depth import stacked
 from ...morph.entry import DepthOperator
 from ...network import Network
 from ...schedule.growth import growth
@@ -27,4 +26,11 @@ class StackBERT(Method):
             ConfigError: fewer than two epochs, or no stack that can be halved.
         """
         whole_blocks(network, 2, "StackBERT")
-        return growth(network, equal_starts(epochs, 2), epochs, depth=[0.5, 1.0], table=stacked, who="StackBERT")
+        return growth(
+            network,
+            equal_starts(epochs, 2),
+            epochs,
+            depth=[0.5, 1.0],
+            table=self.table,
+            who="StackBERT",
+        )

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections import OrderedDict
+import itertools
 
 import pytest
 import timm
@@ -112,7 +112,7 @@ def test_growing_then_shrinking_is_the_identity_and_stages_are_nested(table, dat
         assert max(grown.count(i) for i in grown) - min(grown.count(i) for i in grown) <= 1
     stages = nested(lengths, table)
     assert [len(stage) for stage in stages] == lengths and stages[-1] == tuple(range(after))
-    assert all(set(small) <= set(large) for small, large in zip(stages, stages[1:], strict=False))
+    assert all(set(small) <= set(large) for small, large in itertools.pairwise(stages))
 
 
 # The same tables, seen in the blocks
@@ -679,7 +679,7 @@ def test_a_shallow_vit_computes_what_a_shallow_vit_computes():
     net = morphogen.trace(model.eval(), x)
     morphogen.morph(net, net.subnetwork(blocks={"blocks": [1, 2, 5]}))
     native = deit(depth=3).eval()
-    state = {name.replace("blocks.2.", "blocks.1.").replace("blocks.5.", "blocks.2."): t for name, t in ()}
+    state = {}
     for name, tensor in model.state_dict().items():
         parts = name.split(".")
         if parts[0] == "blocks":
@@ -855,4 +855,4 @@ def test_bad_positions_are_refused():
         net.subnetwork(depth=0.0)
     with pytest.raises(morphogen.SubNetworkError, match="no block"):
         net.subnetwork(depth=0.1)
-    assert OrderedDict(net.subnetwork(depth=1.0).blocks) == OrderedDict(net.dense.blocks)
+    assert net.subnetwork(depth=1.0) == net.dense

@@ -210,17 +210,17 @@ def volo(**settings) -> nn.Module:
 
 HEADS = (1, 2, 2, 2)
 SMALL: dict[str, tuple[Callable[..., nn.Module], dict]] = {
-    "deit_tiny_patch16_224": (timm.create_model, dict(img_size=32, patch_size=4, embed_dim=12, depth=6, num_heads=2)),
-    "volo_d1": (volo, dict(img_size=64, layers=(2, 2, 4, 2))),
+    "deit_tiny_patch16_224": (timm.create_model, dict(img_size=32, patch_size=4, embed_dim=12, depth=4, num_heads=2)),
+    "volo_d1": (volo, dict(img_size=64, layers=(1, 2, 3, 1))),
     "swin_tiny_patch4_window7_224": (
         timm.create_model,
-        dict(img_size=64, window_size=4, embed_dim=8, depths=(2, 2, 8, 2), num_heads=HEADS),
+        dict(img_size=64, window_size=4, embed_dim=8, depths=(2, 6), num_heads=(1, 2)),
     ),
-    "convnext_tiny": (timm.create_model, dict(depths=(2, 2, 4, 2), dims=(8, 12, 16, 20))),
-    "cait_xxs24_224": (timm.create_model, dict(img_size=32, patch_size=4, embed_dim=12, depth=6, num_heads=2)),
+    "convnext_tiny": (timm.create_model, dict(depths=(1, 1, 4, 2), dims=(8, 12, 16, 20))),
+    "cait_xxs24_224": (timm.create_model, dict(img_size=32, patch_size=4, embed_dim=12, depth=4, num_heads=2)),
     "xcit_nano_12_p16_224": (timm.create_model, dict(img_size=64, embed_dim=12, depth=4, num_heads=2)),
-    "pvt_v2_b0": (timm.create_model, dict(depths=(2, 2, 4, 2), embed_dims=(8, 8, 16, 16), num_heads=HEADS)),
-    "resnet50": (timm.create_model, dict(layers=(2, 3, 5, 3))),
+    "pvt_v2_b0": (timm.create_model, dict(depths=(1, 1, 4, 2), embed_dims=(8, 8, 16, 16), num_heads=HEADS)),
+    "resnet50": (timm.create_model, dict(layers=(1, 3, 4, 1))),
 }
 """timm's networks with few and narrow layers, each made anew by `small`."""
 

@@ -242,10 +242,10 @@ def test_identity_keeps_the_function_of_swin():
     perturb(model.double())
     x = torch.randn(1, 3, side, side).double()
     net = morphogen.trace(model.eval(), x)
-    assert [(stack.name, stack.size) for stack in net.stacks] == [("layers.2.blocks", 4)]
-    assert net.stacks[0].units[1] == ("layers.2.blocks.2", "layers.2.blocks.3")  # plain and shifted windows
+    assert [(stack.name, stack.size) for stack in net.stacks] == [("layers.1.blocks", 3)]
+    assert net.stacks[0].units[1] == ("layers.1.blocks.2", "layers.1.blocks.3")  # plain and shifted windows
     morphogen.morph(net, net.subnetwork(depth=0.5))
-    assert [type(block) is Bypass for block in model.layers[2].blocks] == [False, False, True, True] * 2
+    assert [type(block) is Bypass for block in model.layers[1].blocks] == [False] * 4 + [True] * 2
     with torch.no_grad():
         expected = model(x)
         morphogen.morph(net, net.dense, depth_operator="identity")
@@ -698,9 +698,9 @@ def rates_of(model, kind=timm.layers.DropPath, attribute="drop_prob"):
 
 
 def test_drop_path_of_half_a_vit_by_hand():
-    model = small("deit_tiny_patch16_224", depth=12, drop_path_rate=0.1)[0]
+    model = small("deit_tiny_patch16_224", depth=12, img_size=16, drop_path_rate=0.1)[0]
     dense = rates_of(model)
-    net = morphogen.trace(model, image(size=32))
+    net = morphogen.trace(model, image(size=16))
     half = net.subnetwork(depth=0.5)
     morphogen.morph(net, half)
     expected = {
@@ -717,7 +717,7 @@ def test_drop_path_of_half_a_vit_by_hand():
     net.drop_path_scale = 1.0
     lay_out_drop_path(net)
     assert rates_of(model) == pytest.approx(dense) and len(dense) == 22
-    model.train()(image(size=32)).sum().backward()
+    model.train()(image(size=16)).sum().backward()
 
 
 def test_drop_path_zero_has_no_modules_and_stays_so():

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
+import timm
 import torch
+from timm.models.volo import VOLO
 from torch import nn
 
 
@@ -167,6 +172,67 @@ class Tower(nn.Module):
 NETS = {net.__name__: net for net in (Plain, Residual, Concat, Grouped, SqueezeExcite, Mixed)}
 PER_CHANNEL = [name for name in NETS if name != "Mixed"]
 """Nets all of whose normalisation is per channel, so that a sub-network equals the masked dense network."""
+
+
+class Numbered(nn.Module):
+    """A residual block that carries a number in its first layer; its second one writes into the stream."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.read = nn.Linear(2, 2)
+        self.write = nn.Linear(2, 2)
+        nn.init.constant_(self.read.weight, number)
+
+    def forward(self, x):
+        return x + self.write(torch.tanh(self.read(x)))
+
+
+class Stacked(nn.Module):
+    """Blocks of any kind (made from their number), one after the other, between two linear layers."""
+
+    def __init__(self, depth: int, block: Callable[[int], nn.Module] = Numbered):
+        super().__init__()
+        self.stem = nn.Linear(3, 2)
+        self.blocks = nn.ModuleList(block(i) for i in range(depth))
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def volo(**settings) -> nn.Module:
+    """timm's own constructor, because its named VOLOs do not let their layers be changed."""
+    return VOLO(embed_dims=(12, 24, 24, 24), num_heads=(2, 2, 2, 2), mlp_ratio=2.0, num_classes=10, **settings)
+
+
+HEADS = (1, 2, 2, 2)
+SMALL: dict[str, tuple[Callable[..., nn.Module], dict]] = {
+    "deit_tiny_patch16_224": (timm.create_model, dict(img_size=32, patch_size=4, embed_dim=12, depth=4, num_heads=2)),
+    "volo_d1": (volo, dict(img_size=64, layers=(1, 2, 3, 1))),
+    "swin_tiny_patch4_window7_224": (
+        timm.create_model,
+        dict(img_size=64, window_size=4, embed_dim=8, depths=(2, 6), num_heads=(1, 2)),
+    ),
+    "convnext_tiny": (timm.create_model, dict(depths=(1, 1, 4, 2), dims=(8, 12, 16, 20))),
+    "cait_xxs24_224": (timm.create_model, dict(img_size=32, patch_size=4, embed_dim=12, depth=4, num_heads=2)),
+    "xcit_nano_12_p16_224": (timm.create_model, dict(img_size=64, embed_dim=12, depth=4, num_heads=2)),
+    "pvt_v2_b0": (timm.create_model, dict(depths=(1, 1, 4, 2), embed_dims=(8, 8, 16, 16), num_heads=HEADS)),
+    "resnet50": (timm.create_model, dict(layers=(1, 3, 4, 1))),
+}
+"""timm's networks with few and narrow layers, each made anew by `small`."""
+
+
+def small(name: str, **settings) -> tuple[nn.Module, int]:
+    """A network of `SMALL`, and the side of the images it takes."""
+    make, kwargs = SMALL[name]
+    kwargs = kwargs | settings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make(**kwargs) if make is volo else make(name, num_classes=10, **kwargs)
+    return model, kwargs.get("img_size", 64)
 
 
 def image(batch: int = 2, size: int = 8) -> torch.Tensor:

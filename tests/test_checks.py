@@ -9,12 +9,15 @@ from checks import (
     assert_equals_masked_dense,
     assert_optimizer_holds_model,
     assert_survivors_equal,
+    assert_unchanged,
     masked_dense,
+    names_in_groups,
+    perturb,
     randomise_statistics,
     snapshot,
     take_steps,
 )
-from nets import NETS, Residual, image
+from nets import NETS, Residual, Tower, image
 
 
 def test_masked_dense_notices_a_wrong_running_mean():
@@ -71,3 +74,59 @@ def test_survivor_check_notices_one_changed_entry(key):
     after[key].view(-1)[0] += 1
     with pytest.raises(AssertionError):
         assert_survivors_equal(net, before, net.dense, half, after)
+
+
+@pytest.mark.parametrize("key", ["blocks.0.conv.weight", "blocks.2.norm.running_var", "blocks.2.conv.bias/exp_avg"])
+def test_survivor_check_notices_one_changed_entry_of_a_block(key):
+    model = Tower()
+    optimizer = torch.optim.Adam(model.parameters())
+    net = morphogen.trace(model, image())
+    half = net.subnetwork(depth=0.5)  # blocks 0 and 2
+    morphogen.morph(net, half, optimizer=optimizer)
+    take_steps(model, optimizer, image())
+    before = snapshot(model, optimizer)
+    morphogen.morph(net, net.dense, optimizer=optimizer)
+    after = snapshot(model, optimizer)
+    assert_survivors_equal(net, before, half, net.dense, after)
+    without = {name: value for name, value in after.items() if not name.startswith("blocks.1.")}
+    with pytest.raises(AssertionError):
+        assert_survivors_equal(net, before, half, net.dense, without)
+    after[key].view(-1)[0] += 1
+    with pytest.raises(AssertionError):
+        assert_survivors_equal(net, before, half, net.dense, after)
+
+
+def test_unchanged_check_notices_weights_moments_groups_and_size():
+    model = Tower()
+    optimizer = torch.optim.Adam(model.parameters())
+    net = morphogen.trace(model, image())
+    take_steps(model, optimizer, image())
+    before = snapshot(model, optimizer)
+    assert_unchanged(net, before, net.dense, optimizer)
+    for tensor in (model.fc.bias.data, optimizer.state[model.fc.bias]["exp_avg"], model.blocks[1].norm.running_mean):
+        kept = tensor.clone()
+        tensor[0] += 1
+        with pytest.raises(AssertionError):
+            assert_unchanged(net, before, net.dense, optimizer)
+        tensor.copy_(kept)
+        assert_unchanged(net, before, net.dense, optimizer)
+    with pytest.raises(AssertionError):
+        assert_unchanged(net, before, net.subnetwork(depth=0.5), optimizer)
+    optimizer.param_groups[0]["params"].pop()
+    with pytest.raises(AssertionError):
+        assert_unchanged(net, before, net.dense, optimizer)
+
+
+def test_names_in_groups_notices_order_and_membership():
+    model = Residual()
+    parameters = list(model.parameters())
+    first = names_in_groups(model, torch.optim.SGD([{"params": parameters[:2]}, {"params": parameters[2:]}], 0.1))
+    other = names_in_groups(model, torch.optim.SGD([{"params": parameters[:3]}, {"params": parameters[3:]}], 0.1))
+    turned = names_in_groups(model, torch.optim.SGD([{"params": parameters[1::-1]}, {"params": parameters[2:]}], 0.1))
+    assert first[0] == ["stem.weight", "bn.weight"] and first != other and first != turned
+
+
+def test_perturb_leaves_no_constant():
+    model = Tower()
+    perturb(model)
+    assert all(tensor.float().std() > 0 for tensor in model.state_dict().values() if tensor.ndim)

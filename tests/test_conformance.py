@@ -11,7 +11,14 @@ from morphogen.methods import METHODS as REGISTERED_METHODS
 from morphogen.morph.entry import DEPTH_OPERATORS as REGISTERED_DEPTH_OPERATORS
 from morphogen.morph.growth import OPERATORS as REGISTERED_OPERATORS
 
-from checks import assert_optimizer_holds_model, assert_survivors_equal, randomise_statistics, snapshot, take_steps
+from checks import (
+    assert_optimizer_holds_model,
+    assert_survivors_equal,
+    perturb,
+    randomise_statistics,
+    snapshot,
+    take_steps,
+)
 from conformance import ALL, DEPTH_OPERATORS, METHODS, OPERATORS
 from nets import NETS, Block, DropPath, Residual, Tower, image
 

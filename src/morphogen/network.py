@@ -246,11 +246,15 @@ class Network:
                 # A size below one patch is a mistake, not something to round up.
                 if any(self._runs((less, less)) for less in range(side - distance - 1, 0, -1)):
                     return side + distance
-                break
+                raise SubNetworkError(
+                    "the resolution is below one patch, or what else the model needs at least",
+                    where=f"{side} pixels",
+                    expected=f"at least {side + distance}",
+                )
         raise SubNetworkError(
             f"the model cannot run at this resolution, nor at one within {FARTHEST} pixels",
-            where=f"{side}",
-            expected="at least one patch, and what its windows and strides need",
+            where=f"{side} pixels",
+            expected="a size that its patches, windows and strides divide",
         )
 
     def _refuse_width(self) -> None:

@@ -251,7 +251,7 @@ def _check_tree(tree: nn.Module, model: nn.Module, maps: Mapping[str, TensorMap]
         raise MorphError(
             "the averaged copy has other tensors than the model",
             where=min(other),
-            expected="a copy of the model as it is now",
+            expected="a copy of the model at its current sub-network",
             found=f"{len(other)} names that only one of them has",
             todo="Give every copy to morphogen.morph each time, from the first morph on",
         )

@@ -94,10 +94,11 @@ def exchange(
                         gone[path] = module
     network.outside |= gone
     tensors = tensors_of(gone)
+    order = {id(parameter): place for place, parameter in enumerate(model.parameters())}
     for optimizer in optimizers:
         held = network.held.setdefault(optimizer, [])
         leave(optimizer, [tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)], held)
-        enter(optimizer, arrived, counterparts, held)
+        enter(optimizer, arrived, counterparts, held, order)
     for tensor in tensors.values():
         assign(tensor, tensor.detach().new_empty(0), None)
 

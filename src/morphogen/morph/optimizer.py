@@ -137,6 +137,7 @@ def enter(
     parameters: Mapping[str, nn.Parameter],
     counterparts: Mapping[str, Sequence[nn.Parameter]],
     held: Held,
+    order: Mapping[int, int],
 ) -> None:
     """Put the parameters of blocks that come in into a group: the one they were in, else a counterpart's.
 
@@ -145,29 +146,28 @@ def enter(
         parameters: those that come in, by name.
         counterparts: the same parameter of the old blocks, the nearest first.
         held: what was noted when they went out.
+        order: the place of each of the model's parameters, by id, for groups that have no note.
     """
     there = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in parameters.items():
         if id(parameter) in there:
             continue
-        for group, order in held:
-            places = {id(p): place for place, p in enumerate(order)}
+        for group, all_of_it in held:
+            places = {id(p): place for place, p in enumerate(all_of_it)}
             if id(parameter) in places:
-                before = [
-                    i
-                    for i, other in enumerate(group["params"])
-                    if places.get(id(other), len(order)) < places[id(parameter)]
-                ]
-                _insert(group, before[-1] + 1 if before else 0, name, parameter)
+                _insert(group, name, parameter, places)
                 break
         else:
             twin = next((p for p in counterparts[name] if id(p) in there), None)
             if twin is not None and parameter.requires_grad:
-                group = there[id(twin)]
-                _insert(group, next(i for i, p in enumerate(group["params"]) if p is twin) + 1, name, parameter)
+                _insert(there[id(twin)], name, parameter, order)
 
 
-def _insert(group: dict[str, Any], place: int, name: str, parameter: nn.Parameter) -> None:
+def _insert(group: dict[str, Any], name: str, parameter: nn.Parameter, order: Mapping[int, int]) -> None:
+    """Put a parameter behind the last one of its group that comes before it."""
+    mine = order[id(parameter)]
+    before = [i for i, other in enumerate(group["params"]) if order.get(id(other), mine) < mine]
+    place = before[-1] + 1 if before else 0
     group["params"].insert(place, parameter)
     if "param_names" in group:
         group["param_names"].insert(place, name)

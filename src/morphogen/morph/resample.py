@@ -22,16 +22,21 @@ class Regrid:
     before: tuple[int, int]
     after: tuple[int, int]
 
-    def fits(self, old: int, new: int, side: int) -> bool:
-        """Whether an axis of `old` positions along one side of the image (0: height) would have `new`."""
-        return abs(new - old * self.after[side] / self.before[side]) < 1
+    def misfit(self, old: int, new: int, side: int) -> float:
+        """How far `new` positions along one side of the image (0: height) are from what `old` would become.
 
-    def grids(self, old: int, new: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Height and width of so many positions before and after; None where they are no grid of the image."""
+        A relative-position table has 2 n - 1 for n.
+        """
+        ratio = self.after[side] / self.before[side]
+        plain = abs(new - old * ratio)
+        return min(plain, abs((new + 1) / 2 - (old + 1) / 2 * ratio)) if old % 2 and new % 2 else plain
+
+    def grids(self, old: int, new: int) -> tuple[tuple[int, int], tuple[int, int], float] | None:
+        """Height and width of so many positions before and after, and their misfit; None where they are no grid."""
         before, after = _grid(old, self.before), _grid(new, self.after)
-        if before and after and all(self.fits(before[side], after[side], side) for side in (0, 1)):
-            return before, after
-        return None
+        if before is None or after is None:
+            return None
+        return before, after, sum(self.misfit(before[side], after[side], side) for side in (0, 1))
 
 
 def resample(tensor: torch.Tensor, shape: Shape, change: Regrid, *, name: str, smooth: bool = True) -> torch.Tensor:
@@ -57,18 +62,21 @@ def resample(tensor: torch.Tensor, shape: Shape, change: Regrid, *, name: str, s
     if len(changed) == 1:
         (axis,) = changed
         old, new = tensor.shape[axis], shape[axis]
-        if change.fits(old, new, 0) or change.fits(old, new, 1):
+        row = min(change.misfit(old, new, side) for side in (0, 1))
+        found = [(extra, g) for extra in range(MOST_PREFIX + 1) if (g := change.grids(old - extra, new - extra))]
+        # Other tokens beside the grid are a guess, which has to fit; a bare grid may be a window cut to size.
+        found = [(extra, grids) for extra, grids in found if not extra or grids[2] < 1]
+        extra, grids = min(found, key=lambda entry: entry[1][2], default=(0, None))
+        if row < 1 and (grids is None or row < grids[2]):
             return _resize(tensor.unsqueeze(axis + 1), axis, (new, 1), smooth).squeeze(axis + 1)
-        for extra in range(MOST_PREFIX + 1):
-            grids = change.grids(old - extra, new - extra)
-            if grids:
-                before, after = grids
-                # A relative-position table (2 h - 1)(2 w - 1) keeps its extra entries at the end.
-                at_end = extra > 0 and before[0] % 2 == 1 and "relative_position" in name
-                grid = tensor.narrow(axis, 0 if at_end else extra, before[0] * before[1]).unflatten(axis, before)
-                grid = _resize(grid, axis, after, smooth).flatten(axis, axis + 1)
-                others = tensor.narrow(axis, before[0] * before[1] if at_end else 0, extra)
-                return torch.cat([grid, others] if at_end else [others, grid], axis)
+        if grids:
+            before, after, _ = grids
+            # A relative-position table keeps its extra entries at the end.
+            at_end = extra > 0 and before[0] % 2 == 1 and "relative_position" in name
+            grid = tensor.narrow(axis, 0 if at_end else extra, before[0] * before[1]).unflatten(axis, before)
+            grid = _resize(grid, axis, after, smooth).flatten(axis, axis + 1)
+            others = tensor.narrow(axis, before[0] * before[1] if at_end else 0, extra)
+            return torch.cat([grid, others] if at_end else [others, grid], axis)
     raise MorphError(
         "it follows the resolution, but its axes are no grid",
         where=name,

@@ -13,7 +13,8 @@ from .reset import BEGIN
 def random_blocks(entry: Entry) -> torch.Tensor:
     """RandInit: new blocks on top of the old ones, as the model's own code made them.
 
-    Drawn from the tensor's mean and standard deviation when it was traced. Constants (ones, zeros, a layer scale) come back exactly; running statistics begin as in a new layer.
+    Drawn from the tensor's mean and standard deviation when it was traced. Constants (ones, zeros, a layer scale)
+    come back exactly; running statistics begin as in a new layer.
     """
     like = entry.copy(entry.below)
     if entry.initial is None:

@@ -1,0 +1,305 @@
+"""Resolution: position embeddings, windows and sizes that follow the images."""
+
+import warnings
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import morphogen
+
+from checks import assert_optimizer_holds_model, assert_survivors_equal, snapshot, take_steps
+from nets import Tower, image, small
+
+
+def vit(**settings):
+    return small("deit_tiny_patch16_224", depth=2, **settings)[0]
+
+
+def run_once(model, *size):
+    model.train()(torch.randn(2, 3, *size)).sum().backward()
+
+
+def test_position_embedding_of_a_vit():
+    model = vit()
+    nn.init.normal_(model.pos_embed)
+    dense = model.pos_embed.detach().clone()
+    net = morphogen.trace(model, image(size=32))
+    receipt = morphogen.morph(net, net.subnetwork(resolution=16))
+    assert dense.shape == (1, 1 + 8 * 8, 12) and model.pos_embed.shape == (1, 1 + 4 * 4, 12)
+    assert torch.equal(model.pos_embed[:, :1], dense[:, :1])  # the class token
+    grid = dense[:, 1:].reshape(1, 8, 8, 12).permute(0, 3, 1, 2)
+    expected = nn.functional.interpolate(grid, (4, 4), mode="bicubic", antialias=True).flatten(2).mT
+    torch.testing.assert_close(model.pos_embed[:, 1:], expected)
+    assert list(receipt.changes) == ["pos_embed"] and receipt.carried == 0 and receipt.new == 17 * 12
+    assert model.pos_embed is receipt.changes["pos_embed"].tensor
+    run_once(model, 16, 16)
+    morphogen.morph(net, net.dense)
+    assert model.pos_embed.shape == dense.shape and torch.equal(model.pos_embed[:, :1], dense[:, :1])
+    run_once(model, 32, 32)
+    fresh = vit()
+    fresh.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh.eval()(image(size=32) * 0 + 1), model.eval()(image(size=32) * 0 + 1))
+
+
+def test_a_constant_embedding_stays_constant():
+    model = vit()
+    nn.init.constant_(model.pos_embed, 0.7)
+    net = morphogen.trace(model, image(size=32))
+    for size, tokens in ((8, 4), (20, 25), (28, 49), (32, 64)):
+        morphogen.morph(net, net.subnetwork(resolution=size))
+        torch.testing.assert_close(model.pos_embed.detach(), torch.full((1, 1 + tokens, 12), 0.7))
+        run_once(model, size, size)
+
+
+def distilled():
+    kwargs = {"img_size": 32, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2, "num_classes": 10}
+    return timm.create_model("deit_tiny_distilled_patch16_224", **kwargs)
+
+
+@pytest.mark.parametrize(
+    "make, prefix",
+    [
+        (distilled, 2),
+        (lambda: vit(reg_tokens=4), 5),
+        (lambda: vit(reg_tokens=4, no_embed_class=True), 0),
+        (lambda: vit(class_token=False, global_pool="avg"), 0),
+    ],
+    ids=["distilled", "registers", "registers without positions", "no class token"],
+)
+def test_tokens_before_the_grid_are_carried(make, prefix):
+    model = make()
+    nn.init.normal_(model.pos_embed)
+    dense = model.pos_embed.detach().clone()
+    net = morphogen.trace(model, image(size=32))
+    assert dense.shape[1] == prefix + 64
+    for size, tokens in ((16, 16), (24, 36), (32, 64)):
+        morphogen.morph(net, net.subnetwork(resolution=size))
+        assert model.pos_embed.shape == (1, prefix + tokens, 12)
+        assert torch.equal(model.pos_embed[:, :prefix], dense[:, :prefix])
+        run_once(model, size, size)
+
+
+def test_images_that_are_not_square():
+    model = vit(img_size=(32, 64))
+    columns = torch.arange(16.0).expand(8, 16).reshape(1, 128, 1)  # the embedding is the column's number
+    with torch.no_grad():
+        model.pos_embed[:, 1:] = columns
+    net = morphogen.trace(model, torch.randn(2, 3, 32, 64))
+    half = net.subnetwork(resolution=0.5)
+    assert half.resolution == (16, 32)
+    morphogen.morph(net, half)
+    grid = model.pos_embed[0, 1:, 0].detach().view(4, 8)
+    assert grid[:, 2:-2].tolist() == [pytest.approx([4.5, 6.5, 8.5, 10.5], abs=1e-4)] * 4  # means of two
+    run_once(model, 16, 32)
+    morphogen.morph(net, net.dense)
+    run_once(model, 32, 64)
+
+
+def test_images_that_are_not_square_at_any_share():
+    """A sub-network that `subnetwork` hands out can be morphed to; 0.6 of 32 x 48 is 19 x 29 pixels."""
+    model = vit(img_size=(32, 48))
+    net = morphogen.trace(model, torch.randn(2, 3, 32, 48))
+    target = net.subnetwork(resolution=0.6)
+    morphogen.morph(net, target)
+    run_once(model, *target.resolution)
+
+
+def test_another_aspect_ratio_is_resampled_rightly_or_refused():
+    model = vit(img_size=(32, 48))
+    with torch.no_grad():
+        model.pos_embed[:, 1:] = torch.arange(8.0).view(8, 1).expand(8, 12).reshape(1, 96, 1)  # the row's number
+    net = morphogen.trace(model, torch.randn(2, 3, 32, 48))
+    try:
+        morphogen.morph(net, net.subnetwork(resolution=(32, 32)))
+    except morphogen.MorphogenError:
+        return
+    rows = model.pos_embed[0, 1:, 0].detach().view(8, 8)
+    torch.testing.assert_close(rows, torch.arange(8.0).view(8, 1).expand(8, 8))
+
+
+def tiny_volo():
+    model, side = small("volo_d1", layers=(1, 1, 1, 1))
+    nn.init.constant_(model.pos_embed, 0.3)
+    return model, morphogen.trace(model, image(size=side))
+
+
+def test_volo_keeps_height_and_width_apart():
+    model, net = tiny_volo()
+    assert model.pos_embed.shape == (1, 4, 4, 24)
+    for size, shape in (((32, 32), (1, 2, 2, 24)), ((48, 48), (1, 3, 3, 24)), ((64, 64), (1, 4, 4, 24))):
+        morphogen.morph(net, net.subnetwork(resolution=size))
+        torch.testing.assert_close(model.pos_embed.detach(), torch.full(shape, 0.3))
+        run_once(model, *size)
+
+
+def test_one_side_alone_may_change():
+    model, net = tiny_volo()
+    morphogen.morph(net, net.subnetwork(resolution=(32, 64)))
+    torch.testing.assert_close(model.pos_embed.detach(), torch.full((1, 2, 4, 24), 0.3))
+    run_once(model, 32, 64)
+
+
+def windows(model):
+    """Everything of a Swin that is a table, a mask or an index, and the sizes that go with them."""
+    plain = {
+        (path, name): getattr(module, name)
+        for path, module in model.named_modules()
+        for name in ("window_size", "shift_size", "window_area", "input_resolution", "grid_size", "img_size")
+        if hasattr(module, name)
+    }
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}, plain
+
+
+def swin(**settings):
+    return small("swin_tiny_patch4_window7_224", depths=(2, 2), num_heads=(1, 2), **settings)[0]
+
+
+def test_windows_of_swin_come_back():
+    model = swin()
+    buffers, plain = windows(model)
+    table = model.layers[0].blocks[0].attn.relative_position_bias_table
+    nn.init.constant_(table, 0.2)
+    net = morphogen.trace(model, image(size=64))
+    x = image(size=64)
+    expected = model.eval()(x).detach()
+    morphogen.morph(net, net.subnetwork(resolution=32))
+    # timm's windows shrink with the grid: 4 of 16 become 2 of 8
+    assert model.layers[0].blocks[0].window_size == (2, 2) and table.shape == (9, 1)
+    torch.testing.assert_close(table.detach(), torch.full_like(table, 0.2))
+    assert model.layers[0].blocks[0].attn.relative_position_index.shape == (4, 4)
+    run_once(model, 32, 32)
+    morphogen.morph(net, net.dense)
+    again, attributes = windows(model)
+    assert attributes == plain and again.keys() == buffers.keys()
+    assert all(torch.equal(value, buffers[name]) for name, value in again.items())
+    assert table is model.layers[0].blocks[0].attn.relative_position_bias_table and table.shape == (49, 1)
+    assert model.eval()(x).shape == expected.shape
+    swin().load_state_dict(model.state_dict())
+
+
+def test_windows_of_another_size_come_back():
+    model = swin(window_size=8)
+    buffers, plain = windows(model)
+    net = morphogen.trace(model, image(size=64))
+    morphogen.morph(net, net.subnetwork(resolution=32))
+    run_once(model, 32, 32)
+    morphogen.morph(net, net.dense)
+    again, attributes = windows(model)
+    assert attributes == plain and again.keys() == buffers.keys()
+    assert all(torch.equal(value, buffers[name]) for name, value in again.items())
+    run_once(model, 64, 64)
+
+
+def test_a_swin_grows_in_depth_and_resolution_at_once():
+    """At the small size a stage is one window, without a mask; at the large one the new blocks need theirs."""
+    model, side = small("swin_tiny_patch4_window7_224", img_size=32, depths=(2, 4), num_heads=(1, 2), window_size=2)
+    net = morphogen.trace(model, image(size=side))
+    morphogen.morph(net, net.subnetwork(depth=0.5, resolution=16))
+    assert model.layers[1].blocks[1].attn_mask is None
+    run_once(model, 16, 16)
+    morphogen.morph(net, net.dense)
+    run_once(model, side, side)
+
+
+def test_image_size_of_torchvision():
+    model = torchvision.models.VisionTransformer(32, 4, 2, 2, 12, 24, num_classes=10)
+    net = morphogen.trace(model, image(size=32))
+    morphogen.morph(net, net.subnetwork(resolution=16))
+    assert model.image_size == 16 and model.encoder.pos_embedding.shape == (1, 17, 12)
+    run_once(model, 16, 16)
+    morphogen.morph(net, net.dense)
+    assert model.image_size == 32 and model.encoder.pos_embedding.shape == (1, 65, 12)
+    run_once(model, 32, 32)
+
+
+def test_moments_are_resampled_and_second_ones_stay_positive():
+    model = vit()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, amsgrad=True)
+    net = morphogen.trace(model, image(size=32))
+    take_steps(model, optimizer, image(size=32))
+    spikes = optimizer.state[model.pos_embed]["exp_avg_sq"]
+    spikes.copy_((torch.rand_like(spikes) > 0.9).float())  # bicubic weights would go below zero beside a spike
+    for size in (16, 28, 32):
+        old, before = net.current, snapshot(model, optimizer)
+        morphogen.morph(net, net.subnetwork(resolution=size), optimizer=optimizer)
+        assert_survivors_equal(net, before, old, net.current, snapshot(model, optimizer))
+        assert_optimizer_holds_model(model, optimizer)
+        state = optimizer.state[model.pos_embed]
+        assert (state["exp_avg_sq"] >= 0).all() and (state["max_exp_avg_sq"] >= 0).all()
+        assert state["exp_avg"].shape == model.pos_embed.shape and state["exp_avg"].abs().max() > 0
+        assert torch.equal(state["exp_avg"][:, :1], before["pos_embed/exp_avg"][:, :1])
+        assert model.pos_embed.grad is None  # a gradient belongs to entries; interpolated ones are others
+    take_steps(model, optimizer, image(size=32))
+
+
+class Patches(nn.Module):
+    """Cuts an image into patches of 4 by a view, which no other side allows."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(3 * 16, 8)
+        self.position = nn.Parameter(torch.zeros(1, 64, 8))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        h, w = x.shape[2:]
+        x = x.view(-1, 3, h // 4, 4, w // 4, 4).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return self.head((self.embed(x) + self.position).mean(1))
+
+
+@pytest.mark.parametrize("asked, taken", [(31, 32), (30, 28), (29, 28), (27, 28), (26, 24), (5, 4)])
+def test_a_resolution_is_rounded_with_a_warning(asked, taken):
+    """To the nearest one that the patches divide; of two that are as near, the smaller."""
+    net = morphogen.trace(Patches(), image(size=32))
+    with pytest.warns(UserWarning, match=rf"resolution \({asked}, {asked}\) is not possible.*\({taken}, {taken}\)"):
+        target = net.subnetwork(resolution=asked)
+    assert target.resolution == (taken, taken)
+    morphogen.morph(net, target)
+    run_once(net.model, taken, taken)
+
+
+def test_a_resolution_is_rounded_to_whole_patches_of_timm():
+    net = morphogen.trace(vit(), image(size=32))
+    with pytest.warns(UserWarning, match="is not possible"):
+        assert net.subnetwork(resolution=30).resolution == (28, 28)
+
+
+@pytest.mark.parametrize("make", [vit, Patches])
+def test_a_resolution_below_one_patch_is_refused(make):
+    net = morphogen.trace(make(), image(size=32))
+    for size in (2, 3):
+        with pytest.raises(morphogen.SubNetworkError, match=rf"{size} pixels: the resolution is below one patch"):
+            net.subnetwork(resolution=size)
+    assert net.subnetwork(resolution=4).resolution == (4, 4)
+
+
+def test_a_cnn_takes_any_resolution():
+    model = Tower()
+    net = morphogen.trace(model, image(size=32))
+    before = snapshot(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for asked, taken in ((31, (31, 31)), ((17, 5), (17, 5)), (0.3, (10, 10)), (1, (1, 1)), (40, (40, 40))):
+            target = net.subnetwork(resolution=asked)
+            assert target.resolution == taken
+            receipt = morphogen.morph(net, target)
+            assert not receipt.changes and not receipt.entered
+    after = snapshot(model)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("bad", [0, -4, 0.0, 1.5, (32,), (32, 0), (32, 16.0)], ids=str)
+def test_resolutions_that_are_none(bad):
+    net = morphogen.trace(Tower(), image(size=32))
+    with pytest.raises(morphogen.SubNetworkError, match="resolution"):
+        net.subnetwork(resolution=bad)
+
+
+def test_no_images_no_resolution():
+    net = morphogen.trace(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(2, 4))
+    with pytest.raises(morphogen.SubNetworkError, match="not a batch of images"):
+        net.subnetwork(resolution=0.5)

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from ..fake import FakeModel, quiet
 from ..subnet import BlockStack, DropPath, FixedBlock, is_inside, within
+from .silence import can_be_silent
 
 LONGEST_PERIOD = 4
 """Blocks of a repeating pattern (Swin: 2) that may enter and leave together."""
@@ -110,7 +111,11 @@ def _watch(fake: FakeModel) -> list[_Block]:
         for path, module in fake.dense.named_modules():
             if path and not _is_plain_layer(module):
                 module.register_forward_hook(note(path), with_kwargs=True)
-        fake.run(fake.dense, None, batch=2)
+        try:
+            fake.run(fake.dense, None, batch=2)  # small, since blocks are tried out on real numbers of that size
+        except Exception:  # whatever the model's own code raises where not every input is a batch
+            calls.clear()
+            fake.run(fake.dense, None)
     return calls
 
 
@@ -274,7 +279,10 @@ def _stack(run: list[_Block], period: int, model: nn.Module, writers: Writers) -
     assert passes is not None
     units = [run[i : i + period] for i in range(0, len(run), period)]
     found = [writers.get(block.path) for block in run]
-    silent = None not in found and _can_be_silent(run[0], found[0] or {}, passes)
+    silent = None not in found and all(
+        can_be_silent(block.module, block.arguments, passes, [name[len(block.path) + 1 :] for name in names or ()])
+        for block, names in zip(units[0], found, strict=False)
+    )
     return BlockStack(
         _name(run, model),
         tuple(tuple(block.path for block in unit) for unit in units),
@@ -283,50 +291,6 @@ def _stack(run: list[_Block], period: int, model: nn.Module, writers: Writers) -
         tuple(tuple(drop for block in unit for drop in _drop_path(block)) for unit in units),
         None if not silent else {name: alone for names in found for name, alone in (names or {}).items()},
     )
-
-
-def _can_be_silent(block: _Block, writers: Mapping[str, bool], passes: tuple[int, ...]) -> bool:
-    """Whether a block with its writers at zero really hands its input on: tried out on random numbers.
-
-    An activation behind the sum (a ResNet's ReLU) leaves what a block of the same kind returned as it is, so the
-    input is what the block itself, with its weights, returns.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def number(tensor: Any) -> Any:
-        if not isinstance(tensor, torch.Tensor):
-            return tensor
-        if not tensor.is_floating_point():
-            return torch.zeros(tensor.shape, dtype=tensor.dtype)
-        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-
-    def weight(tensor: torch.Tensor) -> torch.Tensor:
-        value = number(tensor)
-        value = value.div_(8).abs_() if value.is_floating_point() else value  # variances are positive
-        return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
-
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            module = FakeModel.copy(block.module, weight).eval()
-            leaves, form = tree_flatten(block.arguments)
-            leaves = [number(leaf) for leaf in leaves]
-
-            def run() -> list[Any]:
-                args, kwargs = tree_unflatten(leaves, form)
-                return tree_leaves(module(*args, **kwargs))
-
-            for slot, value in zip(passes, run(), strict=True):
-                if slot >= 0:
-                    leaves[slot] = value
-            for name in writers:
-                module.get_parameter(name[len(block.path) + 1 :]).zero_()
-            expected: list[Any] = [None if slot < 0 else leaves[slot] for slot in passes]
-            return all(
-                torch.allclose(a, b, atol=1e-9) if isinstance(b, torch.Tensor) else a == b
-                for a, b in zip(run(), expected, strict=True)
-            )
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError):
-            return False  # what cannot be tried is not claimed
 
 
 def _drop_path(block: _Block) -> Iterable[DropPath]:

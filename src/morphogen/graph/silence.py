@@ -1,0 +1,64 @@
+"""Whether a block can be silenced: tried out on random numbers, because a graph read wrongly would ruin training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from ..fake import FakeModel
+
+
+def can_be_silent(
+    block: nn.Module, arguments: tuple[Any, Any], passes: tuple[int, ...], writers: Iterable[str]
+) -> bool:
+    """Whether a block hands its input on, exactly, when its writers are zero.
+
+    An activation behind the sum (a ResNet's ReLU) leaves what a block of the same kind returned as it is, so the
+    input is what the block itself, with its weights, returns.
+
+    Args:
+        block: on fake tensors.
+        arguments: what it is called with: positional and keyword arguments, fake tensors.
+        passes: as in `BlockStack`.
+        writers: names of its parameters.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def number(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if not value.is_floating_point():
+            return torch.zeros(value.shape, dtype=value.dtype)
+        return torch.randn(value.shape, generator=generator, dtype=torch.float64)
+
+    def weight(tensor: torch.Tensor) -> torch.Tensor:
+        value = number(tensor)
+        value = value.div_(8).abs_() if value.is_floating_point() else value  # variances are positive
+        return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            module = FakeModel.copy(block, weight).eval()
+            leaves, form = tree_flatten(arguments)
+            leaves = [number(leaf) for leaf in leaves]
+
+            def run() -> list[Any]:
+                args, kwargs = tree_unflatten(leaves, form)
+                return tree_leaves(module(*args, **kwargs))
+
+            for slot, value in zip(passes, run(), strict=True):
+                if slot >= 0:
+                    leaves[slot] = value
+            for name in writers:
+                module.get_parameter(name).zero_()
+            expected: list[Any] = [None if slot < 0 else leaves[slot] for slot in passes]
+            return all(
+                torch.allclose(a, b, atol=1e-9) if isinstance(b, torch.Tensor) else a == b
+                for a, b in zip(run(), expected, strict=True)
+            )
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError):
+            return False  # what cannot be tried is not claimed

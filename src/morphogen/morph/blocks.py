@@ -89,6 +89,7 @@ def fill_block(
     alive = network.structure.alive_mask(target)
     grid_buffers = network.grid_buffers(target.resolution)
     values: dict[str, torch.Tensor] = {}
+    device = next(network.model.parameters()).device
     for name in block.tensors:
         layout = network.structure.tensors[name]
         twin = online(block.counterparts(name)[0])
@@ -96,7 +97,7 @@ def fill_block(
         if name in grid_buffers:
             buffer = grid_buffers[name]
             if buffer is not None:
-                values[name] = buffer.to(network.fake.device, copy=True)
+                values[name] = buffer.to(device, copy=True)
             continue
         if not is_learned(network, name):  # tables and counters that the blocks of a stack have in common
             values[name] = twin.detach().clone()

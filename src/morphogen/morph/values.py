@@ -79,8 +79,9 @@ def compute_values(
     fresh: dict[str, torch.Tensor] = {}
     for block in blocks:
         fresh |= fill_block(network, target, block, growth, online, averaged, generator)
+    device = next(iter(live.values())).device if live else network.fake.device
     buffers = {
-        name: value if value is None else value.to(network.fake.device)
+        name: value if value is None else value.to(device)
         for name, value in network.grid_buffers(target.resolution).items()
     }
     return Values({name: value for name, value in new.items() if name not in buffers}, fresh, buffers)

@@ -849,3 +849,75 @@ def test_bad_positions_are_refused():
     with pytest.raises(morphogen.SubNetworkError, match="no block"):
         net.subnetwork(depth=0.1)
     assert net.subnetwork(depth=1.0) == net.dense
+
+
+def test_optimizers_that_share_a_stack_by_depth_keep_their_own_blocks():
+    model = Tower(6)
+    lower = [p for block in model.blocks[:3] for p in block.parameters()]
+    rest = [p for p in model.parameters() if all(p is not other for other in lower)]
+    optimizers = [torch.optim.AdamW(lower, 1e-3), torch.optim.SGD(rest, 0.1)]
+    net = morphogen.trace(model, image())
+    morphogen.morph(net, net.subnetwork(depth=0.5), optimizer=optimizers)
+    morphogen.morph(net, net.dense, optimizer=optimizers)
+    held = [[id(p) for group in o.param_groups for p in group["params"]] for o in optimizers]
+    assert held == [[id(p) for p in lower], [id(p) for p in rest]]
+
+
+def test_a_swin_grows_with_its_averages():
+    """Masks that the small size does not need are made for the averages too."""
+    model, side = small("swin_tiny_patch4_window7_224", img_size=32, depths=(2, 4), num_heads=(1, 2), window_size=2)
+    net = morphogen.trace(model, image(size=side))
+    morphogen.morph(net, net.subnetwork(depth=0.5, resolution=side // 2))
+    ema, momentum = AveragedModel(model), morphogen.MomentumNetwork(model, 0.5)
+    morphogen.morph(net, net.dense, ema=ema, momentum=momentum, depth_operator="mogrow")
+    x = image(size=side)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        torch.testing.assert_close(momentum.module.eval()(x), expected)
+        torch.testing.assert_close(ema.module.eval()(x), expected)
+
+
+NARROW = {"embed_dim": 24, "depth": 4, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "stacks"),
+    [
+        (
+            "beit_base_patch16_224",
+            {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2},
+            {"blocks": 4},
+        ),
+        ("eva02_tiny_patch14_224", {"img_size": 28, "embed_dim": 24, "depth": 4, "num_heads": 2}, {"blocks": 4}),
+        ("regnety_002", {}, {"s3.b2..b4": 3, "s4.b2..b7": 6}),
+        ("mobilenetv2_100", {}, {"blocks.2.1..2": 2, "blocks.3.1..3": 3, "blocks.4.1..2": 2, "blocks.5.1..2": 2}),
+    ],
+)
+def test_stacks_of_other_families(name, settings, stacks):
+    model = timm.create_model(name, num_classes=3, **settings)
+    side = settings.get("img_size", 32)
+    net = morphogen.trace(model, image(size=side))
+    assert {stack.name: stack.size for stack in net.stacks} == stacks
+    morphogen.morph(net, net.subnetwork(depth=0.5, resolution=side // 2 if side == 32 else None))
+    morphogen.morph(net, net.dense)
+    timm.create_model(name, num_classes=3, **settings).load_state_dict(model.state_dict())
+
+
+def test_what_would_stop_a_later_stage_stops_the_first():
+    method = morphogen.NetworkExpansion(depth=0.5, stages=2, depth_operator="identity")
+    model = Stacked(4, PostNorm)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(morphogen.MorphError, match="cannot silence"):
+        morphogen.attach(model, torch.optim.SGD(model.parameters(), 0.1), method, example=torch.randn(2, 3), epochs=2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_stochastic_depth_outside_stacks_is_scaled_too():
+    model = timm.create_model(
+        "convnext_atto", depths=(1, 2, 1, 1), dims=(8, 8, 8, 8), drop_path_rate=0.4, num_classes=3
+    )
+    net = morphogen.trace(model, image(size=32))
+    net.drop_path_scale = 0.5
+    lay_out_drop_path(net)
+    rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+    assert rates == pytest.approx([0.05, 0.1, 0.15, 0.2])

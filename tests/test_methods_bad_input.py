@@ -100,7 +100,7 @@ WHEN_ATTACHED = {
         vit,
         morphogen.ProgressiveResizing(ratio=0.1, stages=2),
         {},
-        r"ProgressiveResizing: 2 pixels: the resolution is below one patch",
+        r"ProgressiveResizing: 2 pixels: the resolution is below the least",
     ),
     "width of attention": (vit, morphogen.NetworkExpansion(width=0.5, stages=2), {}, r"no rule for the op|no channels"),
     "no epochs": (Tower, morphogen.Prog(), {"epochs": 0}, r"epochs out of range"),

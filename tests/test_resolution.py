@@ -272,7 +272,7 @@ def test_a_resolution_is_rounded_to_whole_patches_of_timm():
 def test_a_resolution_below_one_patch_is_refused(make):
     net = morphogen.trace(make(), image(size=32))
     for size in (2, 3):
-        with pytest.raises(morphogen.SubNetworkError, match=rf"{size} pixels: the resolution is below one patch"):
+        with pytest.raises(morphogen.SubNetworkError, match=rf"{size} pixels: the resolution is below the least"):
             net.subnetwork(resolution=size)
     assert net.subnetwork(resolution=4).resolution == (4, 4)
 

@@ -243,7 +243,7 @@ def test_resolution_is_tried_out():
     morphogen.morph(net, net.subnetwork(width=0.5, resolution=4))
     assert net.current.resolution == (4, 4)
     flat = morphogen.trace(Plain(), image())
-    with pytest.raises(morphogen.SubNetworkError, match=r"the resolution is below one patch"):
+    with pytest.raises(morphogen.SubNetworkError, match=r"the resolution is below the least"):
         flat.subnetwork(resolution=6)
 
 

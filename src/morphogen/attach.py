@@ -16,8 +16,9 @@ from .methods import Method
 from .momentum import MomentumNetwork
 from .morph.commit import Receipt, morph
 from .morph.drop_path import lay_out_drop_path
+from .morph.entry import depth_named
+from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
-from .morph.trial import try_out
 from .network import Network
 from .schedule.stages import Regularisation, Stage
 from .subnet import SubNetwork
@@ -89,14 +90,27 @@ class Attached:
 
     def _average_for(self, number: int) -> None:
         """Keep a momentum network in this stage if a later one grows from it."""
-        if self.method.momentum is None or number + 1 == len(self.stages):
+        nexts = [i for i in range(number + 1, len(self.stages)) if self._grows_from_average(i)]
+        if self.method.momentum is None or not nexts:
             self.momentum = None
             return
-        steps = (self.stages[number + 1].start - self.stages[number].start) * (self.steps_per_epoch or 0)
+        steps = (self.stages[nexts[0]].start - self.stages[number].start) * (self.steps_per_epoch or 0)
         decay = self.method.momentum.decay_over(steps)
         if self.momentum is None:
             self.momentum = MomentumNetwork(self.network.model, decay)
         self.momentum.decay = decay
+
+    def _grows_from_average(self, number: int) -> bool:
+        """Whether a stage takes weights from the momentum network: new blocks, or, in Momentum Growth, all."""
+        before, after = (self.stages[i].subnetwork.blocks for i in (number - 1, number))
+        return depth_named(self.method.depth_operator).everything or any(
+            set(after[name]) - set(before[name]) for name in after
+        )
+
+
+def _distinct(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that differ from the one before."""
+    return [s for i, s in enumerate(stages) if i == 0 or s.subnetwork != stages[i - 1].subnetwork]
 
 
 def _several(value: Any) -> list[Any]:
@@ -147,9 +161,8 @@ def attach(
             expected="attach(..., steps_per_epoch=...), or a decay",
         )
     network = trace(model, example, exclude=exclude)
-    stages = method.schedule(network, epochs)
-    for stage in stages:
-        try_out(network, stage.subnetwork)
+    stages = _distinct(method.schedule(network, epochs))
+    rehearse(network, [stage.subnetwork for stage in stages], method.depth_operator)
     attached = Attached(network, method, stages, optimizer, ema, epochs, steps_per_epoch)
     attached.begin_epoch(0)
     return attached

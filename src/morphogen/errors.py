@@ -19,7 +19,7 @@ class MorphogenError(Exception):
 
 
 class TraceError(MorphogenError):
-    """The model could not be read: it cannot be exported or copied, or an op has no rule."""
+    """The model could not be read: it cannot be exported or copied."""
 
 
 class SubNetworkError(MorphogenError):

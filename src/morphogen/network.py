@@ -89,7 +89,7 @@ class Network:
             try:
                 self._grids[resolution] = find_grid(self.fake, resolution, dense)
             except Exception as error:  # whatever the model's own code raises at this size
-                self._grids[resolution] = error
+                self._grids[resolution] = error.with_traceback(None)  # which would keep the copies it was tried on
         grid = self._grids[resolution]
         if isinstance(grid, Exception):
             raise SubNetworkError(
@@ -243,11 +243,12 @@ class Network:
             if side > distance and self._runs((side - distance, side - distance)):
                 return side - distance
             if distance and self._runs((side + distance, side + distance)):
-                # A size below one patch is a mistake, not something to round up.
-                if any(self._runs((less, less)) for less in range(side - distance - 1, 0, -1)):
+                # A size below one patch, or of a model that takes one size alone, is not something to round up.
+                least = max(0, side - distance - 1 - 2 * FARTHEST)
+                if any(self._runs((less, less)) for less in range(side - distance - 1, least, -1)):
                     return side + distance
                 raise SubNetworkError(
-                    "the resolution is below one patch, or what else the model needs at least",
+                    "the resolution is below the least that the model takes (one patch, or its one size)",
                     where=f"{side} pixels",
                     expected=f"at least {side + distance}",
                 )
@@ -388,10 +389,11 @@ def set_buffers(
 ) -> None:
     """Replace buffers that follow the resolution; those in blocks that are out of `target` are left alone."""
     absent = frozenset(network.structure.absent(target))
+    device = next((parameter.device for parameter in model.parameters()), None)
     for name, value in buffers.items():
         if not within(name, absent):
             path, _, leaf = name.rpartition(".")
             buffers_of = model.get_submodule(path)._buffers
             old = buffers_of[leaf]
             same = old.dtype if old is not None and value is not None and value.is_floating_point() else None
-            buffers_of[leaf] = None if value is None else value.to(dtype=same, copy=True)
+            buffers_of[leaf] = None if value is None else value.to(device=device, dtype=same, copy=True)

@@ -236,6 +236,8 @@ class Structure:
     paths: tuple[ForwardPath, ...]
     resolution: tuple[int, int] | None
     fixed_blocks: tuple[FixedBlock, ...] = ()
+    drop_path: tuple[DropPath, ...] = ()
+    """Stochastic depth outside block stacks."""
     unread: Mapping[str, str] = field(default_factory=dict)
     """Ops without a rule, and a module that runs each; what they read stays whole."""
 

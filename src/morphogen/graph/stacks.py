@@ -288,13 +288,14 @@ def _stack(run: list[_Block], period: int, model: nn.Module, writers: Writers) -
         tuple(tuple(block.path for block in unit) for unit in units),
         passes,
         run[0].output,
-        tuple(tuple(drop for block in unit for drop in _drop_path(block)) for unit in units),
+        tuple(tuple(drop for block in unit for drop in drop_path_of(block.module, block.path)) for unit in units),
         None if not silent else {name: alone for names in found for name, alone in (names or {}).items()},
     )
 
 
-def _drop_path(block: _Block) -> Iterable[DropPath]:
-    for path, module in block.module.named_modules(prefix=block.path):
+def drop_path_of(tree: nn.Module, prefix: str = "") -> Iterable[DropPath]:
+    """All stochastic depth in a module."""
+    for path, module in tree.named_modules(prefix=prefix):
         attribute = drop_path_attribute(module)
         if attribute is not None:
             yield DropPath(path, attribute, float(getattr(module, attribute) or 0.0))

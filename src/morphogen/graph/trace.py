@@ -20,16 +20,27 @@ from ..errors import TraceError
 from ..fake import Example, FakeModel, as_call, at_least_two, quiet
 from ..network import Network
 from ..program import bind, export, first_line, module_path, op_name, output_shapes
-from ..subnet import FIXED, AttributeLayout, ExpectedCall, ForwardPath, Layout, Role, Structure, TensorLayout, is_inside
+from ..subnet import (
+    FIXED,
+    AttributeLayout,
+    ExpectedCall,
+    ForwardPath,
+    Layout,
+    Role,
+    Structure,
+    TensorLayout,
+    is_inside,
+    within,
+)
 from .groups import TracedTensor, derive_groups
 from .residual import residual_writers
 from .rules import RULES, Call, Value
 from .slots import Axis, Slots
-from .stacks import find_stacks
+from .stacks import drop_path_of, find_stacks
 
 
 def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) -> Network:
-    """Find what of a model can change size: its channel groups.
+    """Find what of a model can change size: its channel groups, its block stacks, its resolution.
 
     The model is untouched. It is exported in evaluation and in training mode, because auxiliary heads, and
     whatever else the forward pass does in training alone, must fit the smaller network too. Where only the
@@ -45,8 +56,8 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         The network with its groups; all of it alive.
 
     Raises:
-        TraceError: the model cannot be exported or copied, an op has no rule, or an excluded path does not
-            exist.
+        TraceError: the model cannot be exported or copied, or an excluded path does not exist. What an op
+            without a rule reads stays whole; asking for another width names it.
     """
     exclude = tuple(exclude)
     paths = {name for name, _ in model.named_modules()}
@@ -71,6 +82,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     layouts = _Layouts(number)
     fake = _fake(model, example)
     stacks, fixed_blocks = find_stacks(fake, model, writers)
+    inside = frozenset(path for stack in stacks for path in stack.blocks)
     structure = Structure(
         groups,
         pinned,
@@ -80,6 +92,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         paths=tuple(ForwardPath(mode, tuple(map(layouts.call, calls))) for mode, calls in forward.items()),
         resolution=_resolution(example),
         fixed_blocks=fixed_blocks,
+        drop_path=tuple(drop for drop in drop_path_of(model) if not within(drop.path, inside)),
         unread=walk.unruled,
     )
     return Network(model, structure, fake)

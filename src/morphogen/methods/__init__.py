@@ -1,5 +1,7 @@
 """Methods: one folder (or file) each, one line each in the registry."""
 
+import re
+
 from ..spec import build
 from .combined import Combined
 from .dense import Dense
@@ -29,7 +31,7 @@ def build_method(text: str) -> Method:
     Raises:
         ConfigError, MorphError: an unknown name or setting, a value out of range.
     """
-    methods = [build(part, METHODS, "method") for part in text.split("+")]
+    methods = [build(part, METHODS, "method") for part in re.split(r"\+(?![^(]*\))", text)]
     return methods[0] if len(methods) == 1 else Combined(tuple(methods))
 
 

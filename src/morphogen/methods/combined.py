@@ -41,6 +41,7 @@ class Combined(Method):
             "operator": wide.operator,
             "depth_operator": deep.depth_operator,
             "decay": deep.decay,
+            "horizon": deep.horizon,
             "resizing": resizing,
         }
         for name, value in settings.items():

@@ -22,6 +22,7 @@ class Method(ABC):
         operator: the growth operator of its morphs, or its name.
         depth_operator: the depth operator of its morphs, or its name.
         decay: of the momentum network, for depth operators that need one; None ties it to the stage's length.
+        horizon: the share of a stage's steps that the average then reaches back over.
         resizing: how images are brought to a smaller resolution: `bilinear` (antialiased), or `low-frequency`
             (the low frequencies of their spectrum, EfficientTrain).
     """
@@ -29,6 +30,7 @@ class Method(ABC):
     operator: str | GrowthOperator = "orthogonal"
     depth_operator: str | DepthOperator = "interpolate"
     decay: float | None = None
+    horizon: float = 0.1
     resizing: ClassVar[str] = "bilinear"
 
     @abstractmethod
@@ -47,7 +49,7 @@ class Method(ABC):
         """Raise MorphError for an unknown operator, ConfigError for a decay out of range."""
         named(self.operator)
         depth_named(self.depth_operator)
-        Momentum(self.decay)
+        Momentum(self.decay, self.horizon)
 
     @property
     def table(self) -> Table:
@@ -57,7 +59,7 @@ class Method(ABC):
     @property
     def momentum(self) -> Momentum | None:
         """The momentum network that the depth operator needs, None where it needs none."""
-        return Momentum(self.decay) if depth_named(self.depth_operator).momentum else None
+        return Momentum(self.decay, self.horizon) if depth_named(self.depth_operator).momentum else None
 
 
 def whole_blocks(network: Network, parts: int, who: str) -> None:

@@ -39,14 +39,14 @@ class Entering:
         return [self.stack.counterpart(name, self.unit, unit) for unit in nearest]
 
 
-def entering_blocks(network: Network, target: SubNetwork) -> Iterator[Entering]:
-    """The blocks that are out now and in `target`.
+def entering_blocks(network: Network, current: SubNetwork, target: SubNetwork) -> Iterator[Entering]:
+    """The blocks that are out of `current` and in `target`.
 
     Raises:
         MorphError: a stack would lose all its blocks for others.
     """
     for stack in network.stacks:
-        before, after = network.current.blocks[stack.name], target.blocks[stack.name]
+        before, after = current.blocks[stack.name], target.blocks[stack.name]
         staying = tuple(unit for unit in after if unit in before)
         if not staying:
             raise MorphError(

@@ -17,12 +17,13 @@ from ..fake import tensor_named
 from ..network import Network, set_attributes, set_buffers
 from ..subnet import SubNetwork, within
 from .assign import assign, copy
-from .blocks import Entering, entering_blocks
+from .blocks import entering_blocks
 from .drop_path import lay_out_drop_path
 from .entry import DepthOperator, depth_named
 from .exchange import add_factors, averaged_blocks, exchange, tensors_of
 from .growth import GrowthOperator, named
 from .optimizer import carried_state, check_optimizers
+from .rehearsal import check_operator
 from .rezero import fold_factors
 from .tensors import TensorMap, map_tensors
 from .trial import try_out
@@ -115,8 +116,8 @@ def morph(
     optimizers = _as_list(optimizer, Optimizer, "optimizer")
     averages = [_averaged(module) for module in _as_list(ema, nn.Module, "ema")]
     restarted = None if momentum is None else _averaged(_as_list(momentum, nn.Module, "momentum")[0])
-    entering = list(entering_blocks(network, target))
-    _check_operator(growth.momentum and restarted is None, growth.silent, entering, depth_operator)
+    entering = list(entering_blocks(network, network.current, target))
+    check_operator(growth.momentum and restarted is None, growth.silent, entering, depth_operator)
     structure, current, model = network.structure, network.current, network.model
     leaving = tuple(path for path in structure.absent(target) if path not in network.outside)
     maps = map_tensors(network, current, target)
@@ -165,33 +166,6 @@ def morph(
     changes = {name: Change(tensor_named(model, name), change) for name, change in maps.items()}
     entered = {name: tensor_named(model, name) for name in values.entering}
     return Receipt(before, target, changes, entered, leaving, time.perf_counter() - start)
-
-
-def _check_operator(
-    lacks_momentum: bool, silent: bool, entering: list[Entering], operator: str | DepthOperator
-) -> None:
-    """Refuse a depth operator that lacks what it needs."""
-    if lacks_momentum and entering:
-        raise MorphError(
-            f"the depth operator '{operator}' needs a momentum network",
-            expected="momentum=, an averaged copy of the model such as torch.optim.swa_utils.AveragedModel",
-            found="none",
-        )
-    for block in entering:
-        if silent and block.stack.writers is None:
-            raise MorphError(
-                f"the depth operator '{operator}' cannot silence the blocks of this stack",
-                where=block.stack.name,
-                expected="blocks that add to their input (y = x + f(x)) and end in nothing else",
-                todo="Use interpolate, or keep the stack whole",
-            )
-        if silent and block.unit < block.staying[0]:
-            raise MorphError(
-                f"the depth operator '{operator}' cannot put a block before all others",
-                where=block.path,
-                expected="an old block below it, whose output it passes through",
-                todo="Keep the first block of the stack alive",
-            )
 
 
 def _restart(momentum: nn.Module, model: nn.Module) -> None:

@@ -15,6 +15,8 @@ def lay_out_drop_path(network: Network) -> None:
     Args:
         network: its model is at `network.current`; `drop_path_scale` is the share of the dense rates in use.
     """
+    for drop in network.structure.drop_path:
+        setattr(network.model.get_submodule(drop.path), drop.attribute, network.drop_path_scale * drop.rate)
     for stack in network.stacks:
         alive = network.current.blocks[stack.name]
         for place, rates in _rates(stack).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -13,8 +13,8 @@ from ..fake import FakeModel, tensor_named
 from ..network import Network
 from .assign import assign
 from .blocks import Entering
-from .optimizer import enter, leave
-from .rezero import add_factor
+from .optimizer import append, enter, leave
+from .rezero import FACTOR, add_factor
 
 
 def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
@@ -31,6 +31,7 @@ def averaged_blocks(
 ) -> dict[str, nn.Module]:
     """The blocks that enter, for an averaged copy of the model."""
     copies = {}
+    device = next(tree.parameters()).device
     for block in entering:
         module = network.outside[block.path]
         names = {id(t): name for name, t in tensors_of({block.path: module}).items()}
@@ -39,7 +40,9 @@ def averaged_blocks(
             name = names[id(tensor)]
             if name not in fresh:
                 return tensor
-            data = fresh[name].to(tensor_named(tree, block.counterparts(name)[0]).device, copy=True)
+            twin = tensor_named(tree, block.counterparts(name)[0])  # may be missing: a mask that is not needed
+            dtype = twin.dtype if isinstance(twin, torch.Tensor) and twin.is_floating_point() else None
+            data = fresh[name].to(device=device, dtype=dtype, copy=True)
             return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
         copies[block.path] = FakeModel.copy(module, value)
@@ -95,25 +98,24 @@ def exchange(
     network.outside |= gone
     tensors = tensors_of(gone)
     order = {id(parameter): place for place, parameter in enumerate(model.parameters())}
-    for optimizer in optimizers:
-        held = network.held.setdefault(optimizer, [])
+    notes = [network.held.setdefault(optimizer, []) for optimizer in optimizers]
+    for optimizer, held in zip(optimizers, notes, strict=True):
         leave(optimizer, [tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)], held)
-        enter(optimizer, arrived, counterparts, held, order)
+    enter(optimizers, arrived, counterparts, notes, order)
     for tensor in tensors.values():
         assign(tensor, tensor.detach().new_empty(0), None)
 
 
-def add_factors(block: Entering, trees: list[nn.Module], optimizers: list[Optimizer]) -> None:
-    """A factor on each residual branch of a new block, trained like the layer's own parameters."""
+def add_factors(block: Entering, trees: Sequence[nn.Module], optimizers: Iterable[Optimizer]) -> None:
+    """A factor on each residual branch of a new block, trained as the layer's own weight is."""
     writers = block.stack.writers or {}
     layers = {name.rpartition(".")[0] for name in block.tensors if writers.get(name, False)}
     for path in sorted(layers):
         layer = trees[0].get_submodule(path)
-        own = list(layer.parameters(recurse=False))
+        own = {id(parameter) for parameter in layer.parameters(recurse=False)}
         factor = add_factor(layer)
         for tree in trees[1:]:
             add_factor(tree.get_submodule(path)).requires_grad_(False)
-        for optimizer in optimizers:
-            groups = [g for g in optimizer.param_groups if any(p is own[-1] for p in g["params"])]
-            for group in groups:
-                group["params"].append(factor)
+        groups = [group for o in optimizers for group in o.param_groups if own & {id(p) for p in group["params"]}]
+        for group in groups[:1]:
+            append(group, f"{path}.{FACTOR}", factor)

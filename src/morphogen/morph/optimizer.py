@@ -114,53 +114,58 @@ def leave(optimizer: Optimizer, parameters: Iterable[nn.Parameter], held: Held) 
     """Take the parameters of blocks that go out of their groups, with their state; `held` notes where they were."""
     gone = {id(parameter) for parameter in parameters}
     for group in optimizer.param_groups:
-        kept = [i for i, parameter in enumerate(group["params"]) if id(parameter) not in gone]
-        if len(kept) == len(group["params"]):
+        if not any(id(parameter) in gone for parameter in group["params"]):
             continue
         if not any(known is group for known, _ in held):
             held.append((group, list(group["params"])))
         for parameter in group["params"]:
             if id(parameter) in gone:
                 optimizer.state.pop(parameter, None)
-        _keep(group, kept)
-
-
-def _keep(group: dict[str, Any], kept: list[int]) -> None:
-    """Reduce a group to some of its parameters, and to their names where it has names."""
-    for key in ("params", "param_names"):
-        if key in group:
-            group[key][:] = [group[key][i] for i in kept]
+        remove(group, gone)
 
 
 def enter(
-    optimizer: Optimizer,
+    optimizers: Sequence[Optimizer],
     parameters: Mapping[str, nn.Parameter],
     counterparts: Mapping[str, Sequence[nn.Parameter]],
-    held: Held,
+    held: Sequence[Held],
     order: Mapping[int, int],
 ) -> None:
-    """Put the parameters of blocks that come in into a group: the one they were in, else a counterpart's.
+    """Put each parameter of the blocks that come in into one group: the one it was in, else a counterpart's.
 
     Args:
-        optimizer: any; it gets no parameter of which it trains no counterpart.
+        optimizers: of the model; together they get no parameter of which they train no counterpart.
         parameters: those that come in, by name.
         counterparts: the same parameter of the old blocks, the nearest first.
-        held: what was noted when they went out.
+        held: for each optimizer, what was noted when they went out.
         order: the place of each of the model's parameters, by id, for groups that have no note.
     """
-    there = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    there = {id(p): group for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    notes = [(group, {id(p): place for place, p in enumerate(all_of_it)}) for note in held for group, all_of_it in note]
     for name, parameter in parameters.items():
         if id(parameter) in there:
             continue
-        for group, all_of_it in held:
-            places = {id(p): place for place, p in enumerate(all_of_it)}
-            if id(parameter) in places:
-                _insert(group, name, parameter, places)
-                break
-        else:
-            twin = next((p for p in counterparts[name] if id(p) in there), None)
-            if twin is not None and parameter.requires_grad:
-                _insert(there[id(twin)], name, parameter, order)
+        home = next(((group, places) for group, places in notes if id(parameter) in places), None)
+        twin = next((p for p in counterparts[name] if id(p) in there), None)
+        if home is not None:
+            _insert(home[0], name, parameter, home[1])
+        elif twin is not None and parameter.requires_grad:
+            _insert(there[id(twin)], name, parameter, order)
+
+
+def append(group: dict[str, Any], name: str, parameter: nn.Parameter) -> None:
+    """Add a parameter, and its name where the group has names."""
+    group["params"].append(parameter)
+    if "param_names" in group:
+        group["param_names"].append(name)
+
+
+def remove(group: dict[str, Any], gone: set[int]) -> None:
+    """Take parameters (by id) out of a group, and their names where it has names."""
+    kept = [i for i, parameter in enumerate(group["params"]) if id(parameter) not in gone]
+    for key in ("params", "param_names"):
+        if key in group:
+            group[key][:] = [group[key][i] for i in kept]
 
 
 def _insert(group: dict[str, Any], name: str, parameter: nn.Parameter, order: Mapping[int, int]) -> None:

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-NAME = "rezero"
+from .optimizer import remove
+
+FACTOR = "rezero"
 
 
 def add_factor(layer: nn.Module) -> nn.Parameter:
@@ -21,13 +23,13 @@ def add_factor(layer: nn.Module) -> nn.Parameter:
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
     factor = nn.Parameter(weight.new_zeros(()), requires_grad=weight.requires_grad)
-    layer.register_parameter(NAME, factor)
+    layer.register_parameter(FACTOR, factor)
     layer.register_forward_hook(_scale)
     return factor
 
 
 def _scale(layer: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
-    factor = layer._parameters[NAME]
+    factor = layer._parameters[FACTOR]
     assert factor is not None
     return output * factor.to(output.dtype)
 
@@ -45,26 +47,33 @@ def fold_factors(trees: Iterable[nn.Module], optimizers: Iterable[Optimizer]) ->
     undo: list[Callable[[], object]] = []
     gone: set[int] = set()
     for layer in (layer for tree in trees for layer in tree.modules() if has_factor(layer)):
-        factor = layer._parameters[NAME]
+        factor = layer._parameters[FACTOR]
         assert factor is not None
+        gone.add(id(factor))
         for name in ("weight", "bias"):
             tensor = layer._parameters.get(name)
             if tensor is not None:
-                undo.append(partial(tensor.data.copy_, tensor.detach().clone()))
+                undo += [
+                    partial(tensor.data.copy_, tensor.detach().clone()),
+                    partial(setattr, tensor, "grad", tensor.grad),
+                ]
                 tensor.data.mul_(factor.detach())
-        gone.add(id(factor))
-        del layer._parameters[NAME]
-        undo.append(partial(layer.register_parameter, NAME, factor))
+                tensor.grad = None
+                gone.add(id(tensor))
+        del layer._parameters[FACTOR]
+        undo.append(partial(layer.register_parameter, FACTOR, factor))
         (key,) = (key for key, hook in layer._forward_hooks.items() if hook is _scale)
         del layer._forward_hooks[key]
         undo.append(partial(layer.register_forward_hook, _scale))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            for parameter in [p for p in group["params"] if id(p) in gone]:
-                if parameter in optimizer.state:
-                    undo.append(partial(optimizer.state.__setitem__, parameter, optimizer.state.pop(parameter)))
-            undo.append(partial(group["params"].__setitem__, slice(None), list(group["params"])))
-            group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+            # The moments of a weight that is scaled are of another scale: it begins without, like the new it is.
+            for parameter in [p for p in group["params"] if id(p) in gone and p in optimizer.state]:
+                undo.append(partial(optimizer.state.__setitem__, parameter, optimizer.state.pop(parameter)))
+            for key in ("params", "param_names"):
+                if key in group:
+                    undo.append(partial(group[key].__setitem__, slice(None), list(group[key])))
+            remove(group, {id(p) for p in group["params"] if p.ndim == 0 and id(p) in gone})
 
     def restore() -> None:
         for step in undo:

@@ -77,7 +77,7 @@ class TensorMap:
         """A tensor of `new_shape` at the grid after the morph; see `resample`."""
         if not self.regrids or self.change is None:
             return tensor
-        return resample(tensor, self.grid_shape, self.change, name=self.name, smooth=smooth)
+        return like(resample(tensor, self.grid_shape, self.change, name=self.name, smooth=smooth), tensor)
 
     def survivors_of_old(self, old: torch.Tensor) -> torch.Tensor:
         """The entries of the old tensor that are carried over."""

@@ -108,11 +108,17 @@ def _compare_call(expected: ExpectedCall, node: torch.fx.Node, alive: torch.Tens
 
 def _compare_outputs(network: Network, target: SubNetwork) -> None:
     """At another resolution the trace says nothing of sizes in space; the dense network does."""
+    for training in {path.training for path in network.structure.paths}:
+        _compare_outputs_in(network, target, training)
+
+
+def _compare_outputs_in(network: Network, target: SubNetwork, training: bool) -> None:
     shapes = []
     for subnetwork in (replace(network.dense, resolution=target.resolution), target):
         model = network.sketch(subnetwork)
         try:
-            shapes.append(_shapes(network.fake.run(model, target.resolution)))
+            with quiet(model, training=training):
+                shapes.append(_shapes(network.fake.run(model, target.resolution, batch=2 if training else None)))
         except Exception as error:  # whatever the model's own code raises at this size
             raise _cannot_run(model, error) from error
     if shapes[0] != shapes[1]:

@@ -64,7 +64,7 @@ def compute_values(
     everything = growth.everything and momentum is not None
     base = live
     if everything:
-        base = {name: means[name] if is_learned(network, name) else tensor for name, tensor in live.items()}
+        base = {name: means[name].to(t) if is_learned(network, name) else t for name, t in live.items()}
     new = {name: change.regrid(_fill(change, base[name].detach(), fill, generator)) for name, change in maps.items()}
     new |= {name: base[name].detach().clone() for name in base if base[name] is not live[name] and name not in maps}
 

@@ -35,7 +35,8 @@ def seeded(*key: int, device: torch.device) -> Iterator[None]:
             # torch.manual_seed would queue a call for every device there might be one day: slow, image by image.
             torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
-                torch.cuda.manual_seed(seed)
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             yield
     finally:
         random.setstate(python)

@@ -98,7 +98,7 @@ class Data(ABC):
         """
         size = size or self.size
         # Only a bilinear image can be made small to begin with.
-        decoded = size if resizing == "bilinear" else self.size
+        decoded = self._made_at(size) if resizing == "bilinear" else self.size
         augment = rand_augment(self.recipe.randaugment * strength.randaugment, decoded, self.mean.flatten().tolist())
         batches = self._train_bytes(seed, epoch, decoded, augment)
         for step in range(self.steps):
@@ -119,6 +119,10 @@ class Data(ABC):
     def example(self, batch_size: int) -> Tensor:
         """An input of the right shape."""
         return torch.zeros(batch_size, 3, *self.size)
+
+    @abstractmethod
+    def _made_at(self, size: Size) -> Size:
+        """The size at which images can be made where another one is asked for."""
 
     @abstractmethod
     def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[TrainBatch]:
@@ -163,6 +167,9 @@ class MemoryData(Data):
         self.mean = scaled.mean((0, 2, 3))
         self.std = scaled.std((0, 2, 3)).clamp_min_(1 / 255)  # a channel may be constant
 
+    def _made_at(self, size: Size) -> Size:
+        return self.size
+
     def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[Batch]:
         """Random crops after padding, and horizontal flips where they keep the meaning."""
         generator = self._generator(seed, epoch)
@@ -191,6 +198,9 @@ class StreamData(Data):
         self.maps = LabelMaps.open(recipe.token_labels).of(train, chosen) if recipe.token_labels else None
         self.teacher = self.maps.maps.about.teacher if self.maps else None
         super().__init__(name, len(train.classes), recipe.image_size or 224, len(self.train), recipe)
+
+    def _made_at(self, size: Size) -> Size:
+        return size
 
     def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[TrainBatch]:
         """Random resized crops and horizontal flips."""

@@ -27,6 +27,7 @@ class NetworkExpansion(Method):
         operator: how new channels are filled: `orthogonal` (the paper's), `random`, `replicate`, or your own.
         depth_operator: how new blocks are filled: `momentum` (the paper's), or another.
         decay: of the momentum network; None ties it to the stage's length.
+        horizon: the share of a stage's steps that the average then reaches back over.
         multiple_of: round channel counts to multiples that the hardware likes, such as 8; the paper's is 1.
 
     Raises:
@@ -40,6 +41,7 @@ class NetworkExpansion(Method):
     operator: str | GrowthOperator = "orthogonal"
     depth_operator: str | DepthOperator = "momentum"
     decay: float | None = None
+    horizon: float = 0.1
     multiple_of: int = 1
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from ...errors import ConfigError
 from ...morph.entry import DepthOperator
@@ -21,8 +22,10 @@ class Prog(Method):
     Attributes:
         ratio: s_1, in (0, 1]; the paper's are 0.5 and 0.4.
         stages: number of stages of equal length; the last is the dense network.
-        depth_operator: `mogrow` (the paper's), `interpolate`, `stack`, `random`, `identity`, `momentum`.
+        depth_operator: `mogrow` (the paper's), `interpolate`, `stack`, `random`, `identity`, `rezero`, `momentum`,
+            `mostack`.
         decay: of the momentum network; the paper's is 0.998, None ties it to the stage's length.
+        horizon: the share of a stage's steps that the average then reaches back over.
         adaptive: Adaptive Regularisation: the shares of RandAugment's magnitude, of random erasing and of
             stochastic depth in the first stage, from where they rise linearly to 1. The paper's are
             (0.5, 0, 0) for VOLO-D0, (0.5, 0.25, 0.5) for VOLO-D1, and none for DeiT.
@@ -36,6 +39,7 @@ class Prog(Method):
     stages: int = 4
     depth_operator: str | DepthOperator = "mogrow"
     decay: float | None = None
+    horizon: float = 0.1
     adaptive: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -46,7 +50,7 @@ class Prog(Method):
                 expected="0 < ratio <= 1 and at least 1 stage",
                 found=f"ratio {self.ratio}, stages {self.stages}",
             )
-        if len(self.adaptive) != 3 or not all(0 <= share <= 1 for share in self.adaptive):
+        if len(self.adaptive) != 3 or not all(isinstance(s, Real) and 0 <= s <= 1 for s in self.adaptive):
             raise ConfigError(
                 "adaptive out of range", where="Prog", expected="three shares from 0 to 1", found=f"{self.adaptive}"
             )

@@ -20,10 +20,12 @@ class ProgStack(Method):
     Attributes:
         depth_operator: `stack`, or `mostack` for the same from the momentum network (+ MoGrow in Table III).
         decay: of the momentum network; None ties it to the stage's length.
+        horizon: the share of a stage's steps that the average then reaches back over.
     """
 
     depth_operator: str | DepthOperator = "stack"
     decay: float | None = None
+    horizon: float = 0.1
 
     def __post_init__(self) -> None:
         self.check_operators()

@@ -19,6 +19,9 @@ class StackBERT(Method):
 
     depth_operator: str | DepthOperator = "stack"
 
+    def __post_init__(self) -> None:
+        self.check_operators()
+
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
         """Two stages of equal length.
 

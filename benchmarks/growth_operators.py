@@ -2,7 +2,8 @@
 
     python benchmarks/growth_operators.py --data FOLDER [--config benchmarks/growth_operators.yaml]
 
-Runs `morphogen compare` with the config (finished runs are kept, so it goes on where it was stopped) and prints,
+AutoProg's Identity is `rezero`. Accuracy at growth is measured at the second stage's own resolution, so only methods
+with the same resolution there compare. Runs `morphogen compare` with the config (finished runs are kept, so it goes on where it was stopped) and prints,
 for each method, the accuracy after the first epoch of its second stage and after the last.
 Writes growth.md beside the comparison's own results.
 """

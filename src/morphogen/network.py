@@ -146,7 +146,8 @@ class Network:
                 whole units, at least one. The units kept are those between which growth would put copies.
             resolution: input size: pixels (an int, for square images, or height and width), or a share in
                 (0, 1] of the dense one (a float). One that the model's patches or windows forbid is rounded
-                to the nearest legal one, with a warning.
+                to the nearest legal one; with a warning where pixels were asked for, or a share is off by
+                more than an eighth.
             alive: indices of the units to keep, by group name; overrides `width` for these groups.
             blocks: positions of the units to keep, by stack name; overrides `depth` for these stacks.
             multiple_of: round channel counts to the nearest multiple, as hardware likes them; a group

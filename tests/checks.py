@@ -109,7 +109,7 @@ def assert_survivors_equal(net, before, old: morphogen.SubNetwork, new: morphoge
     there, then = net.structure.present(old), net.structure.present(new)
     changed = map_tensors(net, old, new)
     # Masks and index tables of the token grid are made anew, and may be missing.
-    anew = set() if old.resolution == new.resolution else {*net.grid_buffers(old.resolution)}
+    anew = set() if old.resolution == new.resolution else {*net.grids.buffers(old.resolution)}
     names = {key.partition("/")[0] for key in after if ".rezero" not in key}
     assert names | anew & set(then) == set(then)
     for key, value in before.items():

@@ -286,9 +286,7 @@ class ReluAfter(Pair):
         PostNorm,
         GeluAfter,
         NoResidual,
-        pytest.param(
-            HalfStream,
-        ),
+        HalfStream,
     ],
 )
 def test_identity_is_refused_where_a_block_cannot_be_silenced(block):
@@ -351,7 +349,7 @@ def test_a_momentum_network_without_memory_is_interpolation(name):
 def test_the_momentum_network_averages_weights_and_statistics_by_hand():
     model = Tower(2)
     momentum = morphogen.MomentumNetwork(model, 0.75)
-    momentum.update_parameters(model)  # the first call copies
+    momentum.update_parameters(model)
     start = snapshot(model)
     take_steps(model, torch.optim.SGD(model.parameters(), 0.1), image())
     momentum.update_parameters(model)

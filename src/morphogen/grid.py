@@ -16,8 +16,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .errors import SubNetworkError
 from .fake import FakeModel, quiet
-from .program import silence
+from .program import first_line, silence
 
 Resolution = tuple[int, int]
 
@@ -38,6 +39,88 @@ class Grid:
     buffers: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
     whole: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
     attributes: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+
+
+FARTHEST = 32
+"""Pixels within which a legal resolution is looked for: as much as the strides of patches and stages add up to."""
+
+
+class Grids:
+    """What follows the resolution, for every resolution asked for so far; the model is asked once for each."""
+
+    def __init__(self, fake: FakeModel, dense: Resolution | None):
+        self._fake, self._dense = fake, dense
+        self._found: dict[Resolution | None, Grid | Exception] = {dense: Grid()}
+
+    def at(self, resolution: Resolution | None) -> Grid:
+        """The grid of one resolution.
+
+        Raises:
+            SubNetworkError: the model cannot run at it.
+        """
+        if resolution not in self._found:
+            assert resolution is not None and self._dense is not None
+            try:
+                self._found[resolution] = find_grid(self._fake, resolution, self._dense)
+            except Exception as error:  # whatever the model's own code raises at this size
+                self._found[resolution] = error.with_traceback(None)  # which would keep the copies it was tried on
+        grid = self._found[resolution]
+        if isinstance(grid, Exception):
+            raise SubNetworkError(
+                f"the model cannot run at this resolution ({first_line(grid)})",
+                where=f"{resolution}",
+                expected="a size that its patches and windows divide",
+            ) from grid
+        return grid
+
+    def known(self) -> list[Grid]:
+        """The grids found so far."""
+        return [grid for grid in self._found.values() if isinstance(grid, Grid)]
+
+    def buffers(self, resolution: Resolution | None) -> dict[str, torch.Tensor | None]:
+        """The buffers that are known to follow the resolution, as they are at this one."""
+        whole = {name: value for grid in self.known() for name, value in grid.whole.items()}
+        return whole | dict(self.at(resolution).buffers)
+
+    def nearest(self, size: Resolution) -> Resolution:
+        """The resolution nearest to `size` at which the model runs; each side is looked for by itself.
+
+        Raises:
+            SubNetworkError: there is none near, or none as small.
+        """
+        if self._runs(size):
+            return size
+        legal = self._nearest_side(size[0]), self._nearest_side(size[1])
+        self.at(legal)
+        return legal
+
+    def _runs(self, size: Resolution) -> bool:
+        try:
+            self.at(size)
+        except SubNetworkError:
+            return False
+        return True
+
+    def _nearest_side(self, side: int) -> int:
+        """The nearest side of a square image with which the model runs."""
+        for distance in range(FARTHEST + 1):
+            if side > distance and self._runs((side - distance, side - distance)):
+                return side - distance
+            if distance and self._runs((side + distance, side + distance)):
+                # A size below one patch, or of a model that takes one size alone, is not something to round up.
+                least = max(0, side - distance - 1 - 2 * FARTHEST)
+                if any(self._runs((less, less)) for less in range(side - distance - 1, least, -1)):
+                    return side + distance
+                raise SubNetworkError(
+                    "the resolution is below the least that the model takes (one patch, or its one size)",
+                    where=f"{side} pixels",
+                    expected=f"at least {side + distance}",
+                )
+        raise SubNetworkError(
+            f"the model cannot run at this resolution, nor at one within {FARTHEST} pixels",
+            where=f"{side} pixels",
+            expected="a size that its patches, windows and strides divide",
+        )
 
 
 def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution) -> Grid:

@@ -18,12 +18,8 @@ from .bypass import take_out
 from .depth import interpolated, originals
 from .errors import SubNetworkError
 from .fake import FakeModel
-from .grid import Grid, Resolution, find_grid
-from .program import first_line
+from .grid import Grids, Resolution
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, Structure, SubNetwork, within
-
-FARTHEST = 32
-"""Pixels within which a legal resolution is looked for: as much as the strides of patches and stages add up to."""
 
 
 class Network:
@@ -37,6 +33,7 @@ class Network:
         dense: the sub-network in which everything is alive.
         current: the sub-network the model is now.
         fake: the dense model on fake tensors (no memory, no arithmetic), for trying sub-networks out.
+        grids: what of the model follows the resolution.
         fits: the sub-networks that have been tried out.
         initial: mean and standard deviation of the stacks' tensors when the model was traced; blocks that
             begin at random are drawn from it.
@@ -55,12 +52,12 @@ class Network:
         )
         self.current = self.dense
         self.fake = fake
+        self.grids = Grids(fake, structure.resolution)
         self.fits = {self.dense}
         self.initial = _statistics(model, structure)
         self.outside: dict[str, nn.Module] = {}
         self.held: WeakKeyDictionary[Optimizer, list[tuple[dict[str, Any], list[nn.Parameter]]]] = WeakKeyDictionary()
         self.drop_path_scale = 1.0
-        self._grids: dict[Resolution | None, Grid | Exception] = {structure.resolution: Grid()}
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -77,40 +74,9 @@ class Network:
         """The block stacks, in the model's order."""
         return self.structure.stacks
 
-    def grid(self, resolution: Resolution | None) -> Grid:
-        """What of the model follows a resolution; asked of the model once.
-
-        Raises:
-            SubNetworkError: the model cannot run at this resolution.
-        """
-        dense = self.structure.resolution
-        if resolution not in self._grids:
-            assert resolution is not None and dense is not None
-            try:
-                self._grids[resolution] = find_grid(self.fake, resolution, dense)
-            except Exception as error:  # whatever the model's own code raises at this size
-                self._grids[resolution] = error.with_traceback(None)  # which would keep the copies it was tried on
-        grid = self._grids[resolution]
-        if isinstance(grid, Exception):
-            raise SubNetworkError(
-                f"the model cannot run at this resolution ({first_line(grid)})",
-                where=f"{resolution}",
-                expected="a size that its patches and windows divide",
-            ) from grid
-        return grid
-
-    def grids(self) -> list[Grid]:
-        """What follows the resolution, for every resolution asked for so far."""
-        return [grid for grid in self._grids.values() if isinstance(grid, Grid)]
-
-    def grid_buffers(self, resolution: Resolution | None) -> dict[str, torch.Tensor | None]:
-        """The buffers that follow the resolution, as they are at this one."""
-        known = {name: value for grid in self.grids() for name, value in grid.whole.items()}
-        return known | dict(self.grid(resolution).buffers)
-
     def sketch(self, target: SubNetwork) -> nn.Module:
         """A sub-network on fake tensors: for trials, shapes and FLOPs; run it with `network.fake.run`."""
-        alive, grid = self.structure.alive_mask(target), self.grid(target.resolution)
+        alive, grid = self.structure.alive_mask(target), self.grids.at(target.resolution)
         layouts = self.structure.tensors
 
         def shape_of(name: str, tensor: torch.Tensor) -> tuple[int, ...]:
@@ -217,47 +183,11 @@ class Network:
             size = asked if isinstance(asked, tuple) else (asked, asked)
         if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
             raise SubNetworkError("bad resolution", expected="height and width, at least 1 pixel", found=f"{asked}")
-        legal = self._nearest_legal(size)
+        legal = self.grids.nearest(size)
         far = max(abs(a - b) / b for a, b in zip(legal, size, strict=True))
         if legal != size and (not isinstance(asked, float) or far > 1 / 8):
             warnings.warn(f"resolution {size} is not possible in this model; {legal} is taken", stacklevel=3)
         return legal
-
-    def _nearest_legal(self, size: Resolution) -> Resolution:
-        """The resolution nearest to `size` at which the model runs; each side is looked for by itself."""
-        if self._runs(size):
-            return size
-        legal = self._nearest_side(size[0]), self._nearest_side(size[1])
-        self.grid(legal)
-        return legal
-
-    def _runs(self, size: Resolution) -> bool:
-        try:
-            self.grid(size)
-        except SubNetworkError:
-            return False
-        return True
-
-    def _nearest_side(self, side: int) -> int:
-        """The nearest side of a square image with which the model runs."""
-        for distance in range(FARTHEST + 1):
-            if side > distance and self._runs((side - distance, side - distance)):
-                return side - distance
-            if distance and self._runs((side + distance, side + distance)):
-                # A size below one patch, or of a model that takes one size alone, is not something to round up.
-                least = max(0, side - distance - 1 - 2 * FARTHEST)
-                if any(self._runs((less, less)) for less in range(side - distance - 1, least, -1)):
-                    return side + distance
-                raise SubNetworkError(
-                    "the resolution is below the least that the model takes (one patch, or its one size)",
-                    where=f"{side} pixels",
-                    expected=f"at least {side + distance}",
-                )
-        raise SubNetworkError(
-            f"the model cannot run at this resolution, nor at one within {FARTHEST} pixels",
-            where=f"{side} pixels",
-            expected="a size that its patches, windows and strides divide",
-        )
 
     def _refuse_width(self) -> None:
         op, path = next(iter(self.structure.unread.items()))
@@ -378,8 +308,8 @@ def set_attributes(model: nn.Module, network: Network, target: SubNetwork) -> No
     for layout in structure.attributes:
         if not within(layout.path, absent):
             setattr(model.get_submodule(layout.path), layout.name, layout.value(alive))
-    values = network.grid(target.resolution).attributes
-    for path, name in {key: None for grid in network.grids() for key in grid.attributes}:
+    values = network.grids.at(target.resolution).attributes
+    for path, name in {key: None for grid in network.grids.known() for key in grid.attributes}:
         if not within(path, absent):
             whole = getattr(network.fake.dense.get_submodule(path), name)
             setattr(model.get_submodule(path), name, values.get((path, name), whole))

@@ -87,13 +87,13 @@ def fill_block(
         MorphError: the operator returned an unfit value, or blocks of this stack are of different widths.
     """
     alive = network.structure.alive_mask(target)
-    grid_buffers = network.grid_buffers(target.resolution)
+    grid_buffers = network.grids.buffers(target.resolution)
     values: dict[str, torch.Tensor] = {}
     device = next(network.model.parameters()).device
     for name in block.tensors:
         layout = network.structure.tensors[name]
         twin = online(block.counterparts(name)[0])
-        shape = layout.alive_shape(alive, network.grid(target.resolution).shapes.get(name))
+        shape = layout.alive_shape(alive, network.grids.at(target.resolution).shapes.get(name))
         if name in grid_buffers:
             buffer = grid_buffers[name]
             if buffer is not None:

@@ -132,13 +132,13 @@ def map_tensors(network: Network, current: SubNetwork, target: SubNetwork) -> di
     """The map of every tensor that is in two sub-networks of one dense network and changes between them."""
     structure = network.structure
     old, new = structure.alive_mask(current), structure.alive_mask(target)
-    old_grid, new_grid = network.grid(current.resolution).shapes, network.grid(target.resolution).shapes
+    old_grid, new_grid = network.grids.at(current.resolution).shapes, network.grids.at(target.resolution).shapes
     source = _source_units(structure, old)
     regrid = None
     if current.resolution is not None and target.resolution is not None:
         regrid = Regrid(current.resolution, target.resolution)
     both = structure.present(current).keys() & structure.present(target).keys()
-    both -= network.grid_buffers(target.resolution).keys()  # made anew, not mapped
+    both -= network.grids.buffers(target.resolution).keys()  # made anew, not mapped
     maps = {}
     for name, layout in structure.tensors.items():
         if name not in both:

@@ -82,7 +82,7 @@ def compute_values(
     device = next(iter(live.values())).device if live else network.fake.device
     buffers = {
         name: value if value is None else value.to(device)
-        for name, value in network.grid_buffers(target.resolution).items()
+        for name, value in network.grids.buffers(target.resolution).items()
     }
     return Values({name: value for name, value in new.items() if name not in buffers}, fresh, buffers)
 

@@ -384,3 +384,11 @@ def own(num_classes, width):
 
 def not_a_model():
     return 3
+
+
+def test_a_rounded_resolution_is_said_in_one_line(tmp_path, capsys):
+    vit = "timm:vit_tiny_patch16_224(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)"
+    settings = ["--model", vit, "--images", "128", "--batch_size", "64", "--epochs", "4", "--channels_last", "false"]
+    assert main(["train", *settings, "--method", "ProgressiveResizing(stages=3)", "--output", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "resolution" in line]
+    assert lines and all(line.startswith("morphogen: resolution (12, 12) is not possible") for line in lines)

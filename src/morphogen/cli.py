@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,14 +80,21 @@ class InspectConfig:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     try:
-        command, settings = _parse(arguments)
-        return COMMANDS[command][1](settings)
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line
+            command, settings = _parse(arguments)
+            return COMMANDS[command][1](settings)
     except MorphogenError as error:
         print(f"morphogen: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("morphogen: stopped; what was finished is saved", file=sys.stderr)
         return 130
+
+
+def _one_line(message: Warning | str, *_: object) -> None:
+    """A warning as a user wants to read it, without the line of our code that gave it."""
+    print(f"morphogen: {message}", file=sys.stderr)
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:

@@ -113,7 +113,7 @@ def draw_accuracy(records: Sequence[Record], path: Path) -> None:
             )
     axes.set_xlabel("training time (s), evaluation left out")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(f"{records[0]['model']} on {records[0]['data']} (triangles: right after a morph)", fontsize=10)
+    axes.set_title(f"{records[0]['model']}\non {records[0]['data']} (triangles: right after a morph)", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=130)

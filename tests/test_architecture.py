@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "morphogen"
 LAYERS = [
-    {"errors"},
+    {"errors", "timing"},
     {"subnet", "spec", "program", "depth"},
     {"fake", "bypass", "momentum"},
     {"grid"},

@@ -13,6 +13,7 @@ from ..morph.entry import DepthOperator, depth_named
 from ..morph.growth import GrowthOperator, named
 from ..network import Network
 from ..schedule.stages import Regularisation, Stage
+from ..subnet import SubNetwork
 
 
 class Method(ABC):
@@ -40,6 +41,13 @@ class Method(ABC):
         Raises:
             ConfigError: the settings do not fit the run's length or the network.
         """
+
+    def continued(self, network: Network, epochs: int, found: Sequence[SubNetwork]) -> Sequence[Stage]:
+        """The stages as far as they are known, after searches that found these sub-networks, in order.
+
+        A method that does not search knows them all from the beginning.
+        """
+        return self.schedule(network, epochs)
 
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:
         """How strong the recipe's regularisation is in an epoch; by default as the recipe says."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import resource
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..timing import now
 
 TRAINING = ("step", "data", "trace", "morph")
 """Causes of time that training takes."""
@@ -75,11 +75,11 @@ class Ledger:
     @contextmanager
     def clock(self, cause: str, device: torch.device) -> Iterator[None]:
         """Time a piece of the run under its cause, with the device idle at both ends."""
-        start = _now(device)
+        start = now(device)
         try:
             yield
         finally:
-            self.seconds[cause] += _now(device) - start
+            self.seconds[cause] += now(device) - start
 
     @property
     def training_seconds(self) -> float:
@@ -121,12 +121,6 @@ class Ledger:
             "stages": [asdict(stage) for stage in self.stages],
             "history": self.history,
         }
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -9,10 +9,18 @@ from ..subnet import SubNetwork
 
 @dataclass(frozen=True)
 class Stage:
-    """A span of training with one sub-network, from the beginning of epoch `start` to the next stage."""
+    """A span of training with one sub-network, from the beginning of epoch `start` to the next stage.
+
+    Attributes:
+        start: its first epoch, counted from 0.
+        subnetwork: what trains.
+        candidates: in a search, parts of `subnetwork` (the elastic supernet), one of which runs in each step;
+            empty otherwise.
+    """
 
     start: int
     subnetwork: SubNetwork
+    candidates: tuple[SubNetwork, ...] = ()
 
 
 @dataclass(frozen=True)

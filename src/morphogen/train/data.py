@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from torchvision.transforms import v2
 from ..errors import ConfigError
 from ..program import first_line
 from ..schedule.stages import Regularisation
+from ..timing import now
 from .augment import Augment, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
 from .config import Recipe
 from .images import CentreCrops, MapCrops, RandomCrops, Sample, read_image
@@ -245,15 +245,9 @@ def loader_throughput(data: Data, size: Size | None, batches: int) -> float:
     """
     stream = itertools.chain.from_iterable(data.train_batches(0, epoch, size) for epoch in itertools.count())
     next(stream)
-    start = _now(data.device)
+    start = now(data.device)
     images = sum(len(images) for images, _ in itertools.islice(stream, batches))
-    return images / (_now(data.device) - start)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return images / (now(data.device) - start)
 
 
 def load_data(recipe: Recipe) -> Data:

@@ -10,9 +10,11 @@ or a method in one's own loop: `morphogen.attach`.
 
 from . import operators as operators  # enters the growth operators in the table
 from .attach import Attached, attach
+from .elastic import ElasticSupernet
 from .errors import ConfigError, MorphError, MorphogenError, SubNetworkError, TraceError, TrainingError
 from .graph.trace import trace
 from .methods import (
+    AutoProg,
     Combined,
     Dense,
     EfficientTrain,
@@ -22,6 +24,7 @@ from .methods import (
     ProgressiveResizing,
     ProgStack,
     StackBERT,
+    Supernet,
 )
 from .momentum import Momentum, MomentumNetwork
 from .morph.commit import Change, Receipt, morph
@@ -29,12 +32,18 @@ from .morph.entry import DepthOperator, Entry, depth_operator
 from .morph.growth import Gap, GrowthOperator, operator
 from .network import Network
 from .schedule.stages import Regularisation, Stage
+from .search import Candidate, Found, Probe
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, SubNetwork
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Attached",
+    "AutoProg",
+    "Candidate",
+    "ElasticSupernet",
+    "Found",
+    "Probe",
     "BlockStack",
     "Change",
     "ChannelGroup",
@@ -63,6 +72,7 @@ __all__ = [
     "Stage",
     "SubNetwork",
     "SubNetworkError",
+    "Supernet",
     "TraceError",
     "TrainingError",
     "attach",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .elastic import ElasticSupernet
 from .errors import ConfigError
 from .fake import Example
 from .graph.trace import trace
@@ -20,7 +23,10 @@ from .morph.entry import depth_named
 from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
 from .network import Network
+from .resize import resized
 from .schedule.stages import Regularisation, Stage
+from .search import Found, Probe, search
+from .snapshot import Snapshot
 from .subnet import SubNetwork
 
 
@@ -29,11 +35,14 @@ class Attached:
     """A method at work on a model.
 
     Attributes:
-        network: the traced model; `network.current` is what trains now.
-        stages: the method's schedule for this run.
+        network: the traced model; `network.current` is what trains now, in a search the whole supernet.
+        stages: the schedule of this run, as far as it is known.
         epochs: length of the run.
         steps_per_epoch: optimizer steps in an epoch, where the method needs to know.
+        probe: what a method that searches measures candidates with.
         momentum: the average that grown blocks will come from; None where none is needed any more.
+        supernet: in a stage with candidates, what runs as one of them in each step.
+        searches: the outcome of every search so far.
         history: (epoch, sub-network) of each morph so far, the first at epoch 0; it replays the run.
     """
 
@@ -44,49 +53,134 @@ class Attached:
     ema: nn.Module | Sequence[nn.Module] | None
     epochs: int
     steps_per_epoch: int | None = None
+    probe: Probe | None = None
     momentum: MomentumNetwork | None = None
+    supernet: ElasticSupernet | None = None
+    searches: list[Found] = field(default_factory=list)
     history: list[tuple[int, SubNetwork]] = field(default_factory=list)
+    _stage: Stage | None = None
+    _kept: Snapshot | None = None
+    _epoch: int = 0
+    _step: int = 0
 
     def begin_epoch(self, epoch: int) -> Receipt | None:
         """Call before the first batch of every epoch, counted from 0; morphs where the schedule says.
+
+        A search that is over is decided first: the candidates are measured, and the best goes on training.
 
         Returns:
             What the morph did, or None where the network stays as it is.
         """
         if epoch < 0:
             raise ConfigError("epoch out of range", expected="epochs counted from 0", found=f"{epoch}")
-        self.network.drop_path_scale = self.regularisation(epoch).drop_path
+        if self._search_is_over(epoch):
+            self._decide(epoch)
         number = max(i for i, stage in enumerate(self.stages) if stage.start <= epoch)
-        due, receipt = self.stages[number].subnetwork, None
-        if due != self.network.current:
-            receipt = morph(
-                self.network,
-                due,
-                optimizer=self.optimizer,
-                ema=self.ema,
-                operator=self.method.operator,
-                depth_operator=self.method.depth_operator,
-                momentum=self.momentum,
-            )
-        lay_out_drop_path(self.network)
-        if receipt is not None or not self.history:
-            self.history.append((epoch, due))
+        stage, receipt = self.stages[number], None
+        self._epoch, self._step = epoch, 0
+        self.network.drop_path_scale = self.regularisation(epoch).drop_path
+        if stage != self._stage:
+            self._close()
+            if stage.candidates and not self.method.recycle:
+                self._kept = Snapshot(self.network, *self._followers())
+            if stage.subnetwork != self.network.current:
+                receipt = self._morph(stage.subnetwork)
+            self.history.append((epoch, stage.subnetwork))
             self._average_for(number)
+            if stage.candidates:
+                self.supernet = ElasticSupernet(self.network, stage.candidates)
+            self._stage = stage
+        lay_out_drop_path(self.network)
         return receipt
+
+    def next_epoch(self, epoch: int) -> int:
+        """The epoch to train after this one.
+
+        It is the next one, except after a search without weight recycling: the search's epochs are thrown away, and
+        the stage begins again with what was found.
+        """
+        stage = self._stage
+        again = stage is not None and stage.choose_at == epoch + 1 and self._kept is not None
+        return stage.start if again and stage is not None else epoch + 1
+
+    def runs(self, epoch: int, step: int) -> SubNetwork:
+        """The sub-network that a step of an epoch of the present stage runs, on every rank the same."""
+        if self.supernet is None:
+            return self.network.current
+        return self.supernet.candidates[_drawn(epoch, step, len(self.supernet.candidates))]
+
+    def begin_step(self, images: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Call before every forward pass: in a search, another candidate runs in each step.
+
+        Args:
+            images: (N, C, H, W), of any size.
+
+        Returns:
+            The images at the resolution that this step runs at.
+        """
+        if self.supernet is not None:
+            self.supernet.run_as(_drawn(self._epoch, self._step, len(self.supernet.candidates)))
+        resolution = self.runs(self._epoch, self._step).resolution
+        return images if images is None or resolution is None else self._resized(images, resolution)
 
     def end_step(self) -> None:
         """Call after every optimizer step; the momentum network follows, where the method has one."""
+        self._step += 1
+        if self.supernet is not None:
+            self.supernet.run_as(None)
         if self.momentum is not None:
             self.momentum.update_parameters(self.network.model)
 
     def end(self) -> None:
-        """Call when training is over: what an operator keeps in the model while it trains (`rezero`) goes."""
+        """Call when training is over: what a method keeps in the model while it trains goes."""
+        self._close()
         trees = [self.network.model, *_several(self.ema)]
         fold_factors(trees, _several(self.optimizer))
 
     def regularisation(self, epoch: int) -> Regularisation:
         """How strong the recipe's regularisation is in an epoch."""
         return self.method.regularisation(epoch, self.epochs)
+
+    def _search_is_over(self, epoch: int) -> bool:
+        stage = self._stage
+        if stage is None or stage.choose_at is None or self.supernet is None:
+            return False
+        return epoch >= stage.choose_at or (self._kept is not None and epoch == stage.start and epoch < self._epoch)
+
+    def _decide(self, epoch: int) -> None:
+        """Measure the candidates; the stages that follow from the best one are known then."""
+        assert self.supernet is not None and self.probe is not None
+        self.searches.append(search(self.supernet, self.probe, epoch, self._resized))
+        self._close()
+        if self._kept is not None:
+            self._morph(self._kept.subnetwork)
+            self._kept.restore()
+            self.momentum = self._kept.momentum
+            self._kept = None
+        found = [outcome.subnetwork for outcome in self.searches]
+        self.stages = _distinct(self.method.continued(self.network, self.epochs, found))
+
+    def _morph(self, target: SubNetwork) -> Receipt:
+        return morph(
+            self.network,
+            target,
+            optimizer=self.optimizer,
+            ema=self.ema,
+            operator=self.method.operator,
+            depth_operator=self.method.depth_operator,
+            momentum=self.momentum,
+        )
+
+    def _close(self) -> None:
+        if self.supernet is not None:
+            self.supernet.close()
+            self.supernet = None
+
+    def _resized(self, images: torch.Tensor, resolution: tuple[int, int]) -> torch.Tensor:
+        return resized(images, resolution, self.method.resizing)
+
+    def _followers(self) -> tuple[list[Optimizer], list[nn.Module], MomentumNetwork | None]:
+        return _several(self.optimizer), _several(self.ema), self.momentum
 
     def _average_for(self, number: int) -> None:
         """Keep a momentum network in this stage if a later one grows from it."""
@@ -108,9 +202,15 @@ class Attached:
         )
 
 
+def _drawn(epoch: int, step: int, count: int) -> int:
+    """The candidate of a step: each once, in another order each time round, so that all are trained equally often."""
+    order = random.Random(f"{epoch}/{step // count}").sample(range(count), count)
+    return order[step % count]
+
+
 def _distinct(stages: Sequence[Stage]) -> list[Stage]:
     """The stages that differ from the one before."""
-    return [s for i, s in enumerate(stages) if i == 0 or s.subnetwork != stages[i - 1].subnetwork]
+    return [s for i, s in enumerate(stages) if i == 0 or replace(s, start=stages[i - 1].start) != stages[i - 1]]
 
 
 def _several(value: Any) -> list[Any]:
@@ -127,6 +227,7 @@ def attach(
     epochs: int,
     steps_per_epoch: int | None = None,
     ema: nn.Module | Sequence[nn.Module] | None = None,
+    probe: Probe | None = None,
     exclude: Iterable[str] = (),
 ) -> Attached:
     """Trace a model and bring it to the method's first sub-network; the loop stays the user's.
@@ -146,6 +247,7 @@ def attach(
         epochs: length of the run.
         steps_per_epoch: optimizer steps in an epoch; for a momentum network whose horizon is a share of its stage.
         ema: averaged copies of the model to change along.
+        probe: loss and data that a method which searches compares its candidates with.
         exclude: module paths to leave whole.
 
     Raises:
@@ -162,7 +264,13 @@ def attach(
         )
     network = trace(model, example, exclude=exclude)
     stages = _distinct(method.schedule(network, epochs))
-    rehearse(network, [stage.subnetwork for stage in stages], method.depth_operator)
-    attached = Attached(network, method, stages, optimizer, ema, epochs, steps_per_epoch)
+    if probe is None and any(stage.choose_at is not None for stage in stages):
+        raise ConfigError(
+            "this method compares sub-networks while it trains, and has nothing to compare them with",
+            where=type(method).__name__,
+            expected="attach(..., probe=morphogen.Probe(loss=..., subset=...))",
+        )
+    rehearse(network, method.possible(network, epochs), method.depth_operator)
+    attached = Attached(network, method, stages, optimizer, ema, epochs, steps_per_epoch, probe)
     attached.begin_epoch(0)
     return attached

@@ -8,6 +8,7 @@ others are its copies.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 Table = Callable[[int, int], list[int]]
@@ -37,6 +38,23 @@ def stacked(before: int, after: int) -> list[int]:
 def originals(table: Sequence[int]) -> list[int]:
     """Where the old blocks themselves are in the network after the morph."""
     return [table.index(old) for old in sorted(set(table))]
+
+
+def inserted(least: int, length: int, size: int, table: Table) -> tuple[int, ...]:
+    """Which of `size` blocks are alive in a network of `length` that began with `least` of them.
+
+    As `table` grows `least` to `length`: for `interpolated`, new blocks between those that are always alive, from
+    the last ones on (AutoProg, section 4.3). Whatever lengths come in between, a longer network has the blocks of a
+    shorter one, so that one set of weights serves all.
+    """
+    copies = Counter(table(least, length))
+    seen: Counter[int] = Counter()
+    alive = []
+    for position, old in enumerate(table(least, size)):
+        if seen[old] < copies[old]:
+            alive.append(position)
+        seen[old] += 1
+    return tuple(alive)
 
 
 def nested(lengths: Sequence[int], table: Table) -> list[tuple[int, ...]]:

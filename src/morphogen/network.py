@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from numbers import Real
 from typing import Any
@@ -302,17 +302,23 @@ def _statistics(model: nn.Module, structure: Structure) -> dict[str, tuple[float
 
 def set_attributes(model: nn.Module, network: Network, target: SubNetwork) -> None:
     """Bring the sizes that modules keep to those of a sub-network; blocks that are out are left alone."""
+    for path, name, value in attributes_in(network, target):
+        setattr(model.get_submodule(path), name, value)
+
+
+def attributes_in(network: Network, target: SubNetwork) -> Iterator[tuple[str, str, Any]]:
+    """The sizes that the modules of a sub-network keep: module path, name, value."""
     structure = network.structure
     alive = structure.alive_mask(target)
     absent = frozenset(structure.absent(target))
     for layout in structure.attributes:
         if not within(layout.path, absent):
-            setattr(model.get_submodule(layout.path), layout.name, layout.value(alive))
+            yield layout.path, layout.name, layout.value(alive)
     values = network.grids.at(target.resolution).attributes
     for path, name in {key: None for grid in network.grids.known() for key in grid.attributes}:
         if not within(path, absent):
             whole = getattr(network.fake.dense.get_submodule(path), name)
-            setattr(model.get_submodule(path), name, values.get((path, name), whole))
+            yield path, name, values.get((path, name), whole)
 
 
 def set_buffers(

@@ -6,7 +6,7 @@ Everything here is plain, frozen data. `graph` derives it, `morph` acts on it, n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -330,6 +330,39 @@ class SubNetwork:
         except json.JSONDecodeError as error:
             raise SubNetworkError("not a sub-network", expected="JSON", found=str(error)) from None
         return SubNetwork.from_dict(data)
+
+
+def contains(larger: SubNetwork, smaller: SubNetwork) -> bool:
+    """Whether everything alive in one sub-network is alive in the other, and its input is no larger."""
+    return union([larger, smaller]) == larger
+
+
+def union(subnetworks: Sequence[SubNetwork]) -> SubNetwork:
+    """The smallest sub-network of which all of these are parts."""
+    return _merged(subnetworks, lambda mine, theirs: mine | theirs, max)
+
+
+def intersection(subnetworks: Sequence[SubNetwork]) -> SubNetwork:
+    """What is alive in all of them, at the smallest input."""
+    return _merged(subnetworks, lambda mine, theirs: mine & theirs, min)
+
+
+def _merged(
+    subnetworks: Sequence[SubNetwork],
+    merge: Callable[[set[int], set[int]], set[int]],
+    side: Callable[[int, int], int],
+) -> SubNetwork:
+    merged = subnetworks[0]
+    for each in subnetworks[1:]:
+        channels, blocks = (
+            {name: tuple(sorted(merge({*alive}, {*theirs[name]}))) for name, alive in mine.items()}
+            for mine, theirs in ((merged.channels, each.channels), (merged.blocks, each.blocks))
+        )
+        resolution = merged.resolution
+        if resolution is not None and each.resolution is not None:
+            resolution = (side(resolution[0], each.resolution[0]), side(resolution[1], each.resolution[1]))
+        merged = SubNetwork(channels, blocks, resolution)
+    return merged
 
 
 def _to_ranges(indices: tuple[int, ...]) -> str:

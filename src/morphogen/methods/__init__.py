@@ -3,6 +3,7 @@
 import re
 
 from ..spec import build
+from .autoprog import AutoProg, Supernet
 from .combined import Combined
 from .dense import Dense
 from .efficient_train import EfficientTrain
@@ -14,6 +15,7 @@ from .progstack import ProgStack
 from .stackbert import StackBERT
 
 METHODS: dict[str, type[Method]] = {
+    "AutoProg": AutoProg,
     "Dense": Dense,
     "EfficientTrain": EfficientTrain,
     "NetworkExpansion": NetworkExpansion,
@@ -21,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "ProgStack": ProgStack,
     "ProgressiveResizing": ProgressiveResizing,
     "StackBERT": StackBERT,
+    "Supernet": Supernet,
 }
 """The registry: the name users write -> the method."""
 
@@ -37,6 +40,7 @@ def build_method(text: str) -> Method:
 
 __all__ = [
     "METHODS",
+    "AutoProg",
     "Combined",
     "Dense",
     "EfficientTrain",
@@ -46,5 +50,6 @@ __all__ = [
     "ProgStack",
     "ProgressiveResizing",
     "StackBERT",
+    "Supernet",
     "build_method",
 ]

@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from ..morph.entry import depth_named
 from ..network import Network
 from ..schedule.stages import Regularisation, Stage
-from ..subnet import SubNetwork
+from ..subnet import intersection
 from .method import Method
 
 
@@ -50,11 +50,17 @@ class Combined(Method):
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
         """A stage wherever one of the methods begins one."""
         schedules = [method.schedule(network, epochs) for method in self.methods]
+        if any(stage.candidates for schedule in schedules for stage in schedule):
+            raise ConfigError(
+                "a method with an elastic supernet cannot be combined with others",
+                where=" + ".join(type(method).__name__ for method in self.methods),
+                todo="Train with the schedule it found: Retrain(file=...) + ...",
+            )
         starts = sorted({stage.start for schedule in schedules for stage in schedule})
         return [
             Stage(
                 start,
-                _common([[s.subnetwork for s in schedule if s.start <= start][-1] for schedule in schedules]),
+                intersection([[s.subnetwork for s in schedule if s.start <= start][-1] for schedule in schedules]),
             )
             for start in starts
         ]
@@ -65,15 +71,3 @@ class Combined(Method):
         return Regularisation(
             min(r.randaugment for r in each), min(r.erasing for r in each), min(r.drop_path for r in each)
         )
-
-
-def _common(parts: Sequence[SubNetwork]) -> SubNetwork:
-    """What is alive in all of several sub-networks."""
-    channels, blocks = dict(parts[0].channels), dict(parts[0].blocks)
-    resolution = parts[0].resolution
-    for part in parts[1:]:
-        channels = {name: tuple(sorted({*alive} & {*part.channels[name]})) for name, alive in channels.items()}
-        blocks = {name: tuple(sorted({*alive} & {*part.blocks[name]})) for name, alive in blocks.items()}
-        if resolution is not None and part.resolution is not None:
-            resolution = (min(resolution[0], part.resolution[0]), min(resolution[1], part.resolution[1]))
-    return SubNetwork(channels, blocks, resolution)

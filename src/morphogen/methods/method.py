@@ -26,6 +26,7 @@ class Method(ABC):
         horizon: the share of a stage's steps that the average then reaches back over.
         resizing: how images are brought to a smaller resolution: `bilinear` (antialiased), or `low-frequency`
             (the low frequencies of their spectrum, EfficientTrain).
+        recycle: whether the epochs of a search are epochs of the run; otherwise they come on top and are thrown away.
     """
 
     operator: str | GrowthOperator = "orthogonal"
@@ -33,6 +34,7 @@ class Method(ABC):
     decay: float | None = None
     horizon: float = 0.1
     resizing: ClassVar[str] = "bilinear"
+    recycle: bool = True
 
     @abstractmethod
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
@@ -48,6 +50,11 @@ class Method(ABC):
         A method that does not search knows them all from the beginning.
         """
         return self.schedule(network, epochs)
+
+    def possible(self, network: Network, epochs: int) -> Sequence[SubNetwork]:
+        """Every sub-network that may come to train, to be tried out before the run begins."""
+        stages = self.schedule(network, epochs)
+        return list(dict.fromkeys(s for stage in stages for s in (*stage.candidates, stage.subnetwork)))
 
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:
         """How strong the recipe's regularisation is in an epoch; by default as the recipe says."""

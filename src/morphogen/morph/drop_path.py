@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from ..network import Network
-from ..subnet import BlockStack, DropPath, is_inside
+from ..subnet import BlockStack, DropPath, SubNetwork, is_inside
 
 
 def lay_out_drop_path(network: Network) -> None:
-    """Spread each stack's rates over its current blocks: from its first block's rate to its last one's.
+    """Give the model the rates of its current sub-network; `drop_path_scale` is the share of them in use."""
+    for drop in rates_in(network, network.current):
+        setattr(network.model.get_submodule(drop.path), drop.attribute, network.drop_path_scale * drop.rate)
+
+
+def rates_in(network: Network, subnetwork: SubNetwork) -> Iterator[DropPath]:
+    """Each stack's rates spread over the blocks of a sub-network: from its first block's rate to its last one's.
 
     A stack of 12 with rates 0 to 0.1 that is 6 deep has 0, 0.02 .. 0.1, as a network built 6 deep would. The
     rates belong to positions, not to blocks, so a block that is a copy of the first has its own.
-
-    Args:
-        network: its model is at `network.current`; `drop_path_scale` is the share of the dense rates in use.
     """
-    for drop in network.structure.drop_path:
-        setattr(network.model.get_submodule(drop.path), drop.attribute, network.drop_path_scale * drop.rate)
+    yield from network.structure.drop_path
     for stack in network.stacks:
-        alive = network.current.blocks[stack.name]
+        alive = subnetwork.blocks[stack.name]
         for place, rates in _rates(stack).items():
             for rank, unit in enumerate(alive):
                 rate = _between(rates, rank * (len(rates) - 1) / max(1, len(alive) - 1))
                 for drop in stack.drop_path[unit]:
                     if _place(stack, unit, drop) == place:
-                        module = network.model.get_submodule(drop.path)
-                        setattr(module, drop.attribute, network.drop_path_scale * rate)
+                        yield replace(drop, rate=rate)
 
 
 def _rates(stack: BlockStack) -> dict[tuple[int, str], list[float]]:

@@ -14,13 +14,15 @@ class Stage:
     Attributes:
         start: its first epoch, counted from 0.
         subnetwork: what trains.
-        candidates: in a search, parts of `subnetwork` (the elastic supernet), one of which runs in each step;
-            empty otherwise.
+        candidates: parts of `subnetwork` (the elastic supernet), one of which runs in each step; empty where all of
+            it does.
+        choose_at: the epoch before which one of the candidates is chosen, where the stage is a search.
     """
 
     start: int
     subnetwork: SubNetwork
     candidates: tuple[SubNetwork, ...] = ()
+    choose_at: int | None = None
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 from ...errors import ConfigError
 from ...morph.entry import DepthOperator
 from ...network import Network
+from ...schedule.adaptive import adaptive_regularisation, check_adaptive
 from ...schedule.growth import growth
 from ...schedule.linear import equal_starts, linear_ratios
 from ...schedule.stages import Regularisation, Stage
@@ -50,10 +50,7 @@ class Prog(Method):
                 expected="0 < ratio <= 1 and at least 1 stage",
                 found=f"ratio {self.ratio}, stages {self.stages}",
             )
-        if len(self.adaptive) != 3 or not all(isinstance(s, Real) and 0 <= s <= 1 for s in self.adaptive):
-            raise ConfigError(
-                "adaptive out of range", where="Prog", expected="three shares from 0 to 1", found=f"{self.adaptive}"
-            )
+        check_adaptive(self.adaptive, "Prog")
         self.check_operators()
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
@@ -76,5 +73,4 @@ class Prog(Method):
 
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:
         """Adaptive Regularisation (supplement, Table I; Table 7)."""
-        stage = sum(start <= epoch for start in equal_starts(epochs, self.stages)) - 1
-        return Regularisation(*(linear_ratios(share, self.stages)[stage] for share in self.adaptive))
+        return adaptive_regularisation(self.adaptive, self.stages, epoch, epochs)

@@ -1,0 +1,170 @@
+"""The elastic supernet: one network that runs as any of its parts, in place and on one set of weights.
+
+AutoProg, section 4.3. Nothing is copied and the module tree stays whole, so the optimizer, averaged copies, hooks,
+clipping and `state_dict` see one and the same network whatever part of it runs. A block that is off hands its input on;
+tensors that are smaller in a part (fewer channels, another token grid) are computed from the whole ones in the forward
+pass, by the arithmetic of the morph, so that gradients reach the whole ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .bypass import bypass
+from .fake import tensor_named
+from .morph.drop_path import rates_in
+from .morph.tensors import TensorMap, map_tensors
+from .network import Network, attributes_in
+from .subnet import DropPath, SubNetwork, within
+
+
+@dataclass(frozen=True)
+class _Swap:
+    """A tensor that is another one in a part of the network: computed by a map, or (a buffer) simply `value`."""
+
+    module: nn.Module
+    leaf: str
+    whole: torch.Tensor | None
+    map: TensorMap | None
+    value: torch.Tensor | None
+
+    def __call__(self) -> torch.Tensor | None:
+        if self.map is None or self.whole is None:
+            return self.value
+        return self.map.regrid(self.map.survivors_of_old(self.whole))
+
+    @property
+    def place(self) -> dict[str, Any]:
+        return self.module._parameters if self.leaf in self.module._parameters else self.module._buffers
+
+
+@dataclass(frozen=True)
+class _Part:
+    """All that has to be set for one candidate to run."""
+
+    off: Sequence[tuple[nn.Module, Callable[..., Any]]]
+    attributes: Sequence[tuple[nn.Module, str, Any]]
+    rates: Sequence[tuple[nn.Module, DropPath]]
+    swaps: Sequence[_Swap]
+
+
+class ElasticSupernet:
+    """A network's current sub-network, able to run as any of the candidates.
+
+    `run_as` takes effect for every call of the model until the next one. Tensors of another size are put in their
+    places for the time of the forward pass alone, through hooks on the model, which `torch.compile` traces. Where
+    another method of the model than its `forward` is called, put `with supernet.swapped():` around it.
+
+    Attributes:
+        network: `network.current` is the supernet; it must not be morphed while this one is open.
+        candidates: parts of it.
+    """
+
+    def __init__(self, network: Network, candidates: Sequence[SubNetwork]):
+        self.network, self.candidates = network, tuple(candidates)
+        self._whole = _part(network, network.current)
+        self._parts = [_part(network, candidate) for candidate in candidates]
+        self._now = self._whole
+        self._inside = False
+        model = network.model
+        self._hooks = [
+            model.register_forward_pre_hook(self._enter, prepend=True),
+            model.register_forward_hook(self._leave, always_call=True),
+        ]
+
+    def run_as(self, number: int | None) -> None:
+        """Run as a candidate from now on; None is the whole supernet."""
+        for module, _ in self._now.off:
+            module.__dict__.pop("forward", None)
+        self._now = self._whole if number is None else self._parts[number]
+        for module, hand_on in self._now.off:
+            module.__dict__["forward"] = hand_on
+        for module, name, value in self._now.attributes:
+            setattr(module, name, value)
+        scale = self.network.drop_path_scale
+        for module, drop in self._now.rates:
+            setattr(module, drop.attribute, scale * drop.rate)
+
+    def close(self) -> None:
+        """The whole supernet again, an ordinary network."""
+        self.run_as(None)
+        for hook in self._hooks:
+            hook.remove()
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The tensors of the part that runs are in their places."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _enter(self, *_: Any) -> None:
+        if not self._inside:
+            for swap in self._now.swaps:
+                swap.place[swap.leaf] = swap()
+            self._inside = True
+
+    def _leave(self, *_: Any) -> None:
+        for swap in self._now.swaps:
+            place, whole = swap.place, swap.whole
+            now = place[swap.leaf]
+            place[swap.leaf] = whole
+            if swap.map is not None and place is swap.module._buffers and whole is not None and now is not None:
+                _write_back(swap.map, now, whole)
+        self._inside = False
+
+
+def _write_back(change: TensorMap, part: torch.Tensor, whole: torch.Tensor) -> None:
+    """Running statistics of fewer channels go back to where they came from."""
+    axis = change.axes[0]
+    if axis is not None and not change.regrids:
+        with torch.no_grad():
+            whole[axis.source.to(whole.device)] = part
+
+
+def _part(network: Network, candidate: SubNetwork) -> _Part:
+    structure, model, current = network.structure, network.model, network.current
+    absent = frozenset(structure.absent(candidate))
+    already = frozenset(structure.absent(current))
+    off = []
+    for stack in network.stacks:
+        stand_in = bypass(stack)
+        paths = (path for path in stack.blocks if path in absent and path not in already)
+        off += [(model.get_submodule(path), stand_in.forward) for path in paths]
+    # What a candidate leaves alone has to be set all the same: the one before it may have changed it.
+    attributes = [
+        (model.get_submodule(path), name, value)
+        for path, name, value in attributes_in(network, candidate)
+        if not within(path, already)
+    ]
+    rates = [(model.get_submodule(drop.path), drop) for drop in rates_in(network, candidate)]
+    return _Part(off, attributes, rates, _swaps(network, current, candidate))
+
+
+def _swaps(network: Network, current: SubNetwork, candidate: SubNetwork) -> list[_Swap]:
+    model = network.model
+    absent = frozenset(network.structure.absent(candidate))
+    swaps = []
+    for name, change in map_tensors(network, current, candidate).items():
+        path, _, leaf = name.rpartition(".")
+        swaps.append(_Swap(model.get_submodule(path), leaf, tensor_named(model, name), change, None))
+    if candidate.resolution != current.resolution:
+        device = next((parameter.device for parameter in model.parameters()), None)
+        buffers: Mapping[str, torch.Tensor | None] = network.grids.buffers(candidate.resolution)
+        for name, value in buffers.items():
+            if not within(name, absent):
+                path, _, leaf = name.rpartition(".")
+                module = model.get_submodule(path)
+                whole = module._buffers[leaf]
+                same = whole.dtype if whole is not None and value is not None and value.is_floating_point() else None
+                moved = None if value is None else value.to(device=device, dtype=same, copy=True)
+                swaps.append(_Swap(module, leaf, whole, None, moved))
+    return swaps

@@ -1,0 +1,144 @@
+"""Automated progressive learning: the growth schedule found while training (AutoProg, section 4, Algorithm 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ...errors import ConfigError
+from ...morph.entry import DepthOperator
+from ...network import Network
+from ...schedule.adaptive import adaptive_regularisation, check_adaptive
+from ...schedule.linear import equal_starts, linear_ratios
+from ...schedule.space import LEVELS, GrowthSpace, ListedSpace, check_dimensions, growth_space
+from ...schedule.stages import Regularisation, Stage
+from ...subnet import SubNetwork, union
+from ..method import Method
+
+
+@dataclass(frozen=True)
+class AutoProg(Method):
+    """At the start of each stage an elastic supernet finds whether, where and how much to grow, at no extra epochs.
+
+    Attributes:
+        ratio: the smallest share of each dimension in the growth space, in (0, 1]; the paper's are 0.5 and 0.4.
+        stages: number of stages of equal length, at least 2; the last is the dense network.
+        search_epochs: epochs of supernet training at the start of a stage, before a candidate is chosen.
+        subset: training images to compare candidates on; None takes one in 25, as in the paper, and two batches at
+            least.
+        dimensions: what may be smaller: `depth`, `resolution`, `width`.
+        multiple_of: of channel counts, where width is a dimension.
+        recycle: weight recycling: the supernet's epochs are epochs of the run and its weights are kept. Without it
+            they come on top and are thrown away (Table 6).
+        depth_operator: `mogrow` (the paper's) or any other.
+        decay, horizon: of the momentum network, see `Method`.
+        adaptive: Adaptive Regularisation, see `Prog`.
+        space: a growth space of one's own, in place of `ratio`, `dimensions` and `multiple_of`. Only candidates
+            that have all of the current sub-network are considered in a stage.
+
+    Raises:
+        ConfigError: a setting out of range.
+        MorphError: an unknown operator.
+    """
+
+    ratio: float = 0.5
+    stages: int = 4
+    search_epochs: int = 2
+    subset: int | None = None
+    dimensions: tuple[str, ...] = ("depth", "resolution")
+    multiple_of: int = 1
+    recycle: bool = True
+    depth_operator: str | DepthOperator = "mogrow"
+    decay: float | None = None
+    horizon: float = 0.1
+    adaptive: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    space: tuple[SubNetwork, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1 or self.stages < 2 or self.search_epochs < 1:
+            raise ConfigError(
+                "out of range",
+                where="AutoProg",
+                expected="0 < ratio <= 1, at least 2 stages and 1 epoch of search",
+                found=f"ratio {self.ratio}, stages {self.stages}, search_epochs {self.search_epochs}",
+            )
+        check_dimensions(self.dimensions, "AutoProg")
+        check_adaptive(self.adaptive, "AutoProg")
+        self.check_operators()
+
+    def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
+        """The first stage's supernet: all that is known before the run.
+
+        Raises:
+            ConfigError: a search that leaves nothing of its stage, or nothing to search.
+        """
+        return self.continued(network, epochs, ())
+
+    def continued(self, network: Network, epochs: int, found: Sequence[SubNetwork]) -> Sequence[Stage]:
+        """Each stage's supernet and the sub-network it found; the last stage is the dense network.
+
+        A network that is whole loses no epochs to search.
+        """
+        starts = equal_starts(epochs, self.stages)
+        self._check_lengths(starts, epochs)
+        outcomes, stages = iter(found), list[Stage]()
+        current: SubNetwork | None = None
+        for start in starts[:-1]:
+            candidates = self._candidates(network, current)
+            if len(candidates) == 1:
+                current = candidates[0]
+                stages.append(Stage(start, current))
+                continue
+            searching = Stage(start, union(candidates), tuple(candidates), start + self.search_epochs)
+            current = next(outcomes, None)
+            if current is None or self.recycle:
+                stages.append(searching)
+            if current is None:
+                return stages
+            stages.append(Stage(start + self.search_epochs if self.recycle else start, current))
+        return [*stages, Stage(starts[-1], network.dense)]
+
+    def possible(self, network: Network, epochs: int) -> Sequence[SubNetwork]:
+        """All of the growth space."""
+        everything = [*self._space(network).candidates(), network.dense]
+        return list(dict.fromkeys(everything))
+
+    def regularisation(self, epoch: int, epochs: int) -> Regularisation:
+        """Adaptive Regularisation (supplement, Table I; Table 7)."""
+        return adaptive_regularisation(self.adaptive, self.stages, epoch, epochs)
+
+    def _space(self, network: Network) -> GrowthSpace | ListedSpace:
+        if self.space:
+            for subnetwork in self.space:
+                network.check(subnetwork)
+            space = ListedSpace(self.space)
+        else:
+            ratios = linear_ratios(self.ratio, LEVELS)
+            space = growth_space(network, ratios, self.dimensions, self.table, self.multiple_of)
+        if all(candidate == network.dense for candidate in space.candidates()):
+            raise ConfigError(
+                "there is nothing to search: the growth space holds the full network alone",
+                where="AutoProg",
+                expected="a ratio below 1, and dimensions that this model can change",
+                found=f"ratio {self.ratio}, {', '.join(self.dimensions)}",
+                todo="`morphogen inspect` says what of the model can change size",
+            )
+        return space
+
+    def _candidates(self, network: Network, current: SubNetwork | None) -> list[SubNetwork]:
+        """Lambda_k, after the sub-network of the stage before."""
+        space = self._space(network)
+        return space.first() if current is None else space.following(current)
+
+    def _check_lengths(self, starts: Sequence[int], epochs: int) -> None:
+        shortest = min(b - a for a, b in pairwise([*starts, epochs]))
+        least = self.search_epochs + 1 if self.recycle else 1
+        if shortest < least:
+            raise ConfigError(
+                "a search longer than its stage leaves nothing of it" if shortest else "a stage needs an epoch",
+                where="AutoProg",
+                expected=f"stages of at least {least} epochs",
+                found=f"{epochs} epochs in {self.stages} stages, the shortest of {shortest}",
+                todo="Train longer, or set fewer stages or search_epochs",
+            )

@@ -23,6 +23,7 @@ from .methods import (
     Prog,
     ProgressiveResizing,
     ProgStack,
+    Retrain,
     StackBERT,
     Supernet,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "ProgressiveResizing",
     "Receipt",
     "Regularisation",
+    "Retrain",
     "StackBERT",
     "Stage",
     "SubNetwork",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
 from .network import Network
 from .resize import resized
+from .schedule.saved import SETTINGS, SavedSchedule, found_stages
 from .schedule.stages import Regularisation, Stage
 from .search import Found, Probe, search
 from .snapshot import Snapshot
@@ -74,7 +75,7 @@ class Attached:
         if epoch < 0:
             raise ConfigError("epoch out of range", expected="epochs counted from 0", found=f"{epoch}")
         if self._search_is_over(epoch):
-            self._decide(epoch)
+            self._decide()
         number = max(i for i, stage in enumerate(self.stages) if stage.start <= epoch)
         stage, receipt = self.stages[number], None
         self._epoch, self._step = epoch, 0
@@ -141,16 +142,40 @@ class Attached:
         """How strong the recipe's regularisation is in an epoch."""
         return self.method.regularisation(epoch, self.epochs)
 
+    def saved_schedule(self) -> SavedSchedule:
+        """The schedule of this run, as far as it is known, for `Retrain`; what was searched is as if known ahead."""
+        method = self.method
+        settings = {name: getattr(method, name) for name in SETTINGS}
+        for name in ("operator", "depth_operator"):
+            settings[name] = settings[name] if isinstance(settings[name], str) else settings[name].__name__
+        strengths = [astuple(self.regularisation(epoch)) for epoch in range(self.epochs)]
+        return SavedSchedule(self.epochs, found_stages(self.stages), settings, tuple(strengths))
+
+    def predicted_speedup(self) -> float | None:
+        """Dense time by this run's, from the times that the searches measured; None where they do not tell."""
+        seconds = {c.subnetwork: c.seconds for found in self.searches for c in found.candidates}
+        total, dense = 0.0, seconds.get(self.network.dense)
+        for stage, end in zip(self.stages, [*(s.start for s in self.stages[1:]), self.epochs], strict=True):
+            parts = stage.candidates or (stage.subnetwork,)
+            if dense is None or any(part not in seconds for part in parts):
+                return None
+            total += (end - stage.start) * sum(seconds[part] for part in parts) / len(parts)
+        for found in self.searches if not self.method.recycle else ():
+            total += found.epochs * sum(c.seconds for c in found.candidates) / len(found.candidates)
+        return None if dense is None else self.epochs * dense / total
+
     def _search_is_over(self, epoch: int) -> bool:
         stage = self._stage
         if stage is None or stage.choose_at is None or self.supernet is None:
             return False
         return epoch >= stage.choose_at or (self._kept is not None and epoch == stage.start and epoch < self._epoch)
 
-    def _decide(self, epoch: int) -> None:
+    def _decide(self) -> None:
         """Measure the candidates; the stages that follow from the best one are known then."""
         assert self.supernet is not None and self.probe is not None
-        self.searches.append(search(self.supernet, self.probe, epoch, self._resized))
+        assert self._stage is not None and self._stage.choose_at is not None
+        lasted = self._stage.choose_at - self._stage.start
+        self.searches.append(search(self.supernet, self.probe, self._stage.choose_at, lasted, self._resized))
         self._close()
         if self._kept is not None:
             self._morph(self._kept.subnetwork)

@@ -64,6 +64,7 @@ class Found:
 
     Attributes:
         epoch: before which it was made.
+        epochs: for which the supernet was trained.
         candidates: all of them, in the order of the space.
         exponent: a of the score.
         chosen: the number of the one that goes on.
@@ -71,6 +72,7 @@ class Found:
     """
 
     epoch: int
+    epochs: int
     candidates: tuple[Candidate, ...]
     exponent: float
     chosen: int
@@ -114,7 +116,9 @@ def choose(losses: Sequence[float], seconds: Sequence[float]) -> tuple[float, li
     return exponent, scores, min(finite, key=lambda i: (scores[i], seconds[i]))
 
 
-def search(supernet: ElasticSupernet, probe: Probe, epoch: int, resize: Callable[..., torch.Tensor]) -> Found:
+def search(
+    supernet: ElasticSupernet, probe: Probe, epoch: int, epochs: int, resize: Callable[..., torch.Tensor]
+) -> Found:
     """Measure all candidates of a supernet and choose one; weights, gradients and random numbers stay as they are.
 
     With several ranks each measures on its own subset; mean losses and the longest times decide, the same on all.
@@ -122,7 +126,7 @@ def search(supernet: ElasticSupernet, probe: Probe, epoch: int, resize: Callable
     Args:
         supernet: trained.
         probe: of the training loop.
-        epoch: before which the search is made.
+        epoch, epochs: for the record, see `Found`.
         resize: images and a resolution to images of that resolution.
 
     Raises:
@@ -144,7 +148,7 @@ def search(supernet: ElasticSupernet, probe: Probe, epoch: int, resize: Callable
             )
     exponent, scores, chosen = choose(losses, seconds)
     candidates = tuple(map(Candidate, supernet.candidates, losses, seconds, scores))
-    return Found(epoch, candidates, exponent, chosen, now(device) - start)
+    return Found(epoch, epochs, candidates, exponent, chosen, now(device) - start)
 
 
 def describe(subnetwork: SubNetwork) -> str:

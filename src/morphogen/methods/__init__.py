@@ -12,6 +12,7 @@ from .network_expansion import NetworkExpansion
 from .prog import Prog
 from .progressive_resizing import ProgressiveResizing
 from .progstack import ProgStack
+from .retrain import Retrain
 from .stackbert import StackBERT
 
 METHODS: dict[str, type[Method]] = {
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "Prog": Prog,
     "ProgStack": ProgStack,
     "ProgressiveResizing": ProgressiveResizing,
+    "Retrain": Retrain,
     "StackBERT": StackBERT,
     "Supernet": Supernet,
 }
@@ -49,6 +51,7 @@ __all__ = [
     "Prog",
     "ProgStack",
     "ProgressiveResizing",
+    "Retrain",
     "StackBERT",
     "Supernet",
     "build_method",

@@ -41,8 +41,11 @@ def try_out(network: Network, target: SubNetwork) -> None:
             for path in different.values():
                 _compare(network, fake, path, target)
             network.fits.add(at_dense_resolution)
-        if target.resolution != network.structure.resolution:
+        # Blocks that run at one depth run at any: a resolution is tried with the first depth that asks for it.
+        at_dense_depth = replace(target, blocks=network.dense.blocks)
+        if target.resolution != network.structure.resolution and at_dense_depth not in network.fits:
             _compare_outputs(network, target)
+            network.fits.add(at_dense_depth)
     network.fits.add(target)
 
 

@@ -1,0 +1,92 @@
+"""A growth schedule as a file: what a run found or followed, for another run to follow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, MorphogenError
+from ..subnet import SubNetwork
+from .stages import Stage
+
+FORMAT = "morphogen schedule 1"
+
+
+@dataclass(frozen=True)
+class SavedSchedule:
+    """Stages, the operators between them, and Adaptive Regularisation.
+
+    Attributes:
+        epochs: of the run it comes from; in a run of another length stages keep their share of it.
+        stages: (first epoch, sub-network) each.
+        settings: `operator`, `depth_operator`, `decay`, `horizon`, `resizing` of the method, see `Method`.
+        regularisation: for each epoch, shares of RandAugment, random erasing and stochastic depth.
+    """
+
+    epochs: int
+    stages: tuple[tuple[int, SubNetwork], ...]
+    settings: Mapping[str, Any]
+    regularisation: tuple[tuple[float, float, float], ...]
+
+    def over(self, epochs: int) -> list[Stage]:
+        """The stages in a run of so many epochs; those that would have none are left out."""
+        starts = {round(start * epochs / self.epochs): subnetwork for start, subnetwork in self.stages}
+        return [Stage(start, subnetwork) for start, subnetwork in starts.items() if start < epochs]
+
+    def save(self, path: Path) -> None:
+        """Write one line of JSON."""
+        stages = [{"epoch": start, "subnetwork": subnetwork.to_dict()} for start, subnetwork in self.stages]
+        path.write_text(json.dumps({"format": FORMAT, **asdict(self), "stages": stages}) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> SavedSchedule:
+        """Read what `save` wrote.
+
+        Raises:
+            ConfigError: no such file, or it is no schedule.
+        """
+        try:
+            data = json.loads(path.read_text())
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {data['format']!r}")
+            schedule = SavedSchedule(
+                int(data["epochs"]),
+                tuple((int(s["epoch"]), SubNetwork.from_dict(s["subnetwork"])) for s in data["stages"]),
+                dict(data["settings"]),
+                tuple((float(a), float(b), float(c)) for a, b, c in data["regularisation"]),
+            )
+            schedule.check()
+            return schedule
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, MorphogenError) as error:
+            raise ConfigError(
+                f"not a growth schedule ({type(error).__name__}: {error})",
+                where=str(path),
+                expected="schedule.json as `morphogen train` writes it",
+            ) from None
+
+    def check(self) -> None:
+        """Raise ValueError unless the stages are in order and the settings are those of a method."""
+        starts = [start for start, _ in self.stages]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= self.epochs:
+            raise ValueError(f"stages begin at epochs {starts} of {self.epochs}")
+        if set(self.settings) != set(SETTINGS) or len(self.regularisation) != self.epochs:
+            raise ValueError(f"settings {sorted(self.settings)}, regularisation for {len(self.regularisation)} epochs")
+
+
+SETTINGS = ("operator", "depth_operator", "decay", "horizon", "resizing")
+
+
+def found_stages(stages: Sequence[Stage]) -> tuple[tuple[int, SubNetwork], ...]:
+    """The sub-networks of a run without its searches: each begins where the search that found it began."""
+    merged: list[tuple[int, SubNetwork]] = []
+    start: int | None = None
+    for stage in stages:
+        start = stage.start if start is None else start
+        if stage.choose_at is None:
+            if not merged or merged[-1][1] != stage.subnetwork:
+                merged.append((start, stage.subnetwork))
+            start = None
+    return tuple(merged)

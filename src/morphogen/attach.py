@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
@@ -123,6 +124,10 @@ class Attached:
             self.supernet.run_as(_drawn(self._epoch, self._step, len(self.supernet.candidates)))
         resolution = self.runs(self._epoch, self._step).resolution
         return images if images is None or resolution is None else self._resized(images, resolution)
+
+    def swapped(self) -> AbstractContextManager[None]:
+        """Put this around a call of another method of the model than its `forward` (`forward_features`, say)."""
+        return nullcontext() if self.supernet is None else self.supernet.swapped()
 
     def end_step(self) -> None:
         """Call after every optimizer step; the momentum network follows, where the method has one."""
@@ -289,7 +294,7 @@ def attach(
         )
     network = trace(model, example, exclude=exclude)
     stages = _distinct(method.schedule(network, epochs))
-    if probe is None and any(stage.choose_at is not None for stage in stages):
+    if method.searches and probe is None:
         raise ConfigError(
             "this method compares sub-networks while it trains, and has nothing to compare them with",
             where=type(method).__name__,

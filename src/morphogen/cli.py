@@ -17,6 +17,7 @@ from .errors import ConfigError, MorphogenError, TrainingError
 from .methods import build_method
 from .report.inspect import describe
 from .report.render import as_table, summary, write_results
+from .report.searches import draw_searches, search_rows, search_title
 from .train.compare import compare
 from .train.config import CompareConfig, LabelMapsConfig, TrainConfig, find_device
 from .train.data import load_data, training_images
@@ -136,14 +137,23 @@ def run_train(config: TrainConfig) -> int:
         _save(run, config)
     seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
     _console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy or 0:.2f}", **seconds}]))
-    print(f"weights and ledger are in {config.output}")
+    for search in run.ledger.searches:
+        _console().print(as_table(search_rows(search), search_title(search)))
+    if run.ledger.predicted_speedup:
+        print(f"by the times measured in the searches, {run.ledger.predicted_speedup:.2f}x as fast as dense training")
+    print(f"weights, ledger and schedule are in {config.output}")
     return 0
 
 
 def _save(run: Run, config: TrainConfig) -> None:
     try:
         run.save(config.output / "model.pt")
-        (config.output / "results.json").write_text(json.dumps([run.ledger.record()], indent=1) + "\n")
+        record = run.ledger.record()
+        (config.output / "results.json").write_text(json.dumps([record], indent=1) + "\n")
+        if record["schedule"]:
+            (config.output / "schedule.json").write_text(json.dumps(record["schedule"]) + "\n")
+        if record["searches"]:
+            draw_searches(record["searches"], config.output / "search.png")
     except OSError as error:
         raise ConfigError(f"cannot write the results ({error})", where=str(config.output)) from error
 
@@ -155,6 +165,9 @@ def run_compare(config: CompareConfig) -> int:
     if not records:
         raise TrainingError("; ".join(failures))
     write_results(records, config.output)
+    for record in records:
+        for search in record["searches"] if record["seed"] == 0 else ():
+            _console().print(as_table(search_rows(search), f"{record['method']}, {search_title(search)}"))
     _console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
     print(f"results.json, results.csv, summary.md and accuracy.png are in {config.output}")
     if failures:

@@ -51,6 +51,7 @@ class Grids:
     def __init__(self, fake: FakeModel, dense: Resolution | None):
         self._fake, self._dense = fake, dense
         self._found: dict[Resolution | None, Grid | Exception] = {dense: Grid()}
+        self._met: Meetings | None = None
 
     def at(self, resolution: Resolution | None) -> Grid:
         """The grid of one resolution.
@@ -61,7 +62,9 @@ class Grids:
         if resolution not in self._found:
             assert resolution is not None and self._dense is not None
             try:
-                self._found[resolution] = find_grid(self._fake, resolution, self._dense)
+                if self._met is None:
+                    self._met = _run_watched(self._fake.blank(), self._fake, self._dense, {}).met
+                self._found[resolution] = find_grid(self._fake, resolution, self._dense, self._met)
             except Exception as error:  # whatever the model's own code raises at this size
                 self._found[resolution] = error.with_traceback(None)  # which would keep the copies it was tried on
         grid = self._found[resolution]
@@ -123,8 +126,13 @@ class Grids:
         )
 
 
-def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution) -> Grid:
+def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution, met: Meetings) -> Grid:
     """Ask the dense model what it needs at another resolution.
+
+    Args:
+        fake: the model.
+        resolution, dense: the other one, and its own.
+        met: what its tensors are added to at its own.
 
     Raises:
         Exception: whatever the model's own code raises where it cannot run at this resolution.
@@ -138,7 +146,6 @@ def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution) -> Gri
     replaced |= buffers.keys() - at_resolution.keys()
     changed = {key: value for key, value in _attributes(model).items() if attributes.get(key, value) != value}
     known = _shapes(model)
-    met = _run_watched(fake.blank(), fake, dense, {}).met
     fitting = _run_watched(model, fake, resolution, met)
     known |= fitting.shapes
     # A network without a token grid is used to odd sizes between its stages.

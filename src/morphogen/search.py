@@ -83,6 +83,27 @@ class Found:
         """The sub-network that goes on."""
         return self.candidates[self.chosen].subnetwork
 
+    def record(self) -> dict[str, Any]:
+        """A dictionary of JSON types; a loss that is not finite is None."""
+        return {
+            "epoch": self.epoch,
+            "epochs": self.epochs,
+            "exponent": self.exponent,
+            "chosen": self.chosen,
+            "seconds": self.seconds,
+            "candidates": [
+                {
+                    "blocks": sum(map(len, c.subnetwork.blocks.values())),
+                    "resolution": c.subnetwork.resolution,
+                    "loss": c.loss if math.isfinite(c.loss) else None,
+                    "seconds": c.seconds,
+                    "score": c.score if math.isfinite(c.score) else None,
+                    "subnetwork": c.subnetwork.to_dict(),
+                }
+                for c in self.candidates
+            ],
+        }
+
 
 def fit_exponent(losses: Sequence[float], seconds: Sequence[float]) -> float:
     """a of loss = c T^-a, by least squares on the logarithms: how much of its loss a candidate owes to its time.

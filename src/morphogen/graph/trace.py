@@ -23,7 +23,9 @@ from ..program import bind, export, first_line, module_path, op_name, output_sha
 from ..subnet import (
     FIXED,
     AttributeLayout,
+    BlockStack,
     ExpectedCall,
+    FixedBlock,
     ForwardPath,
     Layout,
     Role,
@@ -50,7 +52,8 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         model: any module that `torch.export` reads; it is the dense network.
         example: an input to call it with: a tensor (batch first), a tuple of arguments, or a dictionary of
             keyword arguments. Only shapes, dtypes and devices matter.
-        exclude: module paths to leave whole, such as `("layer4", "fc")`; ops inside need no rule.
+        exclude: module paths to leave whole, such as `("layer4", "fc")`; ops inside need no rule, and blocks
+            inside do not leave.
 
     Returns:
         The network with its groups; all of it alive.
@@ -81,7 +84,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     groups, pinned, number = derive_groups(walk.slots, tensors)
     layouts = _Layouts(number)
     fake = _fake(model, example)
-    stacks, fixed_blocks = find_stacks(fake, model, writers)
+    stacks, fixed_blocks = _without_excluded(*find_stacks(fake, model, writers), frozenset(exclude))
     inside = frozenset(path for stack in stacks for path in stack.blocks)
     structure = Structure(
         groups,
@@ -96,6 +99,15 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         unread=walk.unruled,
     )
     return Network(model, structure, fake)
+
+
+def _without_excluded(
+    stacks: tuple[BlockStack, ...], fixed: tuple[FixedBlock, ...], exclude: frozenset[str]
+) -> tuple[tuple[BlockStack, ...], tuple[FixedBlock, ...]]:
+    """Stacks inside excluded modules keep all their blocks."""
+    inside = [stack for stack in stacks if any(within(path, exclude) for path in stack.blocks)]
+    kept = tuple(FixedBlock(path, "excluded by the user") for stack in inside for path in stack.blocks)
+    return tuple(stack for stack in stacks if stack not in inside), fixed + kept
 
 
 def _fake(model: nn.Module, example: Example) -> FakeModel:

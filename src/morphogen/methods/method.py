@@ -26,6 +26,8 @@ class Method(ABC):
         horizon: the share of a stage's steps that the average then reaches back over.
         resizing: how images are brought to a smaller resolution: `bilinear` (antialiased), or `low-frequency`
             (the low frequencies of their spectrum, EfficientTrain).
+        searches: whether later stages depend on what is found while training.
+        subset: training images to compare candidates on; None leaves it to the trainer.
         recycle: whether the epochs of a search are epochs of the run; otherwise they come on top and are thrown away.
     """
 
@@ -34,6 +36,8 @@ class Method(ABC):
     decay: float | None = None
     horizon: float = 0.1
     resizing: ClassVar[str] = "bilinear"
+    searches: ClassVar[bool] = False
+    subset: int | None = None
     recycle: bool = True
 
     @abstractmethod

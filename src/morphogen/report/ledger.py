@@ -16,7 +16,7 @@ import torch
 from .. import __version__
 from ..timing import now
 
-TRAINING = ("step", "data", "trace", "morph")
+TRAINING = ("step", "data", "trace", "morph", "search")
 """Causes of time that training takes."""
 
 BESIDE = ("evaluation", "accounting")
@@ -46,12 +46,22 @@ class MorphEvent:
 
 @dataclass
 class StageCost:
-    """One sub-network of a run: its input's height and width, what a step of it costs, and how many were taken."""
+    """One stage of a run.
+
+    Attributes:
+        epoch: its first.
+        resolution: height and width of its sub-network's input.
+        parameters: of the sub-network.
+        training_flops: of a step; in a search the mean over the candidates that ran.
+        searching: whether it is an elastic supernet, whose candidates run in turn.
+        steps: how many were taken.
+    """
 
     epoch: int
     resolution: tuple[int, int] | None
     parameters: int
     training_flops: int
+    searching: bool = False
     steps: int = 0
 
 
@@ -68,6 +78,10 @@ class Ledger:
     morphs: list[MorphEvent] = field(default_factory=list)
     stages: list[StageCost] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    searches: list[dict[str, Any]] = field(default_factory=list)
+    schedule: dict[str, Any] | None = None
+    predicted_speedup: float | None = None
+    """Dense time by this run's, from the step times that its searches measured."""
     peak_memory: int = 0
     stopped: str | None = None
     """Why the run ended early; None for a finished one."""
@@ -120,6 +134,9 @@ class Ledger:
             "morphs": [asdict(event) for event in self.morphs],
             "stages": [asdict(stage) for stage in self.stages],
             "history": self.history,
+            "searches": self.searches,
+            "schedule": self.schedule,
+            "predicted_speedup": self.predicted_speedup,
         }
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from .searches import draw_searches
 
 Record = dict[str, Any]
 
@@ -68,7 +71,10 @@ def as_markdown(rows: Sequence[dict[str, str]]) -> str:
 
 
 def write_results(records: Sequence[Record], folder: Path) -> None:
-    """`results.json` (one record a run), `results.csv` (its scalars), `summary.md` and `accuracy.png`."""
+    """`results.json` (one record a run), `results.csv` (its scalars), `summary.md` and `accuracy.png`.
+
+    For every run that searched, also what it saw, and its schedule for `Retrain`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(records, indent=1) + "\n")
     flat = [
@@ -82,6 +88,16 @@ def write_results(records: Sequence[Record], folder: Path) -> None:
         writer.writerows(flat)
     (folder / "summary.md").write_text(as_markdown(summary(records)) + "\n")
     draw_accuracy(records, folder / "accuracy.png")
+    for record in records:
+        if record["searches"]:
+            name = f"{by_file_name(record['method'])}_{record['seed']}"
+            draw_searches(record["searches"], folder / f"search_{name}.png")
+            (folder / f"schedule_{name}.json").write_text(json.dumps(record["schedule"]) + "\n")
+
+
+def by_file_name(method: str) -> str:
+    """A method as it may stand in a file's name."""
+    return re.sub(r"[^A-Za-z0-9.=]+", "_", method).strip("_")
 
 
 def draw_accuracy(records: Sequence[Record], path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,19 @@ class SavedSchedule:
         starts = {round(start * epochs / self.epochs): subnetwork for start, subnetwork in self.stages}
         return [Stage(start, subnetwork) for start, subnetwork in starts.items() if start < epochs]
 
-    def save(self, path: Path) -> None:
-        """Write one line of JSON."""
-        stages = [{"epoch": start, "subnetwork": subnetwork.to_dict()} for start, subnetwork in self.stages]
-        path.write_text(json.dumps({"format": FORMAT, **asdict(self), "stages": stages}) + "\n")
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of JSON types."""
+        return {
+            "format": FORMAT,
+            "epochs": self.epochs,
+            "stages": [{"epoch": start, "subnetwork": subnetwork.to_dict()} for start, subnetwork in self.stages],
+            "settings": dict(self.settings),
+            "regularisation": [list(strengths) for strengths in self.regularisation],
+        }
 
     @staticmethod
     def load(path: Path) -> SavedSchedule:
-        """Read what `save` wrote.
+        """Read a file that holds what `to_dict` gives.
 
         Raises:
             ConfigError: no such file, or it is no schedule.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -19,8 +21,10 @@ from ..attach import attach
 from ..errors import ConfigError, TrainingError
 from ..methods import Method
 from ..program import first_line
-from ..report.flops import cost
+from ..report.flops import Cost, cost
 from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
+from ..search import Probe
+from ..subnet import SubNetwork
 from .config import Recipe
 from .data import Data, TrainBatch
 from .images import MapCrops
@@ -76,7 +80,10 @@ class Run:
                     epochs=epochs,
                     steps_per_epoch=data.steps,
                     ema=self.ema,
+                    probe=self._probe(method),
                 )
+            self._prices: dict[SubNetwork, Cost] = {}
+            self._schedules: dict[int, dict[str, Any]] = {}
             self._open_stage(0)
 
     @property
@@ -96,21 +103,32 @@ class Run:
             TrainingError: a loss that is not finite; the ledger holds everything up to that epoch.
         """
         try:
-            for number in range(self.total_epochs):
+            number = 0
+            while number < self.total_epochs:
                 with self._own_random():
                     epoch = self._epoch(number)
                 yield epoch
+                number = self.attached.next_epoch(number)
             self.attached.end()
+            self.ledger.schedule = self.attached.saved_schedule().to_dict()
+            self.ledger.predicted_speedup = self.attached.predicted_speedup()
         except (Exception, KeyboardInterrupt) as error:
             self.ledger.stopped = first_line(error)
             raise
 
     def _epoch(self, number: int) -> Epoch:
-        ledger = self.ledger
+        ledger, attached = self.ledger, self.attached
+        searched = len(attached.searches)
         with ledger.clock("morph", self.device):
-            receipt = self.attached.begin_epoch(number)
-        if receipt is not None:
+            receipt = attached.begin_epoch(number)
+        for found in attached.searches[searched:]:
+            ledger.seconds["search"] += found.seconds
+            ledger.seconds["morph"] -= found.seconds
+            ledger.searches.append(found.record())
+        self._follow_schedule(number)
+        if len(attached.history) > len(ledger.history):
             self._open_stage(number)
+        if receipt is not None:
             before, after = ledger.epochs[-1].accuracy, self._evaluate()
             ledger.morphs.append(MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds))
         loss = self._train_epoch(number)
@@ -133,7 +151,11 @@ class Run:
             _check_finite(losses, done)
         # The loop waits for its batches inside the step clock; that part is the data's.
         self.ledger.seconds["step"] -= self.ledger.seconds["data"] - waited
-        self.ledger.stages[-1].steps += len(losses)
+        with self.ledger.clock("accounting", self.device):
+            stage = self.ledger.stages[-1]
+            flops = sum(self._price(self.attached.runs(number, step)).training for step in range(len(losses)))
+            stage.training_flops = (stage.training_flops * stage.steps + flops) // (stage.steps + len(losses))
+            stage.steps += len(losses)
         return float(torch.stack(losses).mean())
 
     def _batches(self, number: int) -> Iterator[TrainBatch]:
@@ -142,14 +164,14 @@ class Run:
         return self.data.train_batches(
             self.seed,
             number,
-            attached.network.current.resolution,
+            [attached.runs(number, step).resolution for step in range(self.data.steps)],
             attached.method.resizing,
             attached.regularisation(number),
         )
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
-        with self._precision():
-            loss = self._loss(self._laid_out(images), labels)
+        self.attached.begin_step()
+        loss = self._loss(images, labels)
         self.optimizer.zero_grad()
         loss.backward()
         if self.recipe.clip_grad:
@@ -162,14 +184,31 @@ class Run:
         return loss.detach()
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
-        smoothing = self.recipe.label_smoothing
-        if isinstance(labels, torch.Tensor):
-            # PyTorch's cross entropy takes mixed labels too, and smooths both kinds alike.
-            return F.cross_entropy(self.model(images), labels, label_smoothing=smoothing)
-        predictions = predict(self.model, images)
-        count, classes = predictions.tokens.shape[1:]
-        targets = token_targets(labels, classes, token_grid(count, (images.shape[2], images.shape[3])))
-        return token_label_loss(predictions, with_true_labels(targets, labels.labels, smoothing))
+        """Mean loss of a batch, through the model as it is; also what a search compares."""
+        smoothing, images = self.recipe.label_smoothing, self._laid_out(images)
+        with self._precision():
+            if isinstance(labels, torch.Tensor):
+                # PyTorch's cross entropy takes mixed labels too, and smooths both kinds alike.
+                return F.cross_entropy(self.model(images), labels, label_smoothing=smoothing)
+            with self.attached.swapped():
+                predictions = predict(self.model, images)
+            count, classes = predictions.tokens.shape[1:]
+            targets = token_targets(labels, classes, token_grid(count, (images.shape[2], images.shape[3])))
+            return token_label_loss(predictions, with_true_labels(targets, labels.labels, smoothing))
+
+    def _probe(self, method: Method) -> Probe | None:
+        """Loss and data for a method that searches: as in training, always on the same images."""
+        if not method.searches:
+            return None
+        least = min(2 * self.recipe.batch_size, self.data.images)
+        return Probe(self._loss, self.data.subset(method.subset or max(least, self.data.images // 25), self.seed))
+
+    def _follow_schedule(self, number: int) -> None:
+        """The learning rate of an epoch that begins again is that of its first time."""
+        if number in self._schedules:
+            self.scheduler.load_state_dict(self._schedules[number])
+        else:
+            self._schedules[number] = copy.deepcopy(self.scheduler.state_dict())
 
     def _timed(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
         """The batches, with the time until each is there on the data's account."""
@@ -204,12 +243,17 @@ class Run:
         """Enter the sub-network that trains from here on."""
         network = self.attached.network
         with self.ledger.clock("accounting", self.device):
-            price = cost(network, network.current, self.recipe.batch_size)
-            resolution = network.current.resolution
-            self.ledger.stages.append(StageCost(epoch, resolution, price.parameters, price.training))
+            price, resolution = self._price(network.current), network.current.resolution
+            searching = self.attached.supernet is not None
+            self.ledger.stages.append(StageCost(epoch, resolution, price.parameters, price.training, searching))
             self.ledger.history = [
                 {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
             ]
+
+    def _price(self, subnetwork: SubNetwork) -> Cost:
+        if subnetwork not in self._prices:
+            self._prices[subnetwork] = cost(self.attached.network, subnetwork, self.recipe.batch_size)
+        return self._prices[subnetwork]
 
     @contextmanager
     def _own_random(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 from ...errors import ConfigError
 from ...morph.entry import DepthOperator
@@ -42,6 +43,7 @@ class AutoProg(Method):
         MorphError: an unknown operator.
     """
 
+    searches: ClassVar[bool] = True
     ratio: float = 0.5
     stages: int = 4
     search_epochs: int = 2

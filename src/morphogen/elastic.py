@@ -58,8 +58,9 @@ class ElasticSupernet:
     """A network's current sub-network, able to run as any of the candidates.
 
     `run_as` takes effect for every call of the model until the next one. Tensors of another size are put in their
-    places for the time of the forward pass alone, through hooks on the model, which `torch.compile` traces. Where
-    another method of the model than its `forward` is called, put `with supernet.swapped():` around it.
+    places for the time of the forward pass alone, through hooks on the model. Where another method of the model than
+    its `forward` is called, put `with supernet.swapped():` around it. Under `DistributedDataParallel` parameters of
+    blocks that are off get no gradient: set `find_unused_parameters=True`.
 
     Attributes:
         network: `network.current` is the supernet; it must not be morphed while this one is open.
@@ -73,9 +74,12 @@ class ElasticSupernet:
         self._now = self._whole
         self._inside = False
         model = network.model
+        # A compiled model is compiled once for each candidate, the hooks not at all; PyTorch gives up after 8.
+        torch._dynamo.config.recompile_limit += len(self.candidates)
+        hooks: list[Any] = [torch.compiler.disable(hook) for hook in (self._enter, self._leave)]
         self._hooks = [
-            model.register_forward_pre_hook(self._enter, prepend=True),
-            model.register_forward_hook(self._leave, always_call=True),
+            model.register_forward_pre_hook(hooks[0], prepend=True),
+            model.register_forward_hook(hooks[1], always_call=True),
         ]
 
     def run_as(self, number: int | None) -> None:

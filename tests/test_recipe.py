@@ -21,6 +21,7 @@ from morphogen.cli import _parse
 from morphogen.errors import ConfigError
 from morphogen.methods import METHODS, Dense
 from morphogen.methods.method import Method
+from morphogen.resize import RESIZINGS, low_frequency, resized
 from morphogen.schedule.stages import Regularisation, Stage
 from morphogen.train.augment import image_order, rand_augment, seeded
 from morphogen.train.config import Recipe
@@ -28,7 +29,6 @@ from morphogen.train.data import Data, load_data, loader_throughput
 from morphogen.train.images import RandomCrops, read_random_crop
 from morphogen.train.loop import Run, _optimizer, _scheduler
 from morphogen.train.models import build_model
-from morphogen.train.resize import RESIZINGS, low_frequency, resized
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 EVERYTHING = {

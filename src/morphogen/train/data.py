@@ -19,13 +19,13 @@ from torchvision.transforms import v2
 
 from ..errors import ConfigError
 from ..program import first_line
+from ..resize import Size, resized
 from ..schedule.stages import Regularisation
 from ..timing import now
 from .augment import Augment, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
 from .config import Recipe
 from .images import CentreCrops, MapCrops, RandomCrops, Sample, read_image
 from .label_maps import LabelMaps
-from .resize import Size, resized
 
 T = TypeVar("T")
 

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop, v2
 
 from ..errors import ConfigError
+from ..resize import Size
 from .augment import Augment, seeded
 from .label_maps import ImageMaps
-from .resize import Size
 
 Sample = tuple[str, int]
 """Path and label of an image."""

@@ -21,11 +21,11 @@ from ..methods import Method
 from ..program import first_line
 from ..report.flops import cost
 from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
+from ..resize import check_resizing
 from .config import Recipe
 from .data import Data, TrainBatch
 from .images import MapCrops
 from .models import build_model
-from .resize import check_resizing
 from .token_labels import check_predicts, predict, token_grid, token_label_loss, token_targets, with_true_labels
 
 CHECK_EVERY = 50

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "morphogen"
 LAYERS = [
     {"errors", "timing"},
-    {"subnet", "spec", "program", "depth"},
+    {"subnet", "spec", "program", "depth", "resize"},
     {"fake", "bypass", "momentum"},
     {"grid"},
     {"network"},

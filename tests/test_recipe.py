@@ -1,6 +1,7 @@
 """The papers' recipe: images at the size that trains, augmentation, schedule, averages, and the files in recipes/."""
 
 import math
+import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from morphogen.cli import _parse
 from morphogen.errors import ConfigError
 from morphogen.methods import METHODS, Dense
 from morphogen.methods.method import Method
+from morphogen.resize import RESIZINGS, low_frequency, resized
 from morphogen.schedule.stages import Regularisation, Stage
 from morphogen.train.augment import image_order, rand_augment, seeded
 from morphogen.train.config import Recipe
@@ -28,7 +30,6 @@ from morphogen.train.data import Data, load_data, loader_throughput
 from morphogen.train.images import RandomCrops, read_random_crop
 from morphogen.train.loop import Run, _optimizer, _scheduler
 from morphogen.train.models import build_model
-from morphogen.train.resize import RESIZINGS, low_frequency, resized
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 EVERYTHING = {
@@ -177,6 +178,139 @@ def test_a_jpeg_is_decoded_no_finer_than_its_crop_needs(tmp_path, monkeypatch, c
     assert np.abs(np.asarray(image, int) - np.asarray(plain, int)).mean() < 3
 
 
+# --- another size in each step ------------------------------------------------------------------------------
+
+EACH_STEP = [(16, 24), (32, 32), (16, 16), (16, 24)]
+
+
+def of_either(source, photos, **settings):
+    """Four batches an epoch of images of 32 x 32: of digits, or of photos, the last batch's third image left out."""
+    if source == "digits":
+        return load_data(recipe(**{"image_size": 32} | settings))
+    return streamed(photos, **{"batch_size": 2, "images": 9} | settings)
+
+
+@pytest.mark.parametrize(("source", "workers"), [("digits", 0), ("photos", 0), ("photos", 2)])
+@pytest.mark.parametrize("resizing", RESIZINGS)
+@pytest.mark.parametrize("strength", [Regularisation(), Regularisation(0.5, 0.5)])
+def test_a_batch_is_that_of_an_epoch_at_its_size(source, workers, resizing, strength, photos):
+    data = of_either(source, photos, workers=workers, **EVERYTHING)
+    whole = {size: list(data.train_batches(3, 1, size, resizing, strength)) for size in set(EACH_STEP)}
+    mixed = list(data.train_batches(3, 1, EACH_STEP, resizing, strength))
+    assert len(mixed) == data.steps == 4
+    for step, (batch, size) in enumerate(zip(mixed, EACH_STEP, strict=True)):
+        assert batch[0].shape[2:] == size and same(batch, whole[size][step])
+
+
+def test_each_photo_is_decoded_at_the_size_of_its_step(photos, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        "morphogen.train.images.read_random_crop",
+        lambda path, size: sizes.append(size) or (Image.new("RGB", size[::-1]), (0.0, 0.0, 1.0, 1.0)),
+    )
+    data = of_either("photos", photos, repeated_augmentation=3)
+    for resizing, decoded in (("bilinear", EACH_STEP), ("low-frequency", [(32, 32)] * 4)):
+        sizes.clear()
+        epoch_of(data, 0, 0, EACH_STEP, resizing)
+        assert sizes == [size for size in decoded for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("source", "resizing", "decoded"),
+    [
+        ("digits", "bilinear", {(32, 32)}),
+        ("photos", "bilinear", set(EACH_STEP)),
+        ("photos", "low-frequency", {(32, 32)}),
+    ],
+)
+def test_randaugment_shifts_by_the_size_that_is_decoded(source, resizing, decoded, photos, monkeypatch):
+    made = {}
+
+    def remembered(magnitude, size, mean):
+        made[size] = rand_augment(magnitude, size, mean)
+        return made[size]
+
+    monkeypatch.setattr("morphogen.train.data.rand_augment", remembered)
+    next(of_either(source, photos, randaugment=9).train_batches(0, 0, EACH_STEP, resizing))
+    assert made.keys() == decoded
+    for size, augment in made.items():
+        assert augment.ops[0].hparams["translate_const"] == int(min(size) * 0.45)
+
+
+@pytest.mark.parametrize("sizes", [[], [(16, 16)] * 3, [(16, 16)] * 5])
+def test_sizes_that_are_not_one_a_step_are_refused_at_once(sizes):
+    with pytest.raises(ConfigError, match=rf"not one size for each step; expected 4, found {len(sizes)}"):
+        load_data(recipe()).train_batches(0, 0, sizes)
+
+
+# --- a fixed subset -----------------------------------------------------------------------------------------
+
+
+def random_states():
+    return [torch.random.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
+
+
+@pytest.mark.parametrize(("source", "workers"), [("digits", 0), ("photos", 0), ("photos", 2)])
+def test_a_subset_is_the_same_every_time_and_leaves_no_trace(source, workers, photos):
+    data = of_either(source, photos, workers=workers, **EVERYTHING)
+    count = 2 * data.recipe.batch_size + 1
+    subset, before, batches = data.subset(count, 5), random_states(), []
+    for batch in subset:
+        assert random_states() == before
+        batches += batch
+    assert random_states() == before and subset.steps == 2
+    assert [images.shape for images in batches[::2]] == [(data.recipe.batch_size, 3, 32, 32)] * 2
+    torch.manual_seed(5)
+    epoch_of(data, 5, 0)
+    for other in (subset, data.subset(count, 5), of_either(source, photos, **EVERYTHING).subset(count, 5)):
+        assert same(batches, [tensor for batch in other for tensor in batch])
+    assert not same(batches, [tensor for batch in data.subset(count, 6) for tensor in batch])
+
+
+@pytest.mark.parametrize("source", ["digits", "photos"])
+def test_two_walks_through_a_subset_do_not_disturb_each_other(source, photos):
+    data = of_either(source, photos, **EVERYTHING)
+    subset = data.subset(2 * data.recipe.batch_size, 0)
+    assert all(same(one, other) for one, other in zip(subset, subset, strict=True))
+
+
+def test_a_subset_has_each_image_once(photos, monkeypatch):
+    paths = []
+    monkeypatch.setattr(
+        "morphogen.train.images.read_random_crop",
+        lambda path, size: paths.append(path) or (Image.new("RGB", size[::-1]), (0.0, 0.0, 1.0, 1.0)),
+    )
+    data = streamed(photos, repeated_augmentation=3)
+    chosen = []
+    for seed in (0, 0, 1):
+        paths.clear()
+        assert len(list(data.subset(9, seed))) == 2
+        chosen.append(paths.copy())
+        assert len(set(paths)) == 8
+    assert chosen[0] == chosen[1] and set(chosen[0]) != set(chosen[2])
+
+
+def test_a_subset_is_augmented_as_the_recipe_and_the_strength_say(photos):
+    for source in ("digits", "photos"):
+        on, off = (of_either(source, photos, **settings) for settings in ({"erasing": 1.0}, {}))
+        count = on.recipe.batch_size
+        erased, plain, weak = (
+            next(iter(subset))[0]
+            for subset in (on.subset(count, 0), off.subset(count, 0), on.subset(count, 0, Regularisation(erasing=0.0)))
+        )
+        assert torch.equal(plain, weak) and (erased != plain).flatten(1).any(1).all()
+
+
+def test_a_subset_that_cannot_be_is_refused(photos):
+    data = streamed(photos)
+    with pytest.raises(ConfigError, match="a subset larger than the data; expected at most 12, found 13"):
+        data.subset(13, 0)
+    for count in (3, 0, -1):
+        with pytest.raises(ConfigError, match=f"a subset smaller than one batch; expected at least 4, found {count}"):
+            data.subset(count, 0)
+    assert len(list(data.subset(12, 0))) == 3
+
+
 # --- what a seed and an epoch decide ----------------------------------------------------------------------
 
 
@@ -211,9 +345,10 @@ def test_seeds_hold_inside_and_leave_no_trace_outside():
 
 
 def test_an_image_that_comes_twice_is_cropped_anew(photos):
-    crops = RandomCrops(streamed(photos).train, (16, 16), None, (0, 0))
-    assert torch.equal(crops[0, 3][0], crops[0, 3][0]) and not torch.equal(crops[0, 3][0], crops[1, 3][0])
-    assert crops[0, 3][1] == crops[1, 3][1] == 0 and crops[0, 8][1] == 1
+    crops, size = RandomCrops(streamed(photos).train, {(16, 16): None}, (0, 0)), (16, 16)
+    assert torch.equal(crops[0, 3, size][0], crops[0, 3, size][0])
+    assert not torch.equal(crops[0, 3, size][0], crops[1, 3, size][0])
+    assert crops[0, 3, size][1] == crops[1, 3, size][1] == 0 and crops[0, 8, size][1] == 1
 
 
 def test_repeated_augmentation_has_timms_order():

@@ -188,8 +188,9 @@ def crop_of(scores, classes, box=(0.0, 0.0, 1.0, 1.0), flipped=False):
 
 def crops(images, maps, size, count):
     """A loader of random crops of the images in turn, in batches of 6."""
-    dataset = RandomCrops(images.samples, (size, size), None, (0,), maps.of(images, range(len(images))))
-    return DataLoader(dataset, 6, sampler=[(i, i % len(images)) for i in range(count)], num_workers=1)
+    dataset = RandomCrops(images.samples, {(size, size): None}, (0,), maps.of(images, range(len(images))))
+    items = [(i, i % len(images), (size, size)) for i in range(count)]
+    return DataLoader(dataset, 6, sampler=items, num_workers=1)
 
 
 def test_a_quarter_of_a_map_by_hand():
@@ -485,6 +486,25 @@ def test_label_maps_change_neither_the_pixels_nor_with_the_workers(photos):
     for (images, labels), (pixels, maps), (same, others) in zip(plain, alone, shared, strict=True):
         assert torch.equal(images, pixels) and torch.equal(labels, maps.labels)
         assert torch.equal(images, same) and all(map(torch.equal, maps, others))
+
+
+@pytest.mark.parametrize("resizing", ["bilinear", "low-frequency"])
+def test_label_maps_follow_a_size_for_each_step(resizing, photos):
+    data = load_data(labelled(photos, workers=2, randaugment=9, erasing=0.5, repeated_augmentation=3))
+    sizes = [((32, 48), (64, 64), (32, 32))[step % 3] for step in range(data.steps)]
+    whole = {size: list(data.train_batches(0, 1, size, resizing)) for size in set(sizes)}
+    for step, (images, maps) in enumerate(data.train_batches(0, 1, sizes, resizing)):
+        expected, others = whole[sizes[step]][step]
+        assert images.shape[2:] == sizes[step] and torch.equal(images, expected)
+        assert all(map(torch.equal, maps, others))
+
+
+def test_a_subset_has_label_maps(photos):
+    subset = load_data(labelled(photos, workers=2, randaugment=9)).subset(14, 0)
+    first, second = list(subset), list(subset)
+    for (images, maps), (same, others) in zip(first, second, strict=True):
+        assert images.shape == (6, 3, 64, 64) and torch.equal(images, same) and all(map(torch.equal, maps, others))
+    assert len(first) == subset.steps == 2
 
 
 def test_only_the_chosen_images_need_maps(photos):

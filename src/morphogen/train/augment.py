@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,9 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as v2
 
-from .resize import Size
+from ..resize import Size
 
 Augment = Callable[[Image.Image], Image.Image]
+
+Augments = Mapping[Size, Augment | None]
+"""By the height and width of the images; None is no augmentation."""
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,13 +20,13 @@ from torchvision.transforms import v2
 
 from ..errors import ConfigError
 from ..program import first_line
+from ..resize import Size, resized
 from ..schedule.stages import Regularisation
 from ..timing import now
-from .augment import Augment, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
+from .augment import Augments, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
 from .config import Recipe
 from .images import CentreCrops, MapCrops, RandomCrops, Sample, read_image
 from .label_maps import LabelMaps
-from .resize import Size, resized
 
 T = TypeVar("T")
 
@@ -42,6 +43,9 @@ TrainBatch = tuple[Tensor, Tensor | MapCrops]
 token labelling, label maps."""
 
 AS_THE_RECIPE_SAYS = Regularisation()
+
+_OF_A_SUBSET = 2**31 - 1
+"""Stands in for the epoch in the random numbers of a subset: no run gets so far."""
 
 
 class Data(ABC):
@@ -83,32 +87,49 @@ class Data(ABC):
         self,
         seed: int,
         epoch: int,
-        size: Size | None = None,
+        sizes: Size | Sequence[Size] | None = None,
         resizing: str = "bilinear",
         strength: Regularisation = AS_THE_RECIPE_SAYS,
     ) -> Iterator[TrainBatch]:
         """Shuffled, augmented, normalised batches, the same for the same arguments.
 
+        With several sizes, batch k is batch k of an epoch wholly at `sizes[k]`.
+
         Args:
             seed: of the run.
             epoch: counted from 0.
-            size: of the images, those of the current sub-network.
+            sizes: height and width of the images, those of the current sub-network; or one for each of the `steps`,
+                where another sub-network runs in each; None is the full resolution.
             resizing: how they are brought to it, see `Method`.
             strength: shares of the recipe's RandAugment and erasing.
+
+        Raises:
+            ConfigError: a number of sizes other than `steps`.
         """
-        size = size or self.size
-        # Only a bilinear image can be made small to begin with.
-        decoded = self._made_at(size) if resizing == "bilinear" else self.size
-        augment = rand_augment(self.recipe.randaugment * strength.randaugment, decoded, self.mean.flatten().tolist())
-        batches = self._train_bytes(seed, epoch, decoded, augment)
-        for step in range(self.steps):
-            with seeded(seed, epoch, 0, step, device=self.device):
-                images, labels = next(batches)
-                images = resized(self._normalised(images), size, resizing)
-                images = erased(images, self.recipe.erasing * strength.erasing)
-                if self.mixup:
-                    images, labels = self.mixup(images, labels)
-            yield images, labels
+        each = self._each_step(sizes)
+        return self._batches(seed, epoch, self.recipe.repeated_augmentation, each, resizing, strength)
+
+    def subset(self, count: int, seed: int, strength: Regularisation = AS_THE_RECIPE_SAYS) -> Subset:
+        """A fixed random part of the training images, augmented in a fixed way, to compare networks on.
+
+        Args:
+            count: of images, each of which comes once; those that do not fill a last batch are left out.
+            seed: decides which images, their order and their augmentation.
+            strength: shares of the recipe's RandAugment and erasing.
+
+        Raises:
+            ConfigError: there are fewer training images, or the subset does not fill a batch.
+        """
+        batch_size = self.recipe.batch_size
+        if count > self.images:
+            raise ConfigError(
+                "a subset larger than the data", where=self.name, expected=f"at most {self.images}", found=f"{count}"
+            )
+        if count < batch_size:
+            raise ConfigError(
+                "a subset smaller than one batch", where=self.name, expected=f"at least {batch_size}", found=f"{count}"
+            )
+        return Subset(self, count // batch_size, seed, strength)
 
     def test_batches(self, size: Size | None = None) -> Iterator[Batch]:
         """All test images in order, normalised, their labels as classes."""
@@ -125,12 +146,40 @@ class Data(ABC):
         """The size at which images can be made where another one is asked for."""
 
     @abstractmethod
-    def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[TrainBatch]:
-        """Augmented images, uint8, at that size where they can be made so, else at their own."""
+    def _train_bytes(
+        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments
+    ) -> Iterator[TrainBatch]:
+        """Augmented images, uint8, a batch for each size, at that size where they can be made so, else at their own."""
 
     @abstractmethod
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """As `_train_bytes`, for the test images."""
+
+    def _batches(
+        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], resizing: str, strength: Regularisation
+    ) -> Iterator[TrainBatch]:
+        """A batch for each size, each image `repeats` times in a row; see `train_batches`."""
+        # Only a bilinear image can be made small to begin with.
+        decoded = [self._made_at(size) if resizing == "bilinear" else self.size for size in sizes]
+        magnitude, mean = self.recipe.randaugment * strength.randaugment, self.mean.flatten().tolist()
+        augments = {size: rand_augment(magnitude, size, mean) for size in set(decoded)}
+        batches = self._train_bytes(seed, epoch, repeats, decoded, augments)
+        for step, size in enumerate(sizes):
+            with seeded(seed, epoch, 0, step, device=self.device):
+                images, labels = next(batches)
+                images = resized(self._normalised(images), size, resizing)
+                images = erased(images, self.recipe.erasing * strength.erasing)
+                if self.mixup:
+                    images, labels = self.mixup(images, labels)
+            yield images, labels
+
+    def _each_step(self, sizes: Size | Sequence[Size] | None) -> Sequence[Size]:
+        """The size of each batch of an epoch."""
+        if sizes is None or (sizes and isinstance(sizes[0], int)):
+            return [cast(Size, sizes or self.size)] * self.steps
+        if len(sizes) != self.steps:
+            raise ConfigError("not one size for each step", expected=f"{self.steps}", found=f"{len(sizes)}")
+        return cast("Sequence[Size]", sizes)
 
     def _generator(self, seed: int, epoch: int) -> torch.Generator:
         # Seeds of neighbouring runs must not share epochs, hence the product with a large odd number.
@@ -139,6 +188,29 @@ class Data(ABC):
     def _normalised(self, images: Tensor) -> Tensor:
         mean, std = (t.to(images.device).view(3, 1, 1) for t in (self.mean, self.std))
         return images.float().div_(255).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class Subset(Iterable[TrainBatch]):
+    """Batches at the full resolution, made anew, and bit for bit the same, whenever they are gone through.
+
+    Random numbers outside stay as they are.
+
+    Attributes:
+        data: whose training images they are of.
+        steps: batches.
+        seed: see `Data.subset`.
+        strength: see `Data.subset`.
+    """
+
+    data: Data
+    steps: int
+    seed: int
+    strength: Regularisation
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        sizes = [self.data.size] * self.steps
+        return self.data._batches(self.seed, _OF_A_SUBSET, 1, sizes, "bilinear", self.strength)
 
 
 class MemoryData(Data):
@@ -170,11 +242,13 @@ class MemoryData(Data):
     def _made_at(self, size: Size) -> Size:
         return self.size
 
-    def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[Batch]:
+    def _train_bytes(
+        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments
+    ) -> Iterator[Batch]:
         """Random crops after padding, and horizontal flips where they keep the meaning."""
-        generator = self._generator(seed, epoch)
-        order = image_order(self.images, self.recipe.repeated_augmentation, generator)
-        for chosen in order.to(self.device).split(self.recipe.batch_size)[: self.steps]:
+        generator, augment = self._generator(seed, epoch), augments[self.size]
+        order = image_order(self.images, repeats, generator)
+        for chosen in order.to(self.device).split(self.recipe.batch_size)[: len(sizes)]:
             images = crop_and_flip(self.train_images[chosen], self.crop, self.flip, generator)
             yield augmented(images, augment) if augment else images, self.train_labels[chosen]
 
@@ -202,11 +276,14 @@ class StreamData(Data):
     def _made_at(self, size: Size) -> Size:
         return size
 
-    def _train_bytes(self, seed: int, epoch: int, size: Size, augment: Augment | None) -> Iterator[TrainBatch]:
+    def _train_bytes(
+        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments
+    ) -> Iterator[TrainBatch]:
         """Random resized crops and horizontal flips."""
-        order = image_order(self.images, self.recipe.repeated_augmentation, self._generator(seed, epoch))
-        dataset = RandomCrops(self.train, size, augment, (seed, epoch, 1), self.maps)
-        yield from self._load(dataset, sampler=list(enumerate(order.tolist())), drop_last=True)
+        batch_size = self.recipe.batch_size
+        order = image_order(self.images, repeats, self._generator(seed, epoch))[: len(sizes) * batch_size]
+        items = [(position, index, sizes[position // batch_size]) for position, index in enumerate(order.tolist())]
+        yield from self._load(RandomCrops(self.train, augments, (seed, epoch, 1), self.maps), sampler=items)
 
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """Centre crops."""

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop, v2
 
 from ..errors import ConfigError
-from .augment import Augment, seeded
+from ..resize import Size
+from .augment import Augments, seeded
 from .label_maps import ImageMaps
-from .resize import Size
 
 Sample = tuple[str, int]
 """Path and label of an image."""
@@ -95,26 +95,25 @@ def _opened(path: str) -> Iterator[Image.Image]:
 class RandomCrops(Dataset[tuple[Tensor, int | MapCrops]]):
     """Random crops, flipped at random: (3, height, width), uint8, and label, or with `maps`, label map crop.
 
-    Asked for by (position in the epoch, index of the sample); the key and the position decide the random numbers,
-    however many processes share the work. Label maps do not follow RandAugment's small shifts, as in the authors'
-    code.
+    Asked for by (position in the epoch, index of the sample, size); the key and the position decide the random
+    numbers, however many processes share the work. Every size that is asked for has its entry in `augments`. Label
+    maps do not follow RandAugment's small shifts, as in the authors' code.
     """
 
     samples: Sequence[Sample]
-    size: Size
-    augment: Augment | None
+    augments: Augments
     key: tuple[int, ...]
     maps: ImageMaps | None = None
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int | MapCrops]:
-        position, index = item
-        path, label = self.samples[index]
+    def __getitem__(self, item: tuple[int, int, Size]) -> tuple[Tensor, int | MapCrops]:
+        position, index, size = item
+        (path, label), augment = self.samples[index], self.augments[size]
         with seeded(*self.key, position, device=torch.device("cpu")):
-            image, box = read_random_crop(path, self.size)
+            image, box = read_random_crop(path, size)
             flipped = torch.rand(()) < 0.5
             if flipped:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            pixels = v2.functional.pil_to_tensor(self.augment(image) if self.augment else image)
+            pixels = v2.functional.pil_to_tensor(augment(image) if augment else image)
         if self.maps is None:
             return pixels, label
         return pixels, MapCrops(torch.tensor(label), *self.maps[index], torch.tensor(box), flipped)

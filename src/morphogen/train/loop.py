@@ -23,13 +23,13 @@ from ..methods import Method
 from ..program import first_line
 from ..report.flops import Cost, cost
 from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
+from ..resize import check_resizing
 from ..search import Probe
 from ..subnet import SubNetwork
 from .config import Recipe
 from .data import Data, TrainBatch
 from .images import MapCrops
 from .models import build_model
-from .resize import check_resizing
 from .token_labels import check_predicts, predict, token_grid, token_label_loss, token_targets, with_true_labels
 
 CHECK_EVERY = 50
@@ -164,7 +164,7 @@ class Run:
         return self.data.train_batches(
             self.seed,
             number,
-            [attached.runs(number, step).resolution for step in range(self.data.steps)],
+            [attached.runs(number, step).resolution or self.data.size for step in range(self.data.steps)],
             attached.method.resizing,
             attached.regularisation(number),
         )

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from ..errors import ConfigError
+from ..resize import Size
 from .images import MapCrops
-from .resize import Size
 
 
 class TokenTargets(NamedTuple):

@@ -5,8 +5,6 @@ import copy
 import pytest
 import timm
 import torch
-from checks import assert_unchanged, perturb, snapshot
-from nets import Tower
 from torch import nn
 
 import morphogen
@@ -15,6 +13,10 @@ from morphogen.morph.tensors import map_tensors
 from morphogen.schedule.linear import linear_ratios
 from morphogen.schedule.space import growth_space
 from morphogen.subnet import contains
+
+from checks import assert_unchanged, perturb, snapshot
+from nets import Tower
+
 
 def vit():
     return timm.create_model(

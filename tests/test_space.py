@@ -5,13 +5,14 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import Tower
 
 import morphogen
 from morphogen.depth import inserted, interpolated, stacked
 from morphogen.schedule.linear import linear_ratios
 from morphogen.schedule.space import ListedSpace, growth_space
 from morphogen.subnet import contains, union
+
+from nets import Tower
 
 BOTH = ("depth", "resolution")
 

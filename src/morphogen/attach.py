@@ -62,6 +62,7 @@ class Attached:
     history: list[tuple[int, SubNetwork]] = field(default_factory=list)
     _stage: Stage | None = None
     _kept: Snapshot | None = None
+    _again: bool = False
     _epoch: int = 0
     _step: int = 0
 
@@ -102,8 +103,10 @@ class Attached:
         the stage begins again with what was found.
         """
         stage = self._stage
-        again = stage is not None and stage.choose_at == epoch + 1 and self._kept is not None
-        return stage.start if again and stage is not None else epoch + 1
+        if stage is None or stage.choose_at != epoch + 1 or self._kept is None:
+            return epoch + 1
+        self._again = True
+        return stage.start
 
     def runs(self, epoch: int, step: int) -> SubNetwork:
         """The sub-network that a step of an epoch of the present stage runs, on every rank the same."""
@@ -171,9 +174,7 @@ class Attached:
 
     def _search_is_over(self, epoch: int) -> bool:
         stage = self._stage
-        if stage is None or stage.choose_at is None or self.supernet is None:
-            return False
-        return epoch >= stage.choose_at or (self._kept is not None and epoch == stage.start and epoch < self._epoch)
+        return stage is not None and stage.choose_at is not None and (self._again or epoch >= stage.choose_at)
 
     def _decide(self) -> None:
         """Measure the candidates; the stages that follow from the best one are known then."""
@@ -186,7 +187,7 @@ class Attached:
             self._morph(self._kept.subnetwork)
             self._kept.restore()
             self.momentum = self._kept.momentum
-            self._kept = None
+            self._kept, self._again = None, False
         found = [outcome.subnetwork for outcome in self.searches]
         self.stages = _distinct(self.method.continued(self.network, self.epochs, found))
 

@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int, float], None]
 def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> tuple[list[Record], list[str]]:
     """Train dense and every method with every seed, and for each method a dense run of the method's own time.
 
-    Methods that cost the same FLOPs share that run. The runs of one seed take turns after every epoch, so that
+    Methods whose times are within 5 % share that run. The runs of one seed take turns after every epoch, so that
     a noisy machine hits all alike. Finished runs are appended to `runs.jsonl` in the output folder at once and
     not run again when the comparison is started anew with the same recipe.
 
@@ -51,12 +51,14 @@ def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> tupl
 
 
 def _budgets(labels: list[str], log: _Log, seed: int) -> list[str]:
-    """The methods whose time a dense run must fit: one of those that cost the same FLOPs."""
-    costs: dict[int, str] = {}
+    """The methods whose time a dense run must fit: one of those whose times are within 5 %."""
+    chosen: dict[str, float] = {}
     for label in labels if ("Dense", seed) in log.records else []:
         if (label, seed) in log.records:
-            costs.setdefault(log.records[label, seed]["flops"], label)
-    return list(costs.values())
+            seconds = log.records[label, seed]["training_seconds"]
+            if not any(abs(seconds / other - 1) < 0.05 for other in chosen.values()):
+                chosen[label] = seconds
+    return list(chosen)
 
 
 def _run_in_time_of(label: str, seed: int, recipe: Recipe, data: Data, log: _Log, progress: Progress) -> list[str]:

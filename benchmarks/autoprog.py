@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def main() -> None:
     output = HERE / "results" / options.config.stem
     command = ["compare", "--config", str(options.config), "--data", options.data, "--output", str(output)]
     methods = yaml.safe_load(options.config.read_text())["methods"]
-    found = output / "schedule_AutoProg_search_epochs=1_0.json"
+    found = os.path.relpath(output / "schedule_AutoProg_search_epochs=1_0.json")  # part of the method's name
     for more in ([], [f"Retrain(file='{found}')"]):
         code = morphogen([*command, "--methods", json.dumps([*methods, *more])])
         if code:

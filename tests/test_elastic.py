@@ -164,7 +164,7 @@ def test_a_forward_pass_that_fails_leaves_the_whole_network():
     before = net.model.pos_embed
     supernet = morphogen.ElasticSupernet(net, space.candidates())
     supernet.run_as(0)
-    with pytest.raises(Exception, match="height|size"):
+    with pytest.raises(Exception, match=r"height|size"):
         net.model(images)
     assert net.model.pos_embed is before
     net.model(at(images, space.candidates()[0]))

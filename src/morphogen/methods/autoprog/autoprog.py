@@ -129,16 +129,21 @@ class AutoProg(Method):
         return space
 
     def _candidates(self, network: Network, current: SubNetwork | None) -> list[SubNetwork]:
-        """Lambda_k, after the sub-network of the stage before."""
+        """Lambda_k, after the sub-network of the stage before; the full network is always among them.
+
+        The supplement has it in the first stage alone. With it there are at most nine, as the supplement wants.
+        """
         space = self._space(network)
-        return space.first() if current is None else space.following(current)
+        candidates = space.first() if current is None else space.following(current)
+        return candidates if network.dense in candidates else [*candidates, network.dense]
 
     def _check_lengths(self, starts: Sequence[int], epochs: int) -> None:
-        shortest = min(b - a for a, b in pairwise([*starts, epochs]))
+        """The last stage does not search."""
+        shortest = min(b - a for a, b in pairwise(starts))
         least = self.search_epochs + 1 if self.recycle else 1
-        if shortest < least:
+        if shortest < least or starts[-1] >= epochs:
             raise ConfigError(
-                "a search longer than its stage leaves nothing of it" if shortest else "a stage needs an epoch",
+                "a search as long as its stage leaves nothing of it",
                 where="AutoProg",
                 expected=f"stages of at least {least} epochs",
                 found=f"{epochs} epochs in {self.stages} stages, the shortest of {shortest}",

@@ -520,8 +520,8 @@ def test_the_loop_asks_for_what_the_method_says(monkeypatch):
     monkeypatch.setattr(run.attached, "end_step", lambda: steps.append(1))
     list(run.epochs())
     assert asked == [
-        (4, 0, (8, 8), "low-frequency", Regularisation(randaugment=0.5, erasing=0.0)),
-        (4, 1, (16, 16), "low-frequency", Regularisation(randaugment=1.0, erasing=0.0)),
+        (4, 0, [(8, 8)] * data.steps, "low-frequency", Regularisation(randaugment=0.5, erasing=0.0)),
+        (4, 1, [(16, 16)] * data.steps, "low-frequency", Regularisation(randaugment=1.0, erasing=0.0)),
     ]
     assert tested == [(8, 8), (16, 16), (16, 16)] and len(steps) == 2 * data.steps
     assert [stage.resolution for stage in run.ledger.stages] == [(8, 8), (16, 16)]

@@ -89,7 +89,7 @@ def write_results(records: Sequence[Record], folder: Path) -> None:
     (folder / "summary.md").write_text(as_markdown(summary(records)) + "\n")
     draw_accuracy(records, folder / "accuracy.png")
     for record in records:
-        if record["searches"]:
+        if record.get("searches"):
             name = f"{by_file_name(record['method'])}_{record['seed']}"
             draw_searches(record["searches"], folder / f"search_{name}.png")
             (folder / f"schedule_{name}.json").write_text(json.dumps(record["schedule"]) + "\n")

@@ -103,9 +103,8 @@ class _Log:
     def __init__(self, config: CompareConfig, data: Data):
         self.path = config.output / "runs.jsonl"
         # Results are to be shared, the paths of a machine are not.
-        recipe = asdict(config) | {"data": data.name, "token_labels": data.teacher}
-        for key in ("methods", "seeds", "output", "workers"):
-            recipe.pop(key)
+        recipe = _recipe(config) | {"data": data.name, "token_labels": data.teacher}
+        defaults = _recipe(CompareConfig())
         self.head = {"recipe": recipe, "environment": environment(config.torch_device())}
         self.records: dict[tuple[str, int], Record] = {}
         try:
@@ -118,7 +117,8 @@ class _Log:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line a killed session was writing
-            if not isinstance(record, dict) or record.get("recipe") != recipe:
+            # Keys that came after the record was written have their defaults in it.
+            if not isinstance(record, dict) or defaults | dict(record.get("recipe", {})) != recipe:
                 raise ConfigError(
                     "the folder holds runs of another recipe",
                     where=str(config.output),
@@ -148,6 +148,11 @@ class _Log:
             for seed in seeds
             if (label, seed) in self.records and ("Dense", seed) in self.records
         ]
+
+
+def _recipe(config: CompareConfig) -> Record:
+    """What decides how a run goes."""
+    return {k: v for k, v in asdict(config).items() if k not in ("methods", "seeds", "output", "workers")}
 
 
 def speedups(record: Record, dense: Record) -> dict[str, float | None]:

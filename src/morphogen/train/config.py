@@ -55,6 +55,7 @@ class Recipe:
         ema: decay of an exponential moving average of the weights, which is then what is tested and saved; 0 is off.
         precision: `float32`, or `bfloat16` autocast.
         channels_last: keep images and weights in channels-last memory format.
+        exclude: module paths of the model that no method changes, such as `["layer4"]`.
         workers: processes that decode images which do not fit into memory.
         device: `auto` takes a GPU where there is one.
     """
@@ -82,6 +83,7 @@ class Recipe:
     ema: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
+    exclude: list[str] = field(default_factory=list)
     workers: int = 2
     device: str = "auto"
 

@@ -81,6 +81,7 @@ class Run:
                     steps_per_epoch=data.steps,
                     ema=self.ema,
                     probe=self._probe(method),
+                    exclude=recipe.exclude,
                 )
             self._prices: dict[SubNetwork, Cost] = {}
             self._schedules: dict[int, dict[str, Any]] = {}

@@ -23,7 +23,7 @@ def blocks(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks(README), ids=["loop", "by hand"])
+@pytest.mark.parametrize("code", blocks(README), ids=["loop", "by hand", "autoprog"])
 def test_readme_examples_run(code):
     names = {}
     exec(code, names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from argparse import RawDescriptionHelpFormatter
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from .errors import ConfigError, MorphogenError, TrainingError
 from .methods import build_method
 from .report.inspect import describe
 from .report.ledger import environment
-from .report.plan.show import rows, told, total
+from .report.plan.show import stage_rows, told, total
 from .report.render import as_table, summary, write_results
 from .report.searches import draw_searches, search_rows, search_title
 from .train.compare import compare
@@ -121,7 +121,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
         else:
             sub.add_argument("--config", action="config", help="YAML file with the keys below")
             if name == "plan":
-                sub.add_argument("model", nargs="?", type=str, help="as in train; may stand in the config instead")
+                sub.add_argument("model", nargs="?", type=str, default=SUPPRESS, help="as in train")
             sub.add_class_arguments(kind, skip={"model"} if name == "plan" else set(), as_group=False)
         commands.add_subcommand(name, sub, help=str(run.__doc__).partition(";")[0].partition(".")[0])
     try:
@@ -200,7 +200,7 @@ def run_plan(config: PlanConfig) -> int:
     for run in plan.runs:
         if run.found:
             print(f"\nIf the searches find {run.found}:")
-        _console().print(as_table(rows(plan, run)))
+        _console().print(as_table(stage_rows(plan, run)))
         print(total(run))
         for line in told(run):
             print(f"  {line}")

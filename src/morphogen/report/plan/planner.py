@@ -19,6 +19,7 @@ from ...subnet import SubNetwork
 from ...timing import now
 from ..flops import cost
 from .channels import rounded_up
+from .operations import Operations
 from .paths import Choose, keeps_momentum, lengths, runs_in, stages_if
 from .predict import Part, Prediction, predict, step_with_data
 from .reasons import Findings, Rounded, reasons
@@ -241,7 +242,9 @@ class _Planner:
         befores = [self.network.dense, *(stage.subnetwork for stage in stages)]
         plans = tuple(
             self._stage(stage, epochs, before, keeps_momentum(self.method, stages, number))
-            for number, (stage, epochs, before) in enumerate(zip(stages, lengths(stages, self.epochs), befores))
+            for number, (stage, epochs, before) in enumerate(
+                zip(stages, lengths(stages, self.epochs), befores, strict=False)
+            )
         )
         morphs = sum(stage.morph_seconds for stage in plans)
         parts, dense = [self._part(stage, scale) for stage in plans], self._part(self.dense, scale)
@@ -271,9 +274,10 @@ class _Planner:
         found = Findings(
             time_share=time_share,
             flop_share=flops / dense.flops,
-            activation_share=fmean(c.activations for c in costs) / dense.activations,
             half=fmean(halves) if halves else None,
             update=fmean(c.update for c in costs),
+            operations=Operations(fmean(c.operations.counted for c in costs), costs[0].operations.others),
+            dense_operations=dense.operations,
             images_per_second=bench.batch_size / seconds,
             loader=supplied,
             rounded=[

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .operations import Operations
+
 GAP = 1.1
 """Time lags behind the FLOPs where its share of dense is more than this many times theirs."""
 
@@ -14,6 +16,12 @@ half, where time follows the work, and 1, where it does not at all."""
 
 UPDATE = 0.15
 """Share of a step from which on the update of the weights counts as a reason."""
+
+FREE = 0.2
+"""Share of a pass from which on operations without FLOPs count as a reason."""
+
+SAME = 0.98
+"""A larger network takes no longer if its step takes less than this share of the time; a round's noise is smaller."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,10 @@ class Findings:
     """What was measured of a stage.
 
     Attributes:
-        time_share, flop_share, activation_share: of the dense network: step time, FLOPs, and bytes that the forward
-            pass leaves for the backward pass.
+        time_share, flop_share: of the dense network.
         half: step time at half the batch by the step time; None for a batch that cannot be halved.
         update: share of the step that the optimizer and averages take.
+        operations, dense_operations: where the time of a pass goes, and where the dense network's.
         images_per_second: that the steps alone would consume.
         loader: images a second that the data layer alone delivers; None without data.
         rounded: the sub-network with other numbers of channels.
@@ -41,9 +49,10 @@ class Findings:
 
     time_share: float
     flop_share: float
-    activation_share: float
     half: float | None
     update: float
+    operations: Operations
+    dense_operations: Operations
     images_per_second: float
     loader: float | None = None
     rounded: Sequence[Rounded] = ()
@@ -53,12 +62,11 @@ def reasons(found: Findings) -> tuple[str, ...]:
     """One sentence for each cause that the measurements show; none where time follows the FLOPs."""
     told = [*_loader(found), *_channels(found)]
     if found.time_share > GAP * found.flop_share:
-        causes = [*_launches(found), *_update(found)]
-        causes = causes or list(_activations(found))
+        causes = [*_launches(found), *_update(found), *_operations(found)]
         if not causes and not told:
             causes = [
-                f"no cause found: time is {found.time_share:.2f} of dense, FLOPs {found.flop_share:.2f}, and it is "
-                "neither launches, activations, the update nor odd channel counts"
+                f"no cause found: time is {found.time_share:.2f} of dense, FLOPs {found.flop_share:.2f}; launches, the "
+                "update, channel counts and single operations do not explain it"
             ]
         told += causes
     return tuple(told)
@@ -76,7 +84,7 @@ def _loader(found: Findings) -> list[str]:
 def _channels(found: Findings) -> list[str]:
     """A larger network that takes no longer."""
     best = min(found.rounded, key=lambda other: other.time, default=None)
-    if best is None or best.time >= 1:
+    if best is None or best.time >= SAME:
         return []
     return [
         f"odd channel counts: rounded up to multiples of {best.multiple_of}, a step takes {best.time:.2f} of the time "
@@ -99,12 +107,19 @@ def _update(found: Findings) -> list[str]:
     return [f"update-bound: the update of the weights is {found.update:.0%} of a step, whatever the batch and input"]
 
 
-def _activations(found: Findings) -> list[str]:
-    """Time that is nearer to the memory traffic than to the arithmetic."""
-    nearer = abs(found.activation_share - found.time_share) < abs(found.flop_share - found.time_share)
-    if not nearer:
-        return []
-    return [
-        f"memory-bound: activations are {found.activation_share:.2f} of dense, FLOPs {found.flop_share:.2f}, and the "
-        f"time, {found.time_share:.2f}, goes with the activations"
-    ]
+def _operations(found: Findings) -> list[str]:
+    """What shrinks less than the FLOPs, and what runs at fewer FLOPs a second."""
+    told = []
+    free, dense_free = 1 - found.operations.counted, 1 - found.dense_operations.counted
+    left = free * found.time_share / dense_free if dense_free else 0.0
+    if free > FREE and left > GAP * found.flop_share:
+        names = ", ".join(found.operations.others)
+        told.append(
+            f"operations without FLOPs ({names} ...) take {free:.0%} of a pass and shrink only to {left:.2f} of dense"
+        )
+    counted = found.operations.counted * found.time_share
+    if counted:
+        rate = found.flop_share * found.dense_operations.counted / counted
+        if rate < 1 / GAP:
+            told.append(f"convolutions and matrix products run at {rate:.2f} of the dense network's FLOPs a second")
+    return told

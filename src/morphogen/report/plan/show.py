@@ -5,7 +5,7 @@ from __future__ import annotations
 from .planner import Plan, Run, StagePlan
 
 
-def rows(plan: Plan, run: Run) -> list[dict[str, str]]:
+def stage_rows(plan: Plan, run: Run) -> list[dict[str, str]]:
     """One row a stage, and one for the dense network."""
     stages = [(str(number), stage) for number, stage in enumerate(run.stages, 1)]
     return [_row(name, stage) for name, stage in [*stages, ("dense", plan.dense)]]

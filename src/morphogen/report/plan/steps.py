@@ -19,9 +19,10 @@ from ...momentum import MomentumNetwork
 from ...morph.commit import morph
 from ...network import Network
 from ...subnet import SubNetwork
-from ...timing import now, rounds_of
+from ...timing import in_turn, now, rounds_of
 from ..flops import cost
 from .memory import bytes_of, kept_bytes, saved_bytes, step_bytes
+from .operations import Operations, divide
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class StepCost:
         half: time of a step with half the batch by the step's; None for a batch of one.
         update: clipping and the optimizer's step, as a share of the step.
         average: one update of an averaged copy of the weights (EMA, momentum network), as a share of the step.
-        activations: bytes that the forward pass leaves for the backward pass.
+        operations: where the time of the forward and backward pass goes.
         memory: bytes at the peak of the step, averages left out, see `step_bytes`.
         copy: bytes of an averaged copy.
     """
@@ -70,7 +71,7 @@ class StepCost:
     half: float | None
     update: float
     average: float
-    activations: int
+    operations: Operations
     memory: int
     copy: int
 
@@ -135,9 +136,7 @@ class Bench:
         sizes = sorted({whole >> k for k in range(6)} - {0, 1}) or [whole]
         for size, larger in zip(sizes, [*sizes[1:], None], strict=True):
             try:
-                self.dense.take(*self._batch(self.network.dense, size))
-                start = now(self.device)
-                self.dense.take(*self._batch(self.network.dense, size))
+                (step,) = in_turn([partial(self.dense.take, *self._batch(self.network.dense, size))], self.device, 2)
             except torch.cuda.OutOfMemoryError:
                 if size == sizes[0]:
                     raise
@@ -145,7 +144,7 @@ class Bench:
                 return "the dense network does not fit into memory with more"
             self.batch_size = size
             # Two warm-ups and three rounds, of the dense network and a part at the whole and at half the batch.
-            if larger and 12.5 * 2 * (now(self.device) - start) > seconds:
+            if larger and 12.5 * 2 * step > seconds:
                 return "more would take longer than it was given"
         return None
 
@@ -203,7 +202,7 @@ class Bench:
             half=_ratio(times[4], times[1]) if len(times) > 4 else None,
             update=_ratio(times[2], times[1]),
             average=_ratio(times[3], times[1]),
-            activations=saved,
+            operations=divide(lambda: self.training.loss(step.model, *batch).backward(), self.device),
             memory=peak,
             copy=bytes_of([*average.parameters(), *average.buffers()]),
         )

@@ -1,13 +1,15 @@
 """What the planner predicts against what training then takes: six method and model pairs on CIFAR-10 images.
 
-    python benchmarks/planner.py --data FOLDER [--seconds 20]
+    python benchmarks/planner.py --data FOLDER [--seconds 20] [--clock process]
 
 FOLDER holds train/CLASS/IMAGE and test/CLASS/IMAGE. Each model is planned with each method, then trained densely and
 with every method, one short epoch each in turn. Times are the ledger's: steps, data, tracing and morphs, without
 evaluation, and so are the predictions. `measured` is the ledger's own speedup. Where others use the machine, a busy
 minute in the first epochs counts for more of the dense run than of a method that is still small; `paired` therefore
-takes each epoch's steps by those of the dense epoch beside it, and adds tracing and morphs. Takes about ten minutes on
-one core. Appends a line to benchmarks/results/planner/runs.jsonl for each pair.
+takes each epoch's steps by those of the dense epoch beside it, and adds tracing and morphs. `--clock process` counts
+the process's own seconds on the processor, in the plans and in training: with one thread the same as wall time where
+nothing else runs, and still right where something does. Takes about ten minutes on one core. Appends a line to
+benchmarks/results/planner/runs.jsonl for each pair.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -121,7 +124,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=20.0, help="to measure for, each plan")
+    parser.add_argument("--clock", choices=("wall", "process"), default="wall")
     options = parser.parse_args()
+    if options.clock == "process":
+        time.perf_counter = time.process_time
     morphogen.trace(build_model("resnet8(width=8)", 10), torch.zeros(2, 3, 16, 16))  # loads what tracing needs
     path = Path(__file__).parent / "results" / "planner" / "runs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +137,10 @@ def main() -> None:
             records = study(replace(recipe, data=data, seconds=options.seconds), methods)
         with open(path, "a") as file:
             for record in records:
-                file.write(json.dumps(record | {"environment": environment(torch.device("cpu"))}) + "\n")
+                file.write(
+                    json.dumps(record | {"clock": options.clock, "environment": environment(torch.device("cpu"))})
+                    + "\n"
+                )
                 figures = ", ".join(f"{name} {record[name]:.3f}x" for name in ("predicted", "measured", "paired"))
                 print(f"{record['method']:>55}: {figures}", flush=True)
 

@@ -199,13 +199,13 @@ class _Planner:
     def measure(self, seconds: float, progress: Progress) -> tuple[float, list[str]]:
         """Measure all that `run` needs; returns the seconds of the schedule's rehearsal, and notes."""
         network, bench = self.network, self.bench
-        # Before anything is measured, FLOPs stand in for time: to know how much there is to do.
-        guesses = [self._stages_if(lambda parts: min(parts, key=self._flops)), self._stages_if(self._largest)]
         start = now(bench.device)
-        for stages in guesses:
-            rehearse(network, [stage.subnetwork for stage in stages], self.method.depth_operator)
+        largest = self._stages_if(self._largest)
+        rehearse(network, [stage.subnetwork for stage in largest], self.method.depth_operator)
         rehearsal = now(bench.device) - start
-        todo = {part for stages in guesses for stage in stages for part in self._parts(stage)} | {network.dense}
+        # Before anything is measured, FLOPs stand in for time: to know how much there is to do.
+        smallest = self._stages_if(lambda parts: min(parts, key=self._flops))
+        todo = {part for stage in [*smallest, *largest] for part in self._parts(stage)} | {network.dense}
         bench.window = seconds / len(todo)
         smaller = bench.fit_batch(bench.window)
 
@@ -213,11 +213,11 @@ class _Planner:
             progress(len(bench.costs), max(len(todo), len(bench.costs) + 1))
             return bench.cost(part)
 
-        if guesses[0] == guesses[1]:
-            self.paths = {"": guesses[0]}
+        if smallest == largest:
+            self.paths = {"": largest}
         else:
             fastest = self._stages_if(lambda parts: min(parts, key=lambda part: measured(part).time))
-            self.paths = {"the fastest candidates": fastest, "the largest candidates": guesses[1]}
+            self.paths = {"the fastest candidates": fastest, "the largest candidates": largest}
         for stages in self.paths.values():
             before = network.dense
             for stage in stages:  # in the run's order, so that every morph but a search's is made once

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 import morphogen
 from morphogen.cli import main
-from morphogen.methods import Dense, Method, NetworkExpansion, Prog
+from morphogen.methods import AutoProg, Dense, Method, NetworkExpansion, Prog
 from morphogen.report.plan import Supply, Training, plan
 from morphogen.report.plan.channels import rounded_up
 from morphogen.report.plan.memory import kept_bytes, saved_bytes
 from morphogen.report.plan.operations import Operations, divide
-from morphogen.report.plan.paths import keeps_momentum, lengths, stages_if
+from morphogen.report.plan.paths import keeps_momentum, spans_if
 from morphogen.report.plan.predict import Part, predict, step_with_data
 from morphogen.report.plan.reasons import Findings, Rounded, reasons
 from morphogen.report.plan.show import duration, stage_rows, told, total
@@ -76,10 +76,10 @@ class Searching(Method):
 
     def continued(self, network, epochs, found):
         depths = [network.subnetwork(depth=share) for share in (0.25, 0.5, 1.0)]
-        stages = [Stage(0, depths[1], tuple(depths[:2]))]
+        stages = [Stage(0, depths[1], tuple(depths[:2]), 1)]
         if found:
             later = tuple(part for part in depths if len(part.blocks["blocks"]) >= len(found[0].blocks["blocks"]))
-            stages += [Stage(1, found[0]), Stage(3, network.dense, later)]
+            stages += [Stage(1, found[0]), Stage(3, network.dense, later, 4)]
         if len(found) > 1:
             stages += [Stage(4, found[1]), Stage(6, network.dense)]
         return stages
@@ -99,24 +99,31 @@ def tower():
 
 
 def test_searches_are_followed_to_the_end(tower):
-    first, last = (stages_if(Searching(), tower, 8, lambda parts, i=i: parts[i]) for i in (0, -1))
+    first, last = (spans_if(Searching(), tower, 8, lambda parts, i=i: parts[i]) for i in (0, -1))
     quarter, half = tower.subnetwork(depth=0.25), tower.subnetwork(depth=0.5)
-    assert [s.subnetwork for s in first] == [half, quarter, tower.dense, quarter, tower.dense]
-    assert lengths(first, 8) == [1, 2, 1, 2, 2]
+    assert [span.stage.subnetwork for span in first] == [half, quarter, tower.dense, quarter, tower.dense]
+    assert [span.epochs for span in first] == [1, 2, 1, 2, 2]
     # the dense network was found: its own stage and the last one are one
-    assert [s.subnetwork for s in last] == [half, half, tower.dense, tower.dense]
-    assert lengths(last, 8) == [1, 2, 1, 4]
+    assert [span.stage.subnetwork for span in last] == [half, half, tower.dense, tower.dense]
+    assert [span.epochs for span in last] == [1, 2, 1, 4]
+
+
+def test_a_search_that_is_thrown_away_comes_on_top(tower):
+    method = AutoProg(stages=2, search_epochs=2, dimensions=("depth",))
+    kept, thrown = (spans_if(replace(method, recycle=r), tower, 8, lambda parts: parts[0]) for r in (True, False))
+    assert [(len(span.stage.candidates) > 1, span.epochs) for span in kept] == [(True, 2), (False, 2), (False, 4)]
+    assert [(len(span.stage.candidates) > 1, span.epochs) for span in thrown] == [(True, 2), (False, 4), (False, 4)]
 
 
 def test_a_supernet_that_stays_is_no_search(tower):
-    (stage,) = stages_if(Supernet(), tower, 8, lambda parts: parts[0])
-    assert len(stage.candidates) == 2
+    (span,) = spans_if(Supernet(), tower, 8, lambda parts: parts[0])
+    assert len(span.stage.candidates) == 2 and span.epochs == 8
 
 
 def test_momentum_network_until_the_last_growth(tower):
-    stages = stages_if(NetworkExpansion(depth=0.5, stages=3), tower, 3, max)
-    assert [keeps_momentum(NetworkExpansion(depth=0.5), stages, i) for i in range(3)] == [True, True, False]
-    assert not keeps_momentum(Prog(depth_operator="interpolate"), stages, 0)
+    spans = spans_if(NetworkExpansion(depth=0.5, stages=3), tower, 3, max)
+    assert [keeps_momentum(NetworkExpansion(depth=0.5), spans, i) for i in range(3)] == [True, True, False]
+    assert not keeps_momentum(Prog(depth_operator="interpolate"), spans, 0)
 
 
 def training(model_classes=10, batch=8, side=8, **settings):
@@ -137,7 +144,7 @@ def test_bounds_of_a_searching_method():
     assert [stage.candidates for stage in fastest.stages[:3]] == [2, 0, 3]
     one, other = fastest.stages[1].flops, fastest.stages[2].flops
     assert one < other < result.dense.flops  # a search's steps cost the mean of its candidates'
-    assert any("searches" in note for note in result.notes)
+    assert any("candidates" in note for note in result.notes)
 
 
 # Reasons

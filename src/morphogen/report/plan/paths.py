@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 from ...methods import Method
 from ...morph.entry import depth_named
@@ -14,30 +16,35 @@ Choose = Callable[[Sequence[SubNetwork]], SubNetwork]
 """What a search is taken to find among its candidates."""
 
 
-def stages_if(method: Method, network: Network, epochs: int, choose: Choose) -> list[Stage]:
+@dataclass(frozen=True)
+class Span:
+    """A stage and its epochs."""
+
+    stage: Stage
+    epochs: int
+
+
+def spans_if(method: Method, network: Network, epochs: int, choose: Choose) -> list[Span]:
     """All stages of a run whose searches find what `choose` says.
 
-    A method that does not search has only this one run. A stage with candidates that remains the last one whatever
-    is found is no search: the supernet trains to the end.
+    A method that does not search has only this one run. The epochs of a search whose weights are thrown away come
+    on top of the run's. A stage with candidates in which nothing is chosen is a supernet that trains to the end.
 
     Raises:
         ConfigError: the method does not fit the run's length or the network.
     """
     found: list[SubNetwork] = []
-    stages = list(method.continued(network, epochs, found))
-    while stages[-1].candidates and len(found) < epochs:
-        found.append(choose(stages[-1].candidates))
-        longer = list(method.continued(network, epochs, found))
-        if longer == stages:
-            break
-        stages = longer
-    return [stage for i, stage in enumerate(stages) if i == 0 or not _same(stage, stages[i - 1])]
-
-
-def lengths(stages: Sequence[Stage], epochs: int) -> list[int]:
-    """Epochs of each stage."""
-    ends = [stage.start for stage in stages[1:]] + [epochs]
-    return [end - stage.start for stage, end in zip(stages, ends, strict=True)]
+    stages, thrown_away = list(method.continued(network, epochs, found)), list[Span]()
+    while stages[-1].choose_at is not None:
+        search = stages[-1]
+        found.append(choose(search.candidates))
+        stages = list(method.continued(network, epochs, found))
+        if search not in stages:
+            thrown_away.append(Span(search, search.choose_at - search.start))
+    distinct = [stage for i, stage in enumerate(stages) if i == 0 or not _same(stage, stages[i - 1])]
+    ends = [stage.start for stage in distinct[1:]] + [epochs]
+    spans = [Span(stage, end - stage.start) for stage, end in zip(distinct, ends, strict=True)]
+    return sorted([*thrown_away, *spans], key=lambda span: span.stage.start)  # a search before what it found
 
 
 def runs_in(stage: Stage) -> tuple[SubNetwork, ...]:
@@ -45,13 +52,15 @@ def runs_in(stage: Stage) -> tuple[SubNetwork, ...]:
     return stage.candidates or (stage.subnetwork,)
 
 
-def keeps_momentum(method: Method, stages: Sequence[Stage], number: int) -> bool:
+def keeps_momentum(method: Method, spans: Sequence[Span], number: int) -> bool:
     """Whether a momentum network follows the weights in a stage: a later one takes weights from it."""
     if method.momentum is None:
         return False
     everything = depth_named(method.depth_operator).everything
-    nexts = [(a.subnetwork, b.subnetwork) for a, b in zip(stages[number:], stages[number + 1 :], strict=False)]
-    return any(everything or set(b.blocks[name]) - set(a.blocks[name]) for a, b in nexts for name in b.blocks)
+    blocks = [span.stage.subnetwork.blocks for span in spans[number:]]
+    return any(
+        everything or set(after[name]) - set(before[name]) for before, after in pairwise(blocks) for name in after
+    )
 
 
 def _same(one: Stage, other: Stage) -> bool:

@@ -20,7 +20,7 @@ from ...timing import now
 from ..flops import cost
 from .channels import rounded_up
 from .operations import Operations
-from .paths import Choose, keeps_momentum, lengths, runs_in, stages_if
+from .paths import Choose, Span, keeps_momentum, runs_in, spans_if
 from .predict import Part, Prediction, predict, step_with_data
 from .reasons import Findings, Rounded, reasons
 from .steps import Bench, StepCost, Training
@@ -50,7 +50,7 @@ class StagePlan:
     """One stage as it would run. Steps are of `Plan.batch_size` images; shares are of the dense network.
 
     Attributes:
-        start, epochs: its first epoch, and how many.
+        start, epochs: its first epoch, and how many; those of a search whose weights are thrown away come on top.
         subnetwork: what trains, as `SubNetwork.to_dict`.
         candidates: number of sub-networks among which every step draws one; figures are then their means.
         blocks: how many units of all block stacks are alive, and how many there are.
@@ -178,7 +178,7 @@ def plan(
         notes.append(f"number of images not known: tracing ({traced + rehearsal:.1f} s) and morphs are left out")
     if device.type != "cuda":
         notes.append("memory is added up from weights, gradients, optimizer state, averages and activations")
-    runs = tuple(planner.run(found, stages, traced, rehearsal) for found, stages in planner.paths.items())
+    runs = tuple(planner.run(found, spans, traced, rehearsal) for found, spans in planner.paths.items())
     return Plan(runs, planner.dense, epochs, planner.bench.batch_size, traced + rehearsal, tuple(notes))
 
 
@@ -192,7 +192,7 @@ class _Planner:
     def __init__(self, method: Method, bench: Bench, epochs: int, steps_per_epoch: int | None, supply: Supply | None):
         self.method, self.bench, self.network = method, bench, bench.network
         self.epochs, self.steps_per_epoch, self.supply = epochs, steps_per_epoch, supply
-        self.paths: dict[str, list[Stage]] = {}
+        self.paths: dict[str, list[Span]] = {}
         self._supplied: dict[tuple[int, int] | None, float] = {}
         self._training_flops: dict[SubNetwork, int] = {}
 
@@ -200,12 +200,13 @@ class _Planner:
         """Measure all that `run` needs; returns the seconds of the schedule's rehearsal, and notes."""
         network, bench = self.network, self.bench
         start = now(bench.device)
-        largest = self._stages_if(self._largest)
-        rehearse(network, [stage.subnetwork for stage in largest], self.method.depth_operator)
+        possible = self.method.possible(network, self.epochs)
+        rehearse(network, possible, self.method.depth_operator)
         rehearsal = now(bench.device) - start
         # Before anything is measured, FLOPs stand in for time: to know how much there is to do.
-        smallest = self._stages_if(lambda parts: min(parts, key=self._flops))
-        todo = {part for stage in [*smallest, *largest] for part in self._parts(stage)} | {network.dense}
+        smallest = self._spans_if(lambda parts: min(parts, key=self._flops))
+        largest = self._spans_if(self._largest)
+        todo = {part for span in [*smallest, *largest] for part in self._parts(span.stage)} | {network.dense}
         bench.window = seconds / len(todo)
         smaller = bench.fit_batch(bench.window)
 
@@ -216,16 +217,19 @@ class _Planner:
         if smallest == largest:
             self.paths = {"": largest}
         else:
-            fastest = self._stages_if(lambda parts: min(parts, key=lambda part: measured(part).time))
+            fastest = self._spans_if(lambda parts: min(parts, key=lambda part: measured(part).time))
             self.paths = {"the fastest candidates": fastest, "the largest candidates": largest}
-        for stages in self.paths.values():
+        for spans in self.paths.values():
             before = network.dense
-            for stage in stages:  # in the run's order, so that every morph but a search's is made once
+            for stage in (span.stage for span in spans):  # in the run's order, so that its morphs are made on the way
                 bench.morph_seconds(before, stage.subnetwork, self.method)
                 for part in self._parts(stage)[: len(runs_in(stage))]:
                     measured(part)
                 before = stage.subnetwork
-        for part in [network.dense, *(part for p in self.paths.values() for stage in p for part in self._parts(stage))]:
+        for part in [
+            network.dense,
+            *(p for spans in self.paths.values() for span in spans for p in self._parts(span.stage)),
+        ]:
             measured(part)
         progress(len(bench.costs), len(bench.costs))
         notes = []
@@ -233,22 +237,21 @@ class _Planner:
             whole = len(bench.training.images)
             notes.append(f"steps are of {bench.batch_size} images instead of {whole}: {smaller}")
         if "" not in self.paths:
-            notes.append("the time of the searches themselves is left out")
+            notes.append("comparing candidates is left out, the epochs of searches are not")
         return rehearsal, notes
 
-    def run(self, found: str, stages: Sequence[Stage], traced: float, rehearsal: float) -> Run:
+    def run(self, found: str, spans: Sequence[Span], traced: float, rehearsal: float) -> Run:
         """One way the run can go, from what was measured."""
         scale = len(self.bench.training.images) / self.bench.batch_size
-        befores = [self.network.dense, *(stage.subnetwork for stage in stages)]
-        plans = tuple(
-            self._stage(stage, epochs, before, keeps_momentum(self.method, stages, number))
-            for number, (stage, epochs, before) in enumerate(
-                zip(stages, lengths(stages, self.epochs), befores, strict=False)
-            )
-        )
+        plans, before = [], self.network.dense
+        for number, span in enumerate(spans):
+            plans.append(self._stage(span.stage, span.epochs, before, keeps_momentum(self.method, spans, number)))
+            before = span.stage.subnetwork
         morphs = sum(stage.morph_seconds for stage in plans)
         parts, dense = [self._part(stage, scale) for stage in plans], self._part(self.dense, scale)
-        return Run(found, plans, predict(parts, dense, self.steps_per_epoch, traced + rehearsal + morphs, traced))
+        return Run(
+            found, tuple(plans), predict(parts, dense, self.steps_per_epoch, traced + rehearsal + morphs, traced)
+        )
 
     @property
     def dense(self) -> StagePlan:
@@ -320,8 +323,8 @@ class _Planner:
                 others[multiple] = other
         return others
 
-    def _stages_if(self, choose: Choose) -> list[Stage]:
-        return stages_if(self.method, self.network, self.epochs, choose)
+    def _spans_if(self, choose: Choose) -> list[Span]:
+        return spans_if(self.method, self.network, self.epochs, choose)
 
     def _largest(self, parts: Sequence[SubNetwork]) -> SubNetwork:
         return max(parts, key=self._flops)

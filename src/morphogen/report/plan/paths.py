@@ -35,12 +35,12 @@ def spans_if(method: Method, network: Network, epochs: int, choose: Choose) -> l
     """
     found: list[SubNetwork] = []
     stages, thrown_away = list(method.continued(network, epochs, found)), list[Span]()
-    while stages[-1].choose_at is not None:
+    while (end := stages[-1].choose_at) is not None:
         search = stages[-1]
         found.append(choose(search.candidates))
         stages = list(method.continued(network, epochs, found))
         if search not in stages:
-            thrown_away.append(Span(search, search.choose_at - search.start))
+            thrown_away.append(Span(search, end - search.start))
     distinct = [stage for i, stage in enumerate(stages) if i == 0 or not _same(stage, stages[i - 1])]
     ends = [stage.start for stage in distinct[1:]] + [epochs]
     spans = [Span(stage, end - stage.start) for stage, end in zip(distinct, ends, strict=True)]

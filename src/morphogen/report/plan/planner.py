@@ -273,7 +273,10 @@ class _Planner:
         seconds = fmean(bench.dense_seconds * c.time * (1 + (ema + momentum) * c.average) for c in costs)
         flops, time_share = fmean(c.flops for c in costs), seconds / dense_seconds
         halves = [c.half for c in costs if c.half is not None]
-        supplied = None if self.supply is None else self._supplied_at(subnetwork.resolution, self.supply)
+        supplied = None
+        if self.supply is not None:
+            supply = self.supply
+            supplied = 1 / fmean(1 / self._supplied_at(part.resolution, supply) for part in runs_in(stage))
         found = Findings(
             time_share=time_share,
             flop_share=flops / dense.flops,

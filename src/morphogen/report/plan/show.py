@@ -45,8 +45,12 @@ def total(run: Run) -> str:
 
 
 def told(run: Run) -> list[str]:
-    """Why the time would not follow the FLOPs, stage by stage."""
-    return [f"stage {number}: {reason}" for number, stage in enumerate(run.stages, 1) for reason in stage.reasons]
+    """Why the time would not follow the FLOPs, each sentence once, with the stages it is true of."""
+    stages: dict[str, list[str]] = {}
+    for number, stage in enumerate(run.stages, 1):
+        for reason in stage.reasons:
+            stages.setdefault(reason, []).append(str(number))
+    return [f"stage {', '.join(numbers)}: {reason}" for reason, numbers in stages.items()]
 
 
 def duration(seconds: float) -> str:

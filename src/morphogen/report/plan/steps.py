@@ -19,7 +19,7 @@ from ...momentum import MomentumNetwork
 from ...morph.commit import morph
 from ...network import Network
 from ...subnet import SubNetwork
-from ...timing import in_turn, now, rounds_of
+from ...timing import now, rounds_of
 from ..flops import cost
 from .memory import bytes_of, kept_bytes, saved_bytes, step_bytes
 from .operations import Operations, divide
@@ -136,15 +136,15 @@ class Bench:
         sizes = sorted({whole >> k for k in range(6)} - {0, 1}) or [whole]
         for size, larger in zip(sizes, [*sizes[1:], None], strict=True):
             try:
-                (step,) = in_turn([partial(self.dense.take, *self._batch(self.network.dense, size))], self.device, 2)
+                step = min(self._dense_step(size) for _ in range(3))
             except torch.cuda.OutOfMemoryError:
                 if size == sizes[0]:
                     raise
                 torch.cuda.empty_cache()
                 return "the dense network does not fit into memory with more"
             self.batch_size = size
-            # Two warm-ups and three rounds, of the dense network and a part at the whole and at half the batch.
-            if larger and 12.5 * 2 * step > seconds:
+            # Two warm-ups and three rounds of the dense network and of a part, which takes less of it.
+            if larger and 8 * step * larger / size > seconds:
                 return "more would take longer than it was given"
         return None
 
@@ -172,6 +172,13 @@ class Bench:
         if subnetwork not in self.costs:
             self.costs[subnetwork] = self._measured(subnetwork)
         return self.costs[subnetwork]
+
+    def _dense_step(self, size: int) -> float:
+        """Seconds of one step of the dense network."""
+        batch = self._batch(self.network.dense, size)
+        start = now(self.device)
+        self.dense.take(*batch)
+        return now(self.device) - start
 
     def _measured(self, subnetwork: SubNetwork) -> StepCost:
         network, batch = self.network, self._batch(subnetwork, self.batch_size)

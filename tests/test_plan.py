@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import morphogen
 from morphogen.cli import main
 from morphogen.methods import AutoProg, Dense, Method, NetworkExpansion, Prog
+from morphogen.report.flops import cost
 from morphogen.report.plan import Supply, Training, plan
 from morphogen.report.plan.channels import rounded_up
 from morphogen.report.plan.memory import kept_bytes, saved_bytes
@@ -20,12 +21,13 @@ from morphogen.report.plan.paths import keeps_momentum, spans_if
 from morphogen.report.plan.predict import Part, predict, step_with_data
 from morphogen.report.plan.reasons import Findings, Rounded, reasons
 from morphogen.report.plan.show import duration, stage_rows, told, total
-from morphogen.report.plan.steps import Bench
+from morphogen.report.plan.steps import Bench, StepCost
 from morphogen.schedule.stages import Stage
 
 from nets import Plain, Tower, image
 
 CPU = torch.device("cpu")
+EVEN = Operations(0.9, ("relu",))
 
 
 @pytest.fixture
@@ -136,11 +138,21 @@ def training(model_classes=10, batch=8, side=8, **settings):
     )
 
 
-def test_bounds_of_a_searching_method():
-    result = plan(Tower(), Searching(), training(), epochs=8, steps_per_epoch=10, seconds=0.3)
+def test_bounds_of_a_searching_method(monkeypatch):
+    """With planted times that follow the FLOPs."""
+
+    def planted(bench, part):
+        bench.dense_times.append(1.0)
+        flops, dense = (cost(bench.network, p, bench.batch_size).training for p in (part, bench.network.dense))
+        return StepCost(1, flops, flops / dense, 0.5, 0.0, 0.0, EVEN, kept=1, activations=1, copy=1)
+
+    monkeypatch.setattr(Bench, "_measured", planted)
+    result = plan(Tower(), Searching(), training(), epochs=8, seconds=0.1)
     fastest, largest = result.runs
     assert "fastest" in fastest.found and "largest" in largest.found
-    assert fastest.prediction.flop_speedup > largest.prediction.flop_speedup
+    assert fastest.prediction.flop_speedup > largest.prediction.flop_speedup > 1
+    for run in (fastest, largest):
+        assert run.prediction.speedup == pytest.approx(run.prediction.flop_speedup)
     assert [stage.candidates for stage in fastest.stages[:3]] == [2, 0, 3]
     one, other = fastest.stages[1].flops, fastest.stages[2].flops
     assert one < other < result.dense.flops  # a search's steps cost the mean of its candidates'
@@ -149,7 +161,6 @@ def test_bounds_of_a_searching_method():
 
 # Reasons
 
-EVEN = Operations(0.9, ("relu",))
 FOLLOWS = Findings(
     time_share=0.5,
     flop_share=0.5,
@@ -298,9 +309,21 @@ def test_a_batch_too_slow_for_the_budget_is_made_smaller_and_said_so():
     result = plan(Plain(), NetworkExpansion(stages=2), slow, epochs=4, steps_per_epoch=10, seconds=1e-3)
     assert result.batch_size == 2 and any("2 images instead of 64" in note for note in result.notes)
     stages = result.runs[0].stages
-    steps = 10 * sum(stage.epochs * stage.seconds for stage in stages) * 64 / 2
     prediction = result.runs[0].prediction
+    steps = 10 * sum(stage.epochs * stage.seconds for stage in stages)
     assert prediction.seconds == pytest.approx(steps + prediction.overhead)
+    whole = morphogen.trace(Plain(), image())
+    assert result.dense.flops == cost(whole, whole.dense, 64).training  # figures are of the whole batch
+
+
+def test_a_smaller_batch_is_scaled_but_the_update_is_not():
+    small = StepCost(10, 5.0, 0.5, 0.9, 0.5, 0.1, EVEN, kept=100, activations=20, copy=40)
+    dense = StepCost(10, 10.0, 1.0, 0.6, 0.2, 0.1, EVEN, kept=200, activations=40, copy=40)
+    large = small.scaled(4, dense)
+    # a step of 0.5, half of it the update: 0.25 + 4 x 0.25; the dense one: 0.2 + 4 x 0.8
+    assert large.time == pytest.approx(1.25 / 3.4) and large.update == pytest.approx(0.25 / 1.25)
+    assert (large.flops, large.activations, large.kept, large.half) == (20, 80, 100, None)
+    assert large.average == pytest.approx(0.05 / 1.25) and small.scaled(1, dense) == small
 
 
 def test_nothing_diverges_and_the_weights_stay():

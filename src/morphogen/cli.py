@@ -196,7 +196,7 @@ def run_plan(config: PlanConfig) -> int:
         head = {"model": config.model, "method": config.method, "environment": where}
         print(json.dumps({**head, **plan.to_dict()}, indent=1))
         return 0
-    print(f"{config.model}, {config.method}, batches of {plan.batch_size}, {config.precision}, on {where['device']}")
+    print(f"{config.model}, {config.method}, batches of {config.batch_size}, {config.precision}, on {where['device']}")
     for run in plan.runs:
         if run.found:
             print(f"\nIf the searches find {run.found}:")

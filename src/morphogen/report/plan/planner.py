@@ -47,7 +47,7 @@ class Supply:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage as it would run. Steps are of `Plan.batch_size` images; shares are of the dense network.
+    """One stage as it would run. Figures are of a whole step; shares are of the dense network.
 
     Attributes:
         start, epochs: its first epoch, and how many; those of a search whose weights are thrown away come on top.
@@ -82,7 +82,7 @@ class StagePlan:
     time_share: float
     images_per_second: float
     loader_images_per_second: float | None
-    memory: int
+    memory: float
     morph_seconds: float
     reasons: tuple[str, ...]
 
@@ -110,7 +110,7 @@ class Plan:
         runs: one, or two bounds where the method searches.
         dense: a step of the dense network.
         epochs: length of the run.
-        batch_size: images in a measured step.
+        batch_size: images in a measured step; fewer than in a step of the run where `notes` say so.
         trace_seconds: reading the model, and trying the schedule out on fake tensors.
         notes: what was left out or done otherwise than asked.
     """
@@ -235,20 +235,22 @@ class _Planner:
         notes = []
         if smaller:
             whole = len(bench.training.images)
-            notes.append(f"steps are of {bench.batch_size} images instead of {whole}: {smaller}")
+            notes.append(
+                f"measured with {bench.batch_size} images instead of {whole} ({smaller}), and scaled: forward and "
+                "backward pass with the images, the update of the weights not"
+            )
         if "" not in self.paths:
             notes.append("comparing candidates is left out, the epochs of searches are not")
         return rehearsal, notes
 
     def run(self, found: str, spans: Sequence[Span], traced: float, rehearsal: float) -> Run:
         """One way the run can go, from what was measured."""
-        scale = len(self.bench.training.images) / self.bench.batch_size
         plans, before = [], self.network.dense
         for number, span in enumerate(spans):
             plans.append(self._stage(span.stage, span.epochs, before, keeps_momentum(self.method, spans, number)))
             before = span.stage.subnetwork
         morphs = sum(stage.morph_seconds for stage in plans)
-        parts, dense = [self._part(stage, scale) for stage in plans], self._part(self.dense, scale)
+        parts, dense = [self._part(stage) for stage in plans], self._part(self.dense)
         return Run(
             found, tuple(plans), predict(parts, dense, self.steps_per_epoch, traced + rehearsal + morphs, traced)
         )
@@ -258,19 +260,20 @@ class _Planner:
         """Dense training, as one stage."""
         return self._stage(Stage(0, self.network.dense), self.epochs, self.network.dense, False)
 
-    def _part(self, stage: StagePlan, scale: float) -> Part:
+    def _part(self, stage: StagePlan) -> Part:
         seconds = stage.seconds
         if self.supply is not None and stage.loader_images_per_second is not None:
-            data = self.bench.batch_size / stage.loader_images_per_second
+            data = self._images / stage.loader_images_per_second
             seconds = step_with_data(seconds, data, self.supply.overlapped)
-        return Part(stage.epochs, scale * seconds, scale * stage.flops)
+        return Part(stage.epochs, seconds, stage.flops)
 
     def _stage(self, stage: Stage, epochs: int, before: SubNetwork, momentum: bool) -> StagePlan:
         network, bench, subnetwork = self.network, self.bench, stage.subnetwork
-        costs = [bench.cost(part) for part in runs_in(stage)]
-        dense, ema = bench.costs[network.dense], bench.training.ema
-        dense_seconds = bench.dense_seconds * (1 + ema * dense.average)
-        seconds = fmean(bench.dense_seconds * c.time * (1 + (ema + momentum) * c.average) for c in costs)
+        costs = [self._cost(part) for part in runs_in(stage)]
+        dense, ema = self._cost(network.dense), bench.training.ema
+        usual = bench.dense_seconds * bench.cost(network.dense).growth(self._images / bench.batch_size)
+        dense_seconds = usual * (1 + ema * dense.average)
+        seconds = fmean(usual * c.time * (1 + (ema + momentum) * c.average) for c in costs)
         flops, time_share = fmean(c.flops for c in costs), seconds / dense_seconds
         halves = [c.half for c in costs if c.half is not None]
         supplied = None
@@ -284,10 +287,10 @@ class _Planner:
             update=fmean(c.update for c in costs),
             operations=Operations(fmean(c.operations.counted for c in costs), costs[0].operations.others),
             dense_operations=dense.operations,
-            images_per_second=bench.batch_size / seconds,
+            images_per_second=self._images / seconds,
             loader=supplied,
             rounded=[
-                Rounded(multiple, bench.cost(other).time / costs[0].time, bench.cost(other).flops / costs[0].flops)
+                Rounded(multiple, self._cost(other).time / costs[0].time, self._cost(other).flops / costs[0].flops)
                 for multiple, other in self._rounded(stage).items()
             ],
         )
@@ -308,10 +311,20 @@ class _Planner:
             time_share=time_share,
             images_per_second=found.images_per_second,
             loader_images_per_second=supplied,
-            memory=max(c.memory + (ema + momentum) * c.copy for c in costs),
+            memory=max(c.kept + c.activations + (ema + momentum) * c.copy for c in costs),
             morph_seconds=bench.morph_seconds(before, subnetwork, self.method),
             reasons=reasons(found),
         )
+
+    @property
+    def _images(self) -> int:
+        """Images in a step of the run."""
+        return len(self.bench.training.images)
+
+    def _cost(self, part: SubNetwork) -> StepCost:
+        """What a step of the run costs."""
+        bench = self.bench
+        return bench.cost(part).scaled(self._images / bench.batch_size, bench.cost(self.network.dense))
 
     def _parts(self, stage: Stage) -> list[SubNetwork]:
         """All sub-networks to measure for a stage, those that take its steps first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ...errors import ConfigError
 from ...methods import Method
 from ...momentum import MomentumNetwork
 from ...morph.commit import morph
@@ -61,19 +62,41 @@ class StepCost:
         update: clipping and the optimizer's step, as a share of the step.
         average: one update of an averaged copy of the weights (EMA, momentum network), as a share of the step.
         operations: where the time of the forward and backward pass goes.
-        memory: bytes at the peak of the step, averages left out, see `step_bytes`.
+        kept: bytes that stay from step to step, averages left out.
+        activations: what a step needs besides at its peak, see `step_bytes`.
         copy: bytes of an averaged copy.
     """
 
     parameters: int
-    flops: int
+    flops: float
     time: float
     half: float | None
     update: float
     average: float
     operations: Operations
-    memory: int
+    kept: int
+    activations: float
     copy: int
+
+    def growth(self, scale: float) -> float:
+        """Time of a step with `scale` times the images, by this one's: the update takes what it takes."""
+        return self.update + (1 - self.update) * scale
+
+    def scaled(self, scale: float, dense: StepCost) -> StepCost:
+        """The same with `scale` times the images; `dense` is the dense network's, not scaled.
+
+        Whether a small step is bound by launches says nothing of a large one, so `half` is not known then.
+        """
+        growth = self.growth(scale)
+        return replace(
+            self,
+            flops=self.flops * scale,
+            time=self.time * growth / dense.growth(scale),
+            half=self.half if scale == 1 else None,
+            update=self.update / growth,
+            average=self.average / growth,
+            activations=self.activations * scale,
+        )
 
 
 class Step:
@@ -87,10 +110,14 @@ class Step:
 
     def take(self, images: torch.Tensor, labels: Any) -> None:
         """Forward, backward, update."""
+        self.backward(images, labels)
+        self.update()
+
+    def backward(self, images: torch.Tensor, labels: Any) -> None:
+        """Forward and backward pass."""
         loss = self.training.loss(self.model, images, labels)
         self.optimizer.zero_grad()
         loss.backward()
-        self.update()
 
     def update(self) -> None:
         """What follows the backward pass."""
@@ -139,8 +166,9 @@ class Bench:
                 step = min(self._dense_step(size) for _ in range(3))
             except torch.cuda.OutOfMemoryError:
                 if size == sizes[0]:
-                    raise
-                torch.cuda.empty_cache()
+                    raise ConfigError(
+                        "the dense network does not fit into memory", where=f"{size} images", todo="Use a smaller batch"
+                    ) from None
                 return "the dense network does not fit into memory with more"
             self.batch_size = size
             # Two warm-ups and three rounds of the dense network and of a part, which takes less of it.
@@ -209,8 +237,9 @@ class Bench:
             half=_ratio(times[4], times[1]) if len(times) > 4 else None,
             update=_ratio(times[2], times[1]),
             average=_ratio(times[3], times[1]),
-            operations=divide(lambda: self.training.loss(step.model, *batch).backward(), self.device),
-            memory=peak,
+            operations=divide(partial(step.backward, *batch), self.device),
+            kept=kept,
+            activations=peak - kept,
             copy=bytes_of([*average.parameters(), *average.buffers()]),
         )
 

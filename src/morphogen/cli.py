@@ -1,11 +1,11 @@
-"""The command line: `morphogen train`, `compare`, `inspect`, `label-maps`."""
+"""The command line: `morphogen train`, `compare`, `plan`, `inspect`, `label-maps`."""
 
 from __future__ import annotations
 
 import json
 import sys
 import warnings
-from argparse import RawDescriptionHelpFormatter
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,13 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .errors import ConfigError, MorphogenError, TrainingError
 from .methods import build_method
 from .report.inspect import describe
+from .report.ledger import environment
+from .report.plan.show import stage_rows, told, total
 from .report.render import as_table, summary, write_results
 from .report.searches import draw_searches, search_rows, search_title
 from .train.compare import compare
-from .train.config import CompareConfig, LabelMapsConfig, TrainConfig, find_device
+from .train.config import CompareConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
 from .train.data import load_data, training_images
 from .train.loop import Run, writable
 from .train.models import build_model
+from .train.planning import plan_recipe
 from .train.teacher import load_teacher, make_label_maps
 
 EXAMPLES = {
@@ -36,6 +39,10 @@ EXAMPLES = {
   morphogen compare --data /data/cifar10 --seeds 3 --epochs 30 \\
       --methods "[NetworkExpansion(operator='orthogonal'), NetworkExpansion(operator='random')]"
   morphogen compare --config study.yaml""",
+    "plan": """examples:
+  morphogen plan resnet50 --method "Prog(ratio=0.5)" --batch_size 128 --images 1281167
+  morphogen plan "resnet20(width=32)" --method "NetworkExpansion(stages=3)" --data cifar10:/data/cifar10 --epochs 60
+  morphogen plan --config recipes/deit_small.yaml --method Prog --batch_size 128 --json true""",
     "inspect": """examples:
   morphogen inspect resnet50
   morphogen inspect timm:convnext_nano --shares "[0.25, 0.5]"
@@ -113,7 +120,9 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
             sub.add_class_arguments(kind, skip={"model"}, as_group=False)
         else:
             sub.add_argument("--config", action="config", help="YAML file with the keys below")
-            sub.add_class_arguments(kind, as_group=False)
+            if name == "plan":
+                sub.add_argument("model", nargs="?", type=str, default=SUPPRESS, help="as in train")
+            sub.add_class_arguments(kind, skip={"model"} if name == "plan" else set(), as_group=False)
         commands.add_subcommand(name, sub, help=str(run.__doc__).partition(";")[0].partition(".")[0])
     try:
         parsed = parser.parse_args(arguments)
@@ -172,6 +181,31 @@ def run_compare(config: CompareConfig) -> int:
     print(f"results.json, results.csv, summary.md and accuracy.png are in {config.output}")
     if failures:
         raise TrainingError("; ".join(failures))
+    return 0
+
+
+def run_plan(config: PlanConfig) -> int:
+    """Measure each stage of a method here, and say what it would save before it is run."""
+    console = Console(stderr=True)
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("measuring", total=None)
+        plan = plan_recipe(config, lambda done, total: bar.update(task, completed=done, total=total))
+    where = environment(config.torch_device())
+    if config.json:
+        head = {"model": config.model, "method": config.method, "environment": where}
+        print(json.dumps({**head, **plan.to_dict()}, indent=1))
+        return 0
+    print(f"{config.model}, {config.method}, batches of {config.batch_size}, {config.precision}, on {where['device']}")
+    for run in plan.runs:
+        if run.found:
+            print(f"\nIf the searches find {run.found}:")
+        _console().print(as_table(stage_rows(plan, run)))
+        print(total(run))
+        for line in told(run):
+            print(f"  {line}")
+    for note in plan.notes:
+        print(f"note: {note}")
     return 0
 
 
@@ -253,6 +287,7 @@ class _bars:
 COMMANDS = {
     "train": (TrainConfig, run_train),
     "compare": (CompareConfig, run_compare),
+    "plan": (PlanConfig, run_plan),
     "inspect": (InspectConfig, run_inspect),
     "label-maps": (LabelMapsConfig, run_label_maps),
 }

@@ -11,6 +11,7 @@ from ..errors import ConfigError, TrainingError
 from ..methods import Dense, Method, build_method
 from ..program import first_line
 from ..report.ledger import environment
+from ..report.plan.predict import realised
 from .config import CompareConfig, Recipe
 from .data import Data, load_data
 from .loop import Run, writable
@@ -158,8 +159,8 @@ def _recipe(config: CompareConfig) -> Record:
 def speedups(record: Record, dense: Record) -> dict[str, float | None]:
     """Speedup in time and in FLOPs, and the share of the saved FLOPs that became saved time.
 
-    `realised` is (time speedup - 1) / (FLOP speedup - 1); None where no FLOPs were saved.
+    See `realised`, which is None where no FLOPs were saved.
     """
     time = dense["training_seconds"] / record["training_seconds"]
     flops = dense["flops"] / record["flops"]
-    return {"speedup": time, "flop_speedup": flops, "realised": (time - 1) / (flops - 1) if flops > 1.001 else None}
+    return {"speedup": time, "flop_speedup": flops, "realised": realised(time, flops)}

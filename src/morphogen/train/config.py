@@ -194,6 +194,35 @@ class CompareConfig(Recipe):
 
 
 @dataclass(frozen=True)
+class PlanConfig(Recipe):
+    """What a method would save on this device. Of the recipe, what changes the time of a step counts.
+
+    Attributes:
+        data: as for training; without it images are random, of `image_size` (224), and loading takes no time.
+        images: without data, how many training images there would be, for the time of the run.
+        method: such as `Prog(ratio=0.5)`.
+        num_classes: number of outputs without data.
+        seconds: to measure for; tracing and morphs come on top.
+        json: print JSON instead of tables.
+    """
+
+    data: str = ""
+    method: str = "NetworkExpansion"
+    num_classes: int = 1000
+    seconds: float = 60.0
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes < 1 or not self.seconds > 0:
+            raise ConfigError(
+                "out of range",
+                expected="num_classes at least 1, seconds above 0",
+                found=f"{self.num_classes} and {self.seconds}",
+            )
+
+
+@dataclass(frozen=True)
 class LabelMapsConfig:
     """What a teacher sees at each place of each training image, for token labelling.
 

@@ -314,13 +314,13 @@ def in_one_line(loader: Iterable[T]) -> Iterator[T]:
         yield batch
 
 
-def loader_throughput(data: Data, size: Size | None, batches: int) -> float:
-    """Training images a second that the data layer alone delivers at a size.
+def loader_throughput(data: Data, size: Size | None, batches: int, resizing: str = "bilinear") -> float:
+    """Training images a second that the data layer alone delivers at a size, resized as a method does.
 
     The clock starts when the first batch is there. Workers have begun others by then (two each), so `batches`
     should be many times their number.
     """
-    stream = itertools.chain.from_iterable(data.train_batches(0, epoch, size) for epoch in itertools.count())
+    stream = itertools.chain.from_iterable(data.train_batches(0, epoch, size, resizing) for epoch in itertools.count())
     next(stream)
     start = now(data.device)
     images = sum(len(images) for images, _ in itertools.islice(stream, batches))

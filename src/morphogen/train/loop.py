@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Run:
                 check_predicts(self.model)
             if recipe.channels_last:
                 self.model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
-            self.optimizer = _optimizer(self.model, recipe)
+            self.optimizer = build_optimizer(self.model, recipe)
             self.scheduler = _scheduler(self.optimizer, self.steps, recipe)
             self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
             example = data.example(recipe.batch_size).to(self.device)
@@ -186,16 +186,10 @@ class Run:
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
         """Mean loss of a batch, through the model as it is; also what a search compares."""
-        smoothing, images = self.recipe.label_smoothing, self._laid_out(images)
         with self._precision():
-            if isinstance(labels, torch.Tensor):
-                # PyTorch's cross entropy takes mixed labels too, and smooths both kinds alike.
-                return F.cross_entropy(self.model(images), labels, label_smoothing=smoothing)
-            with self.attached.swapped():
-                predictions = predict(self.model, images)
-            count, classes = predictions.tokens.shape[1:]
-            targets = token_targets(labels, classes, token_grid(count, (images.shape[2], images.shape[3])))
-            return token_label_loss(predictions, with_true_labels(targets, labels.labels, smoothing))
+            return loss_of(
+                self.model, self._laid_out(images), labels, self.recipe.label_smoothing, self.attached.swapped
+            )
 
     def _probe(self, method: Method) -> Probe | None:
         """Loss and data for a method that searches: as in training, always on the same images."""
@@ -303,7 +297,29 @@ def writable(folder: Path) -> None:
         raise ConfigError(f"cannot write results there ({first_line(error)})", where=str(folder)) from error
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def loss_of(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor | MapCrops,
+    smoothing: float,
+    swapped: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> torch.Tensor:
+    """The training loss of a batch: cross entropy, or that of token labelling where the labels are maps.
+
+    `swapped` surrounds a call of another method of the model than its `forward`, see `Attached.swapped`.
+    """
+    if isinstance(labels, torch.Tensor):
+        # PyTorch's cross entropy takes mixed labels too, and smooths both kinds alike.
+        return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
+    with swapped():
+        predictions = predict(model, images)
+    count, classes = predictions.tokens.shape[1:]
+    targets = token_targets(labels, classes, token_grid(count, (images.shape[2], images.shape[3])))
+    return token_label_loss(predictions, with_true_labels(targets, labels.labels, smoothing))
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer of a recipe; AdamW leaves biases, norms and tokens undecayed."""
     if recipe.optimizer == "adamw":
         tokens = getattr(model, "no_weight_decay", set)()  # timm's way to name them
         groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=tokens)

@@ -1,0 +1,20 @@
+"""Sub-networks with a few channels more, in numbers that a device may like better."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...network import Network
+from ...subnet import SubNetwork
+
+
+def rounded_up(network: Network, subnetwork: SubNetwork, multiple: int) -> SubNetwork:
+    """The sub-network with the channels of every group rounded up to a multiple, as far as the group goes."""
+    channels = dict(subnetwork.channels)
+    for group in network.groups:
+        alive = channels[group.name]
+        wanted = -(-len(alive) * group.unit // multiple) * multiple
+        missing = min(group.size, -(-wanted // group.unit)) - len(alive)
+        spare = [unit for unit in range(group.size) if unit not in set(alive)]
+        channels[group.name] = tuple(sorted([*alive, *spare[: max(0, missing)]]))
+    return replace(subnetwork, channels=channels)

@@ -1,0 +1,104 @@
+"""A plan for a recipe: its model, step and data, as the trainer would run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import ConfigError
+from ..methods import build_method
+from ..report.plan import Plan, Supply, Training, plan
+from ..resize import check_resizing
+from .config import PlanConfig, Recipe
+from .data import Data, StreamData, load_data, loader_throughput
+from .loop import build_optimizer, loss_of
+from .models import build_model
+
+LOADER_BATCH = 32
+"""Images in a batch when decoding is timed: with large ones the loader's processes all finish their first at once."""
+
+
+def plan_recipe(config: PlanConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> Plan:
+    """Plan a method with a recipe, on random images, or on data where the recipe names some.
+
+    Raises:
+        MorphogenError: settings, model, data and method that do not fit.
+    """
+    method = build_method(config.method)
+    check_resizing(method.resizing)
+    device = config.torch_device()
+    data = load_data(config) if config.data else None
+    if config.token_labels and data is None:
+        raise ConfigError("label maps go with images", where="token_labels", expected="data", found="none")
+    side = config.image_size or 224
+    classes = data.num_classes if data else config.num_classes
+    model = build_model(config.model, classes, config.drop_path).to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
+    images = torch.randn(config.batch_size, 3, *(data.size if data else (side, side)), device=device)
+    training = Training(
+        images,
+        _labels(config, data, classes, device),
+        optimizer=partial(build_optimizer, recipe=config),
+        loss=partial(_loss, config),
+        clip_grad=config.clip_grad,
+        ema=config.ema > 0,
+    )
+    steps = data.steps if data else _steps(config)
+    supply = None if data is None else _supply(data, config, method.resizing)
+    return plan(
+        model,
+        method,
+        training,
+        epochs=config.epochs,
+        steps_per_epoch=steps,
+        supply=supply,
+        seconds=config.seconds,
+        progress=progress,
+    )
+
+
+def _labels(recipe: Recipe, data: Data | None, classes: int, device: torch.device) -> Any:
+    """Labels of a batch as the data would give them; what they say does not matter."""
+    if recipe.token_labels and data is not None:
+        return next(data.train_batches(0, 0))[1]
+    labels = torch.randint(classes, (recipe.batch_size,), device=device)
+    return F.one_hot(labels, classes).float() if recipe.mixup or recipe.cutmix else labels
+
+
+def _loss(recipe: Recipe, model: nn.Module, images: torch.Tensor, labels: Any) -> torch.Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        if recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return loss_of(model, images, labels, recipe.label_smoothing)
+
+
+def _steps(config: PlanConfig) -> int | None:
+    """Steps in an epoch, where the number of images is known."""
+    if config.images is None:
+        return None
+    if config.images < config.batch_size:
+        raise ConfigError(
+            "fewer training images than one batch",
+            where="images",
+            expected=f"at least {config.batch_size}",
+            found=f"{config.images}",
+        )
+    return config.images // config.batch_size
+
+
+def _supply(data: Data, recipe: Recipe, resizing: str) -> Supply:
+    if not isinstance(data, StreamData):
+        return Supply(lambda size: loader_throughput(data, size, 24, resizing), overlapped=False)
+    small = copy(data)
+    small.recipe = replace(recipe, batch_size=min(LOADER_BATCH, recipe.batch_size))
+    small.steps = data.images // small.recipe.batch_size
+    batches = 8 * max(1, recipe.workers)
+    return Supply(lambda size: loader_throughput(small, size, batches, resizing), overlapped=recipe.workers > 0)

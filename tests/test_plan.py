@@ -345,7 +345,7 @@ def test_durations_in_the_unit_that_reads_best():
 # The command
 
 VIT = "timm:vit_tiny_patch16_224(img_size=16, patch_size=4, embed_dim=32, depth=4, num_heads=2)"
-QUICK = ["--seconds", "0.2", "--batch_size", "16", "--epochs", "4"]
+QUICK = ["--seconds", "0.1", "--batch_size", "16", "--epochs", "4"]
 
 
 def test_the_command_prints_json(capsys):

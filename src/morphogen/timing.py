@@ -30,7 +30,7 @@ def in_turn(pieces: Sequence[Callable[[], object]], device: torch.device, rounds
 def rounds_of(pieces: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> list[list[float]]:
     """Seconds of each of several pieces of work done in turn, round by round, for about so many seconds.
 
-    Every piece runs twice before the clock starts. One that takes less than 50 ms is done several times in a row and
+    Every piece runs twice before the clock starts. One that takes less than 20 ms is done several times in a row and
     its time divided: so a GPU's queue stays filled, as in training.
 
     Returns:
@@ -39,7 +39,7 @@ def rounds_of(pieces: Sequence[Callable[[], object]], device: torch.device, seco
     begin = time.perf_counter()
     for piece in pieces:
         piece()
-    in_a_row = [min(10, max(1, round(0.05 / _seconds(piece, device)))) for piece in pieces]
+    in_a_row = [min(10, max(1, round(0.02 / _seconds(piece, device)))) for piece in pieces]
     rounds: list[list[float]] = []
     while len(rounds) < 3 or time.perf_counter() - begin < seconds:
         rounds.append([_seconds(piece, device, times) for piece, times in zip(pieces, in_a_row, strict=True)])

@@ -30,6 +30,7 @@ from .schedule.stages import Regularisation, Stage
 from .search import Found, Probe, search
 from .snapshot import Snapshot
 from .subnet import SubNetwork
+from .timing import StepClock
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Attached:
     _stage: Stage | None = None
     _kept: Snapshot | None = None
     _again: bool = False
+    _clock: StepClock | None = None
     _epoch: int = 0
     _step: int = 0
 
@@ -92,6 +94,7 @@ class Attached:
             self._average_for(number)
             if stage.candidates:
                 self.supernet = ElasticSupernet(self.network, stage.candidates)
+                self._clock = StepClock(next(self.network.model.parameters()).device)
             self._stage = stage
         lay_out_drop_path(self.network)
         return receipt
@@ -123,8 +126,10 @@ class Attached:
         Returns:
             The images at the resolution that this step runs at.
         """
-        if self.supernet is not None:
-            self.supernet.run_as(_drawn(self._epoch, self._step, len(self.supernet.candidates)))
+        if self.supernet is not None and self._clock is not None:
+            number = _drawn(self._epoch, self._step, len(self.supernet.candidates))
+            self.supernet.run_as(number)
+            self._clock.start(number)
         resolution = self.runs(self._epoch, self._step).resolution
         return images if images is None or resolution is None else self._resized(images, resolution)
 
@@ -135,7 +140,8 @@ class Attached:
     def end_step(self) -> None:
         """Call after every optimizer step; the momentum network follows, where the method has one."""
         self._step += 1
-        if self.supernet is not None:
+        if self.supernet is not None and self._clock is not None:
+            self._clock.stop()
             self.supernet.run_as(None)
         if self.momentum is not None:
             self.momentum.update_parameters(self.network.model)
@@ -178,18 +184,19 @@ class Attached:
 
     def _decide(self) -> None:
         """Measure the candidates; the stages that follow from the best one are known then."""
-        assert self.supernet is not None and self.probe is not None
+        assert self.supernet is not None and self.probe is not None and self._clock is not None
         assert self._stage is not None and self._stage.choose_at is not None
-        lasted = self._stage.choose_at - self._stage.start
-        self.searches.append(search(self.supernet, self.probe, self._stage.choose_at, lasted, self._resized))
+        end, seconds = self._stage.choose_at, self._clock.medians()
+        found = search(self.supernet, self.probe, seconds, self._resized, end, end - self._stage.start)
+        self.searches.append(found)
         self._close()
         if self._kept is not None:
             self._morph(self._kept.subnetwork)
             self._kept.restore()
             self.momentum = self._kept.momentum
             self._kept, self._again = None, False
-        found = [outcome.subnetwork for outcome in self.searches]
-        self.stages = _distinct(self.method.continued(self.network, self.epochs, found))
+        outcomes = [outcome.subnetwork for outcome in self.searches]
+        self.stages = _distinct(self.method.continued(self.network, self.epochs, outcomes))
 
     def _morph(self, target: SubNetwork) -> Receipt:
         return morph(

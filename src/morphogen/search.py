@@ -6,8 +6,9 @@ AutoProg, equation 6: the least L(psi) T(psi)^a, with a fitted on the candidates
 from __future__ import annotations
 
 import math
+import statistics
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,7 @@ from .elastic import ElasticSupernet
 from .errors import ConfigError, TrainingError
 from .network import Network
 from .subnet import SubNetwork
-from .timing import in_turn, now
-
-ROUNDS = 3
-"""Timed steps of each candidate, after one that warms up."""
+from .timing import now
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,16 @@ class Candidate:
     Attributes:
         subnetwork: which.
         loss: on the subset; not finite where the candidate was dropped.
-        seconds: of a forward and backward pass on one batch, on this device.
-        score: loss x seconds ^ exponent; the least one is chosen.
+        seconds: of a training step, on this device.
+        score: loss x seconds ^ exponent.
+        error: standard error of the difference between its score and the least one, over the subset's batches.
     """
 
     subnetwork: SubNetwork
     loss: float
     seconds: float
     score: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Found:
                     "loss": c.loss if math.isfinite(c.loss) else None,
                     "seconds": c.seconds,
                     "score": c.score if math.isfinite(c.score) else None,
+                    "error": c.error,
                     "subnetwork": c.subnetwork.to_dict(),
                 }
                 for c in self.candidates
@@ -137,38 +138,73 @@ def choose(losses: Sequence[float], seconds: Sequence[float]) -> tuple[float, li
     return exponent, scores, min(finite, key=lambda i: (scores[i], seconds[i]))
 
 
+def standard_errors(scores: Sequence[Sequence[float]], best: int) -> list[float]:
+    """For each candidate, of the mean difference between its scores and the best one's on the same batches.
+
+    Args:
+        scores: for each candidate, of every batch.
+        best: number of the candidate to compare with.
+
+    Returns:
+        0 where there is one batch alone, so that nothing is known of the error.
+    """
+    errors = []
+    for own in scores:
+        differences = [mine - theirs for mine, theirs in zip(own, scores[best], strict=True)]
+        many = len(differences) > 1 and all(map(math.isfinite, differences))
+        errors.append(statistics.stdev(differences) / math.sqrt(len(differences)) if many else 0.0)
+    return errors
+
+
 def search(
-    supernet: ElasticSupernet, probe: Probe, epoch: int, epochs: int, resize: Callable[..., torch.Tensor]
+    supernet: ElasticSupernet,
+    probe: Probe,
+    seconds: Mapping[int, float],
+    resize: Callable[..., torch.Tensor],
+    epoch: int,
+    epochs: int,
 ) -> Found:
     """Measure all candidates of a supernet and choose one; weights, gradients and random numbers stay as they are.
 
-    With several ranks each measures on its own subset; mean losses and the longest times decide, the same on all.
+    Of those whose score is within one standard error of the least, the fastest goes on. With several ranks each
+    measures on its own subset; the losses of all and the longest times decide, the same on all.
 
     Args:
         supernet: trained.
         probe: of the training loop.
-        epoch, epochs: for the record, see `Found`.
+        seconds: of a training step of each candidate, by its number.
         resize: images and a resolution to images of that resolution.
+        epoch, epochs: for the record, see `Found`.
 
     Raises:
         TrainingError: no candidate has a finite loss.
-        ConfigError: there is no batch in the subset, or a loss is not above 0.
+        ConfigError: a candidate was never trained, there is no batch in the subset, or a loss is not above 0.
     """
-    network = supernet.network
-    device = next(network.model.parameters()).device
+    device = next(supernet.network.model.parameters()).device
     start = now(device)
-    with _undisturbed(network):
-        losses, seconds = _measured(supernet, probe, device, resize)
+    if len(seconds) < len(supernet.candidates):
+        raise ConfigError(
+            "a search needs a step of every candidate",
+            expected=f"{len(supernet.candidates)} steps or more, each between run.begin_step and run.end_step",
+            found=f"steps of {len(seconds)} candidates",
+        )
+    with _undisturbed(supernet.network):
+        losses = _losses(supernet, probe, resize)
     supernet.run_as(None)
-    losses, seconds = _agreed(losses, seconds, device)
-    for candidate, loss in zip(supernet.candidates, losses, strict=True):
+    losses, times = _agreed(losses, [seconds[number] for number in range(len(seconds))])
+    means = [statistics.fmean(of_candidate) for of_candidate in losses]
+    for candidate, loss in zip(supernet.candidates, means, strict=True):
         if not math.isfinite(loss):
             warnings.warn(
                 f"search before epoch {epoch}: a candidate's loss is {loss}; it is dropped ({describe(candidate)})",
                 stacklevel=2,
             )
-    exponent, scores, chosen = choose(losses, seconds)
-    candidates = tuple(map(Candidate, supernet.candidates, losses, seconds, scores))
+    exponent, scores, best = choose(means, times)
+    each = [[loss * time**exponent for loss in own] for own, time in zip(losses, times, strict=True)]
+    errors = standard_errors(each, best)
+    alike = [i for i, score in enumerate(scores) if score - scores[best] <= errors[i]]  # a NaN is not
+    chosen = min(alike, key=lambda i: times[i])
+    candidates = tuple(map(Candidate, supernet.candidates, means, times, scores, errors))
     return Found(epoch, epochs, candidates, exponent, chosen, now(device) - start)
 
 
@@ -179,47 +215,31 @@ def describe(subnetwork: SubNetwork) -> str:
     return f"{blocks} blocks" + (f", {size}" if size else "")
 
 
-def _measured(
-    supernet: ElasticSupernet, probe: Probe, device: torch.device, resize: Callable[..., torch.Tensor]
-) -> tuple[list[float], list[float]]:
-    """Losses, then seconds; the model is in training mode, and as in training but for dropout."""
-    network, count = supernet.network, len(supernet.candidates)
-    totals, images_seen = torch.zeros(count, dtype=torch.float64), 0
-    seconds: list[float] = []
-
-    def loss_of(number: int, images: torch.Tensor, labels: Any) -> torch.Tensor:
-        supernet.run_as(number)
-        resolution = supernet.candidates[number].resolution
-        with supernet.swapped():
-            return probe.loss(images if resolution is None else resize(images, resolution), labels)
-
-    for images, labels in probe.subset:
-        if not seconds:
-            network.model.train()
-            seconds = in_turn(
-                [lambda i=i: loss_of(i, images, labels).backward() for i in range(count)],  # noqa: B023  (called at once)
-                device,
-                ROUNDS,
-            )
-            _without_dropout(network)
-        for number in range(count):
-            torch.manual_seed(images_seen)  # whatever the loss draws, all candidates draw alike
+def _losses(supernet: ElasticSupernet, probe: Probe, resize: Callable[..., torch.Tensor]) -> list[list[float]]:
+    """For each candidate its loss on every batch, in training mode but without dropout."""
+    losses: list[list[float]] = [[] for _ in supernet.candidates]
+    supernet.network.model.train()
+    _without_dropout(supernet.network)
+    for batch, (images, labels) in enumerate(probe.subset):
+        for number, candidate in enumerate(supernet.candidates):
+            supernet.run_as(number)
+            sized = images if candidate.resolution is None else resize(images, candidate.resolution)
+            torch.manual_seed(batch)  # whatever the loss draws, all candidates draw alike
             with torch.no_grad():
-                totals[number] += float(loss_of(number, images, labels)) * len(images)
-        images_seen += len(images)
-    if not images_seen:
+                losses[number].append(float(probe.loss(sized, labels)))
+    if not losses[0]:
         raise ConfigError("the subset to search on has no batch", expected="at least one (images, labels)")
-    return (totals / images_seen).tolist(), seconds
+    return losses
 
 
-def _agreed(losses: list[float], seconds: list[float], device: torch.device) -> tuple[list[float], list[float]]:
-    """The figures that all ranks act on."""
+def _agreed(losses: list[list[float]], seconds: list[float]) -> tuple[list[list[float]], list[float]]:
+    """The figures that all ranks act on: every rank's batches, and the longest times."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return losses, seconds
-    mean, longest = (torch.tensor(values, dtype=torch.float64, device=device) for values in (losses, seconds))
-    distributed.all_reduce(mean)
-    distributed.all_reduce(longest, distributed.ReduceOp.MAX)
-    return (mean / distributed.get_world_size()).tolist(), longest.tolist()
+    ranks: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(ranks, (losses, seconds))
+    of_all = [[loss for others, _ in ranks for loss in others[i]] for i in range(len(losses))]
+    return of_all, [max(times) for times in zip(*(own for _, own in ranks), strict=True)]
 
 
 def _without_dropout(network: Network) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -14,17 +15,6 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def in_turn(pieces: Sequence[Callable[[], object]], device: torch.device, rounds: int = 5) -> list[float]:
-    """Median seconds of each of several pieces of work, done in turn, so that a noisy machine hits all alike.
-
-    Every piece runs once before the clock starts.
-    """
-    for piece in pieces:
-        piece()
-    seconds = [[_seconds(piece, device) for piece in pieces] for _ in range(rounds)]
-    return [statistics.median(times) for times in zip(*seconds, strict=True)]
 
 
 def rounds_of(pieces: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> list[list[float]]:
@@ -51,3 +41,43 @@ def _seconds(piece: Callable[[], object], device: torch.device, times: int = 1) 
     for _ in range(times):
         piece()
     return (now(device) - start) / times
+
+
+class StepClock:
+    """Seconds of training steps by kind, without waiting for the device in between."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._marks: dict[int, list[tuple[Any, Any]]] = {}
+        self._open: tuple[int, Any] | None = None
+
+    def start(self, kind: int) -> None:
+        """A step of a kind begins; a step that has begun already goes on."""
+        if self._open is None:
+            self._open = kind, self._mark()
+
+    def stop(self) -> None:
+        """The step is over."""
+        if self._open is not None:
+            kind, begin = self._open
+            self._marks.setdefault(kind, []).append((begin, self._mark()))
+            self._open = None
+
+    def medians(self) -> dict[int, float]:
+        """Median seconds of each kind; the first step of a kind, which warms up, only where it is the only one."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        return {
+            kind: statistics.median([self._between(*pair) for pair in pairs[1:] or pairs])
+            for kind, pairs in self._marks.items()
+        }
+
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, begin: Any, end: Any) -> float:
+        return begin.elapsed_time(end) / 1000 if self._cuda else end - begin

@@ -18,6 +18,7 @@ def search_rows(search: Record) -> list[dict[str, str]]:
             "loss": "not finite: dropped" if candidate["loss"] is None else f"{candidate['loss']:.4f}",
             "ms": f"{1000 * candidate['seconds']:.1f}",
             "score": "" if candidate["score"] is None else f"{candidate['score']:.4f}",
+            "error": f"{candidate['error']:.4f}",
             "chosen": "yes" if number == search["chosen"] else "",
         }
         for number, candidate in enumerate(search["candidates"])

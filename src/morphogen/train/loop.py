@@ -35,6 +35,9 @@ from .token_labels import check_predicts, predict, token_grid, token_label_loss,
 CHECK_EVERY = 50
 """Steps between looks at the loss: often enough to stop early, seldom enough not to wait for a GPU."""
 
+LEAST_SUBSET = 512
+"""Images on which a search compares losses where one in 25 is fewer."""
+
 
 class Run:
     """One network trained by one method with one seed.
@@ -195,8 +198,8 @@ class Run:
         """Loss and data for a method that searches: as in training, always on the same images."""
         if not method.searches:
             return None
-        least = min(2 * self.recipe.batch_size, self.data.images)
-        return Probe(self._loss, self.data.subset(method.subset or max(least, self.data.images // 25), self.seed))
+        few = max(LEAST_SUBSET, self.data.images // 25)  # the paper's 50,000 of ImageNet
+        return Probe(self._loss, self.data.subset(method.subset or min(few, self.data.images), self.seed))
 
     def _follow_schedule(self, number: int) -> None:
         """The learning rate of an epoch that begins again is that of its first time."""

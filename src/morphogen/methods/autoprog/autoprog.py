@@ -26,8 +26,7 @@ class AutoProg(Method):
         ratio: the smallest share of each dimension in the growth space, in (0, 1]; the paper's are 0.5 and 0.4.
         stages: number of stages of equal length, at least 2; the last is the dense network.
         search_epochs: epochs of supernet training at the start of a stage, before a candidate is chosen.
-        subset: training images to compare candidates on; None takes one in 25, as in the paper, and two batches at
-            least.
+        subset: training images to compare candidates on; None takes one in 25, as in the paper, and 512 at least.
         dimensions: what may be smaller: `depth`, `resolution`, `width`.
         multiple_of: of channel counts, where width is a dimension.
         recycle: weight recycling: the supernet's epochs are epochs of the run and its weights are kept. Without it

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import morphogen
+
+from planted import Size, found_schedule
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,25 @@ class DepthRow:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """A method, and channels, blocks and side of the image in each of 8 epochs of `nets.Tower`."""
+    """A method, and channels, blocks and side of the image in each epoch that `nets.Tower` trains, in a run of 8.
 
-    method: morphogen.Method
+    Attributes:
+        method: or what makes it, given a folder to write to.
+        found: the size that wins in each of its searches.
+    """
+
+    method: morphogen.Method | Callable[[Path], morphogen.Method]
     channels: tuple[int, ...] = (12,) * 8
     blocks: tuple[int, ...] = (4,) * 8
     side: tuple[int, ...] = (8,) * 8
+    found: tuple[Size, ...] = ()
+
+    def made(self, folder: Path) -> morphogen.Method:
+        return self.method if isinstance(self.method, morphogen.Method) else self.method(folder)
+
+    @property
+    def name(self) -> str:
+        return repr(self.method) if isinstance(self.method, morphogen.Method) else self.method.__name__
 
 
 OPERATORS = [
@@ -62,6 +79,11 @@ DEPTH_OPERATORS = [
     DepthRow("mogrow", BETWEEN, averaged=ALL),
     DepthRow("mostack", ON_TOP, averaged=ALL),
 ]
+
+
+def retrain(folder: Path) -> morphogen.Method:
+    return morphogen.Retrain(file=str(found_schedule(folder, [(12, 2, 4), (12, 3, 5), (12, 3, 7)])))
+
 
 METHODS = [
     MethodRow(morphogen.Dense()),
@@ -87,4 +109,27 @@ METHODS = [
         blocks=(2, 2, 2, 2, 4, 4, 4, 4),
         side=(4, 4, 4, 4, 8, 8, 8, 8),
     ),
+    # Blocks of AutoProg's levels: 2, 3, 4; sides: 4, 5, 7, 8; every other epoch is the supernet's.
+    MethodRow(
+        morphogen.AutoProg(stages=4, search_epochs=1),
+        blocks=(4, 2, 4, 3, 4, 3, 4, 4),
+        side=(8, 4, 8, 5, 8, 7, 8, 8),
+        found=((12, 2, 4), (12, 3, 5), (12, 3, 7)),
+    ),
+    MethodRow(
+        morphogen.AutoProg(stages=4, search_epochs=1, depth_operator="rezero", recycle=False),
+        channels=(12,) * 11,
+        blocks=(4, 2, 2, 4, 3, 3, 4, 4, 4, 4, 4),
+        side=(8, 4, 4, 8, 5, 5, 8, 7, 7, 8, 8),
+        found=((12, 2, 4), (12, 3, 5), (12, 4, 7)),
+    ),
+    MethodRow(
+        morphogen.AutoProg(stages=2, dimensions=("width", "depth"), depth_operator="interpolate"),
+        channels=(12, 12, 10, 10, 12, 12, 12, 12),
+        blocks=(4, 4, 3, 3, 4, 4, 4, 4),
+        found=((10, 3, 8),),
+    ),
+    MethodRow(morphogen.AutoProg(stages=4, search_epochs=1), found=((12, 4, 8),)),  # whole: no more searches
+    MethodRow(morphogen.Supernet(dimensions=("depth", "resolution", "width"))),
+    MethodRow(retrain, blocks=(2, 2, 3, 3, 3, 3, 4, 4), side=(4, 4, 5, 5, 7, 7, 8, 8)),
 ]

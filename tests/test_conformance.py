@@ -21,12 +21,14 @@ from checks import (
 )
 from conformance import ALL, DEPTH_OPERATORS, METHODS, OPERATORS
 from nets import NETS, Block, DropPath, Residual, Tower, image
+from planted import Planted, plant_times
 
 
-def test_the_table_is_complete():
+def test_the_table_is_complete(tmp_path, monkeypatch):
+    plant_times(monkeypatch)
     assert {row.name for row in OPERATORS} == set(REGISTERED_OPERATORS)
     assert {row.name for row in DEPTH_OPERATORS} == set(REGISTERED_DEPTH_OPERATORS)
-    assert {type(row.method) for row in METHODS} == {*REGISTERED_METHODS.values(), morphogen.Combined}
+    assert {type(row.made(tmp_path)) for row in METHODS} == {*REGISTERED_METHODS.values(), morphogen.Combined}
 
 
 @pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
@@ -108,34 +110,43 @@ def test_depth_operator_fills_carries_and_keeps_or_changes_the_function_as_decla
     take_steps(model, optimizer, x)
 
 
-@pytest.mark.parametrize("row", METHODS, ids=lambda row: repr(row.method))
-def test_method_follows_its_schedule_and_replays(row):
+@pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
+def test_method_follows_its_schedule_and_replays(row, tmp_path, monkeypatch):
+    plant_times(monkeypatch)
+    method = row.made(tmp_path)
     model = Tower()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     fresh = Tower().state_dict()
-    run = morphogen.attach(model, optimizer, row.method, example=image(), epochs=8, steps_per_epoch=1)
-    seen = []
-    for epoch in range(8):
+    probe = Planted(model, row.found).probe
+    run = morphogen.attach(model, optimizer, method, example=image(), epochs=8, steps_per_epoch=1, probe=probe)
+    seen, morphed, epoch = [], [], 0
+    while epoch < 8:
         run.begin_epoch(epoch)
         blocks = sum(isinstance(block, Block) for block in model.blocks)
         height, width = run.network.current.resolution
         assert height == width
         seen.append((model.conv1.out_channels, blocks, height))
-        take_steps(model, optimizer, image(size=height), steps=1)
+        morphed += seen[-1:] * (len(run.history) - len(morphed))
+        take_steps(model, optimizer, run.begin_step(image()), steps=1)
         run.end_step()
         assert_optimizer_holds_model(model, optimizer)
         alive = [block for block in model.blocks if isinstance(block, Block)]
         rates = [block.drop_path.drop_prob for block in alive if isinstance(block.drop_path, DropPath)]
         assert rates == pytest.approx([0.3 * (i + 1) / max(1, blocks - 1) for i in range(blocks - 1)])
+        epoch = run.next_epoch(epoch)
+    run.end()
     assert seen == list(zip(row.channels, row.blocks, row.side, strict=True))
-    assert run.momentum is None
+    assert len(run.searches) == len(row.found)
+    assert run.momentum is None and run.supernet is None
     assert {name: value.shape for name, value in model.state_dict().items()} == {
         name: value.shape for name, value in fresh.items()
     }
     Tower().load_state_dict(model.state_dict())
     # The history replays the run.
     again = morphogen.trace(Tower(), image())
-    for epoch, subnetwork in [(e, morphogen.SubNetwork.from_json(s.to_json())) for e, s in run.history]:
+    history = [morphogen.SubNetwork.from_json(s.to_json()) for _, s in run.history]
+    for subnetwork, (channels, blocks, _) in zip(history, morphed, strict=True):
         morphogen.morph(again, subnetwork)
-        assert again.model.conv1.out_channels == seen[epoch][0]
+        assert again.model.conv1.out_channels == channels
+        assert sum(isinstance(block, Block) for block in again.model.blocks) == blocks
     assert again.current == again.dense

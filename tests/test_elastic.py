@@ -159,6 +159,26 @@ def test_another_entry_than_forward():
         assert torch.equal(net.model.forward_head(features), net.model(small))
 
 
+def test_a_swap_inside_a_swap_lasts_as_long_as_the_outer_one():
+    """A narrower candidate, called twice in one `swapped`, as a loss may do: running statistics move twice."""
+    net, images, space = network_of("tower")
+    supernet = morphogen.ElasticSupernet(net, space.candidates())
+    supernet.run_as(0)
+    model, small = net.model.train(), at(images, space.candidates()[0])
+    state, weight = copy.deepcopy(model.state_dict()), model.conv1.weight
+    for _ in range(2):
+        model(small)
+    twice = copy.deepcopy(model.state_dict())
+    model.load_state_dict(state)
+    with supernet.swapped():
+        model(small)
+        assert model.conv1.weight.shape[0] == 6
+        model(small)
+        assert model.conv1.weight.shape[0] == 6
+    assert model.conv1.weight is weight
+    assert all(torch.equal(value, twice[key]) for key, value in model.state_dict().items())
+
+
 def test_a_forward_pass_that_fails_leaves_the_whole_network():
     net, images, space = network_of("vit")
     before = net.model.pos_embed

@@ -87,6 +87,7 @@ class Attached:
         if stage != self._stage:
             self._close()
             if stage.candidates and not self.method.recycle:
+                self._fold()  # the next morph does, and the way back leads to a network without them
                 self._kept = Snapshot(self.network, *self._followers())
             if stage.subnetwork != self.network.current:
                 receipt = self._morph(stage.subnetwork)
@@ -149,8 +150,7 @@ class Attached:
     def end(self) -> None:
         """Call when training is over: what a method keeps in the model while it trains goes."""
         self._close()
-        trees = [self.network.model, *_several(self.ema)]
-        fold_factors(trees, _several(self.optimizer))
+        self._fold()
 
     def regularisation(self, epoch: int) -> Regularisation:
         """How strong the recipe's regularisation is in an epoch."""
@@ -213,6 +213,9 @@ class Attached:
         if self.supernet is not None:
             self.supernet.close()
             self.supernet = None
+
+    def _fold(self) -> None:
+        fold_factors([self.network.model, *_several(self.ema)], _several(self.optimizer))
 
     def _resized(self, images: torch.Tensor, resolution: tuple[int, int]) -> torch.Tensor:
         return resized(images, resolution, self.method.resizing)

@@ -72,7 +72,7 @@ class ElasticSupernet:
         self._whole = _part(network, network.current)
         self._parts = [_part(network, candidate) for candidate in candidates]
         self._now = self._whole
-        self._inside = False
+        self._inside = 0
         model = network.model
         # A compiled model is compiled once for each candidate, the hooks not at all; PyTorch gives up after 8.
         torch._dynamo.config.recompile_limit += len(self.candidates)
@@ -111,19 +111,22 @@ class ElasticSupernet:
             self._leave()
 
     def _enter(self, *_: Any) -> None:
-        if not self._inside:
-            for swap in self._now.swaps:
-                swap.place[swap.leaf] = swap()
-            self._inside = True
+        self._inside += 1
+        if self._inside > 1:
+            return
+        for swap in self._now.swaps:
+            swap.place[swap.leaf] = swap()
 
     def _leave(self, *_: Any) -> None:
+        self._inside -= 1
+        if self._inside:
+            return
         for swap in self._now.swaps:
             place, whole = swap.place, swap.whole
             now = place[swap.leaf]
             place[swap.leaf] = whole
             if swap.map is not None and place is swap.module._buffers and whole is not None and now is not None:
                 _write_back(swap.map, now, whole)
-        self._inside = False
 
 
 def _write_back(change: TensorMap, part: torch.Tensor, whole: torch.Tensor) -> None:

@@ -1,0 +1,88 @@
+"""Searches whose outcome is known: equal times, and a probe whose loss is least for the candidate that is to win."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import morphogen
+
+from nets import Block, Tower, image
+
+Size = tuple[int, int, int]
+"""Channels, blocks and side of the image, as a `Tower` ran."""
+
+
+def plant_times(monkeypatch, seconds: Callable[[int], Sequence[float]] = lambda count: [1.0] * count) -> None:
+    """Searches measure these times; every candidate still takes its step."""
+
+    def in_turn(pieces, device, rounds):
+        for piece in pieces:
+            piece()
+        return list(seconds(len(pieces)))
+
+    monkeypatch.setattr("morphogen.search.in_turn", in_turn)
+
+
+class Planted:
+    """A probe for a `Tower`: in each search the loss is 0.1 at one size and 1 at all others, whatever the weights.
+
+    Attributes:
+        best: the size that is to win in each search.
+        seen: for each search what its loss was called with: the size that ran, images, labels.
+    """
+
+    def __init__(self, model: nn.Module, best: Sequence[Size] = (), batches: int = 1):
+        self.model, self.best = model, best
+        self.batches = [(torch.randn(4, 3, 8, 8), torch.full((4,), i)) for i in range(batches)]
+        self.seen: list[list[tuple[Size, torch.Tensor, torch.Tensor]]] = []
+
+    @property
+    def probe(self) -> morphogen.Probe:
+        return morphogen.Probe(self.loss, self)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self.seen.append([])
+        return iter(self.batches)
+
+    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        output, size = sized(self.model, images)
+        self.seen[-1].append((size, images.clone(), labels))
+        return 0 * output.sum() + (0.1 if size == self.best[len(self.seen) - 1] else 1.0)
+
+
+def sized(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, Size]:
+    """The output of a `Tower`, and the size it ran at, as its layers saw it."""
+    channels: list[int] = []
+    blocks: list[nn.Module] = []
+    hooks = [model.conv1.register_forward_hook(lambda *call: channels.append(call[2].shape[1]))]
+    hooks += [
+        block.conv.register_forward_hook(lambda *call: blocks.append(call[0]))
+        for block in model.blocks
+        if isinstance(block, Block)
+    ]
+    output = model(images)
+    for hook in hooks:
+        hook.remove()
+    return output, (channels[0], len(blocks), images.shape[-1])
+
+
+def found_schedule(folder: Path, best: Sequence[Size]) -> Path:
+    """The file of a short run of AutoProg whose searches found these sizes; times are to be planted."""
+    model = Tower()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = morphogen.AutoProg(stages=len(best) + 1, search_epochs=1)
+    epochs = 2 * method.stages
+    probe = Planted(model, best).probe
+    run = morphogen.attach(model, optimizer, method, example=image(), epochs=epochs, steps_per_epoch=1, probe=probe)
+    for epoch in range(epochs):
+        run.begin_epoch(epoch)
+        run.begin_step(image())
+        run.end_step()
+    file = folder / "schedule.json"
+    file.write_text(json.dumps(run.saved_schedule().to_dict()))
+    return file

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import morphogen
+from morphogen.report.outcome import saved_schedule
+from morphogen.search import search
 
 from nets import Block, Tower, image
 
@@ -18,14 +20,12 @@ Size = tuple[int, int, int]
 
 
 def plant_times(monkeypatch, seconds: Callable[[int], Sequence[float]] = lambda count: [1.0] * count) -> None:
-    """Searches measure these times; every candidate still takes its step."""
+    """Searches take the steps of their candidates to have lasted so long, also those that no step has run."""
 
-    def in_turn(pieces, device, rounds):
-        for piece in pieces:
-            piece()
-        return list(seconds(len(pieces)))
+    def planted(supernet, probe, measured, *rest):
+        return search(supernet, probe, dict(enumerate(seconds(len(supernet.candidates)))), *rest)
 
-    monkeypatch.setattr("morphogen.search.in_turn", in_turn)
+    monkeypatch.setattr("morphogen.searching.search", planted)
 
 
 class Planted:
@@ -78,11 +78,11 @@ def found_schedule(folder: Path, best: Sequence[Size]) -> Path:
     method = morphogen.AutoProg(stages=len(best) + 1, search_epochs=1)
     epochs = 2 * method.stages
     probe = Planted(model, best).probe
-    run = morphogen.attach(model, optimizer, method, example=image(), epochs=epochs, steps_per_epoch=1, probe=probe)
+    run = morphogen.attach(model, optimizer, method, example=image(), epochs=epochs, steps_per_epoch=9, probe=probe)
     for epoch in range(epochs):
         run.begin_epoch(epoch)
         run.begin_step(image())
         run.end_step()
     file = folder / "schedule.json"
-    file.write_text(json.dumps(run.saved_schedule().to_dict()))
+    file.write_text(json.dumps(saved_schedule(run).to_dict()))
     return file

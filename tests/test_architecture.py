@@ -15,6 +15,7 @@ LAYERS = [
     {"graph", "morph"},
     {"operators", "schedule", "elastic"},
     {"methods", "search", "snapshot"},
+    {"searching"},
     {"attach"},
     {"report"},
     {"train"},

@@ -118,7 +118,7 @@ def test_method_follows_its_schedule_and_replays(row, tmp_path, monkeypatch):
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     fresh = Tower().state_dict()
     probe = Planted(model, row.found).probe
-    run = morphogen.attach(model, optimizer, method, example=image(), epochs=8, steps_per_epoch=1, probe=probe)
+    run = morphogen.attach(model, optimizer, method, example=image(), epochs=8, steps_per_epoch=9, probe=probe)
     seen, morphed, epoch = [], [], 0
     while epoch < 8:
         run.begin_epoch(epoch)
@@ -137,7 +137,7 @@ def test_method_follows_its_schedule_and_replays(row, tmp_path, monkeypatch):
     run.end()
     assert seen == list(zip(row.channels, row.blocks, row.side, strict=True))
     assert len(run.searches) == len(row.found)
-    assert run.momentum is None and run.supernet is None
+    assert run.momentum is None and run.searching is None
     assert {name: value.shape for name, value in model.state_dict().items()} == {
         name: value.shape for name, value in fresh.items()
     }

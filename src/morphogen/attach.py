@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .elastic import ElasticSupernet
 from .errors import ConfigError
 from .fake import Example
 from .graph.trace import trace
@@ -25,12 +23,11 @@ from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
 from .network import Network
 from .resize import resized
-from .schedule.saved import SETTINGS, SavedSchedule, found_stages
 from .schedule.stages import Regularisation, Stage
-from .search import Found, Probe, search
+from .search import Found, Probe
+from .searching import Searching
 from .snapshot import Snapshot
 from .subnet import SubNetwork
-from .timing import StepClock
 
 
 @dataclass
@@ -44,9 +41,9 @@ class Attached:
         steps_per_epoch: optimizer steps in an epoch, where the method needs to know.
         probe: what a method that searches measures candidates with.
         momentum: the average that grown blocks will come from; None where none is needed any more.
-        supernet: in a stage with candidates, what runs as one of them in each step.
+        searching: the elastic supernet at work, in a stage with candidates.
         searches: the outcome of every search so far.
-        history: (epoch, sub-network) of each morph so far, the first at epoch 0; it replays the run.
+        history: (epoch, sub-network) of each stage so far, the first at epoch 0; it replays the run.
     """
 
     network: Network
@@ -57,16 +54,13 @@ class Attached:
     epochs: int
     steps_per_epoch: int | None = None
     probe: Probe | None = None
-    momentum: MomentumNetwork | None = None
-    supernet: ElasticSupernet | None = None
-    searches: list[Found] = field(default_factory=list)
-    history: list[tuple[int, SubNetwork]] = field(default_factory=list)
-    _stage: Stage | None = None
-    _kept: Snapshot | None = None
-    _again: bool = False
-    _clock: StepClock | None = None
-    _epoch: int = 0
-    _step: int = 0
+    momentum: MomentumNetwork | None = field(default=None, init=False)
+    searching: Searching | None = field(default=None, init=False)
+    searches: list[Found] = field(default_factory=list, init=False)
+    history: list[tuple[int, SubNetwork]] = field(default_factory=list, init=False)
+    _stage: Stage | None = field(default=None, init=False)
+    _epoch: int = field(default=0, init=False)
+    _kept: Snapshot | None = field(default=None, init=False)
 
     def begin_epoch(self, epoch: int) -> Receipt | None:
         """Call before the first batch of every epoch, counted from 0; morphs where the schedule says.
@@ -75,28 +69,22 @@ class Attached:
 
         Returns:
             What the morph did, or None where the network stays as it is.
+
+        Raises:
+            ConfigError: an epoch below 0, or one that a search does not allow (see `next_epoch`).
+            MorphError: see `morph`.
+            TrainingError: see `search`.
         """
         if epoch < 0:
             raise ConfigError("epoch out of range", expected="epochs counted from 0", found=f"{epoch}")
-        if self._search_is_over(epoch):
-            self._decide()
+        receipt = self._decide() if self._search_is_over(epoch) else None
         number = max(i for i, stage in enumerate(self.stages) if stage.start <= epoch)
-        stage, receipt = self.stages[number], None
-        self._epoch, self._step = epoch, 0
+        stage, self._epoch = self.stages[number], epoch
         self.network.drop_path_scale = self.regularisation(epoch).drop_path
         if stage != self._stage:
-            self._close()
-            if stage.candidates and not self.method.recycle:
-                self._fold()  # the next morph does, and the way back leads to a network without them
-                self._kept = Snapshot(self.network, *self._followers())
-            if stage.subnetwork != self.network.current:
-                receipt = self._morph(stage.subnetwork)
-            self.history.append((epoch, stage.subnetwork))
-            self._average_for(number)
-            if stage.candidates:
-                self.supernet = ElasticSupernet(self.network, stage.candidates)
-                self._clock = StepClock(next(self.network.model.parameters()).device)
-            self._stage = stage
+            receipt = self._enter(stage, number) or receipt
+        elif self.searching is not None:
+            self.searching.steps = 0
         lay_out_drop_path(self.network)
         return receipt
 
@@ -107,16 +95,14 @@ class Attached:
         the stage begins again with what was found.
         """
         stage = self._stage
-        if stage is None or stage.choose_at != epoch + 1 or self._kept is None:
-            return epoch + 1
-        self._again = True
-        return stage.start
+        thrown_away = stage is not None and stage.choose_at == epoch + 1 and self._kept is not None
+        return stage.start if stage is not None and thrown_away else epoch + 1
 
     def runs(self, epoch: int, step: int) -> SubNetwork:
         """The sub-network that a step of an epoch of the present stage runs, on every rank the same."""
-        if self.supernet is None:
+        if self.searching is None:
             return self.network.current
-        return self.supernet.candidates[_drawn(epoch, step, len(self.supernet.candidates))]
+        return self.searching.stage.candidates[self.searching.drawn(epoch, step)]
 
     def begin_step(self, images: torch.Tensor | None = None) -> torch.Tensor | None:
         """Call before every forward pass: in a search, another candidate runs in each step.
@@ -127,76 +113,96 @@ class Attached:
         Returns:
             The images at the resolution that this step runs at.
         """
-        if self.supernet is not None and self._clock is not None:
-            number = _drawn(self._epoch, self._step, len(self.supernet.candidates))
-            self.supernet.run_as(number)
-            self._clock.start(number)
-        resolution = self.runs(self._epoch, self._step).resolution
-        return images if images is None or resolution is None else self._resized(images, resolution)
-
-    def swapped(self) -> AbstractContextManager[None]:
-        """Put this around a call of another method of the model than its `forward` (`forward_features`, say)."""
-        return nullcontext() if self.supernet is None else self.supernet.swapped()
+        runs = self.network.current if self.searching is None else self.searching.begin_step(self._epoch)
+        return images if images is None or runs.resolution is None else self._resized(images, runs.resolution)
 
     def end_step(self) -> None:
-        """Call after every optimizer step; the momentum network follows, where the method has one."""
-        self._step += 1
-        if self.supernet is not None and self._clock is not None:
-            self._clock.stop()
-            self.supernet.run_as(None)
+        """Call after every optimizer step: a supernet is whole again, the momentum network follows.
+
+        Raises:
+            ConfigError: in a search, without `begin_step`.
+        """
+        if self.searching is not None:
+            self.searching.end_step()
         if self.momentum is not None:
             self.momentum.update_parameters(self.network.model)
 
+    def swapped(self) -> AbstractContextManager[None]:
+        """Put this around a call of another method of the model than its `forward` (`forward_features`, say)."""
+        return nullcontext() if self.searching is None else self.searching.supernet.swapped()
+
     def end(self) -> None:
         """Call when training is over: what a method keeps in the model while it trains goes."""
-        self._close()
-        self._fold()
+        self.close()
+        fold_factors(*self._followers())
+
+    def close(self) -> None:
+        """Make an elastic supernet an ordinary network; where training stops in the middle of a search."""
+        if self.searching is not None:
+            self.searching.supernet.close()
+            self.searching = None
 
     def regularisation(self, epoch: int) -> Regularisation:
         """How strong the recipe's regularisation is in an epoch."""
         return self.method.regularisation(epoch, self.epochs)
 
-    def saved_schedule(self) -> SavedSchedule:
-        """The schedule of this run, as far as it is known, for `Retrain`; what was searched is as if known ahead."""
-        method = self.method
-        settings = {name: getattr(method, name) for name in SETTINGS}
-        for name in ("operator", "depth_operator"):
-            settings[name] = settings[name] if isinstance(settings[name], str) else settings[name].__name__
-        strengths = [astuple(self.regularisation(epoch)) for epoch in range(self.epochs)]
-        return SavedSchedule(self.epochs, found_stages(self.stages), settings, tuple(strengths))
-
-    def predicted_speedup(self) -> float | None:
-        """Dense time by this run's, from the times that the searches measured; None where they do not tell."""
-        seconds = {c.subnetwork: c.seconds for found in self.searches for c in found.candidates}
-        total, dense = 0.0, seconds.get(self.network.dense)
-        for stage, end in zip(self.stages, [*(s.start for s in self.stages[1:]), self.epochs], strict=True):
-            parts = stage.candidates or (stage.subnetwork,)
-            if dense is None or any(part not in seconds for part in parts):
-                return None
-            total += (end - stage.start) * sum(seconds[part] for part in parts) / len(parts)
-        for found in self.searches if not self.method.recycle else ():
-            total += found.epochs * sum(c.seconds for c in found.candidates) / len(found.candidates)
-        return None if dense is None else self.epochs * dense / total
-
     def _search_is_over(self, epoch: int) -> bool:
-        stage = self._stage
-        return stage is not None and stage.choose_at is not None and (self._again or epoch >= stage.choose_at)
+        stage, searching = self._stage, self.searching
+        if stage is None or stage.choose_at is None or searching is None:
+            return False
+        if self._kept is None:
+            return epoch >= stage.choose_at
+        if epoch >= stage.choose_at:
+            raise ConfigError(
+                "without weight recycling the epochs of a search are trained again",
+                expected=f"epoch {stage.start}, as run.next_epoch({self._epoch}) says",
+                found=f"epoch {epoch}",
+            )
+        return epoch == stage.start and self._epoch == stage.choose_at - 1 and searching.steps > 0
 
-    def _decide(self) -> None:
+    def _decide(self) -> Receipt | None:
         """Measure the candidates; the stages that follow from the best one are known then."""
-        assert self.supernet is not None and self.probe is not None and self._clock is not None
-        assert self._stage is not None and self._stage.choose_at is not None
-        end, seconds = self._stage.choose_at, self._clock.medians()
-        found = search(self.supernet, self.probe, seconds, self._resized, end, end - self._stage.start)
-        self.searches.append(found)
-        self._close()
+        assert self.searching is not None and self.probe is not None
+        self.searches.append(self.searching.decide(self.probe, self._resized))
+        self.close()
+        receipt = None
         if self._kept is not None:
-            self._morph(self._kept.subnetwork)
+            if self.network.current != self._kept.subnetwork:
+                receipt = self._morph(self._kept.subnetwork)
             self._kept.restore()
-            self.momentum = self._kept.momentum
-            self._kept, self._again = None, False
-        outcomes = [outcome.subnetwork for outcome in self.searches]
-        self.stages = _distinct(self.method.continued(self.network, self.epochs, outcomes))
+            self.momentum, self._kept = self._kept.momentum, None
+        found = [outcome.subnetwork for outcome in self.searches]
+        self.stages = _distinct(self.method.continued(self.network, self.epochs, found))
+        return receipt
+
+    def _enter(self, stage: Stage, number: int) -> Receipt | None:
+        """Begin a stage."""
+        if stage.choose_at is not None and stage.start != self._epoch:
+            raise ConfigError(
+                "a run cannot be joined in the middle of a search",
+                expected=f"all epochs from {stage.start} on",
+                found=f"epoch {self._epoch}",
+            )
+        if stage.choose_at is not None and self.steps_per_epoch is not None:
+            steps = (stage.choose_at - stage.start) * self.steps_per_epoch
+            if steps < len(stage.candidates):
+                raise ConfigError(
+                    "a search needs a step of every candidate",
+                    expected=f"at least {len(stage.candidates)} steps",
+                    found=f"{steps}, in {stage.choose_at - stage.start} epochs",
+                    todo="Search for more epochs, or with smaller batches",
+                )
+        self.close()
+        if stage.choose_at is not None and not self.method.recycle:
+            fold_factors(*self._followers())
+            self._kept = Snapshot(self.network, *self._followers(), self.momentum)
+        receipt = self._morph(stage.subnetwork) if stage.subnetwork != self.network.current else None
+        self.history.append((self._epoch, stage.subnetwork))
+        self._average_for(number)
+        if stage.candidates:
+            self.searching = Searching(self.network, stage)
+        self._stage = stage
+        return receipt
 
     def _morph(self, target: SubNetwork) -> Receipt:
         return morph(
@@ -209,19 +215,12 @@ class Attached:
             momentum=self.momentum,
         )
 
-    def _close(self) -> None:
-        if self.supernet is not None:
-            self.supernet.close()
-            self.supernet = None
-
-    def _fold(self) -> None:
-        fold_factors([self.network.model, *_several(self.ema)], _several(self.optimizer))
-
     def _resized(self, images: torch.Tensor, resolution: tuple[int, int]) -> torch.Tensor:
         return resized(images, resolution, self.method.resizing)
 
-    def _followers(self) -> tuple[list[Optimizer], list[nn.Module], MomentumNetwork | None]:
-        return _several(self.optimizer), _several(self.ema), self.momentum
+    def _followers(self) -> tuple[list[nn.Module], list[Optimizer]]:
+        """The model and its averages, and its optimizers."""
+        return [self.network.model, *_several(self.ema)], _several(self.optimizer)
 
     def _average_for(self, number: int) -> None:
         """Keep a momentum network in this stage if a later one grows from it."""
@@ -241,12 +240,6 @@ class Attached:
         return depth_named(self.method.depth_operator).everything or any(
             set(after[name]) - set(before[name]) for name in after
         )
-
-
-def _drawn(epoch: int, step: int, count: int) -> int:
-    """The candidate of a step: each once, in another order each time round, so that all are trained equally often."""
-    order = random.Random(f"{epoch}/{step // count}").sample(range(count), count)
-    return order[step % count]
 
 
 def _distinct(stages: Sequence[Stage]) -> list[Stage]:

@@ -138,6 +138,8 @@ def run_train(config: TrainConfig) -> int:
     method = build_method(config.method)
     run = Run(config, load_data(config), method, config.method, config.seed)
     writable(config.output)
+    for name in ("schedule.json", "search.png"):  # of another run
+        (config.output / name).unlink(missing_ok=True)
     try:
         with _bars() as tell:
             for epoch in run.epochs():
@@ -149,7 +151,7 @@ def run_train(config: TrainConfig) -> int:
     for search in run.ledger.searches:
         _console().print(as_table(search_rows(search), search_title(search)))
     if run.ledger.predicted_speedup:
-        print(f"by the times measured in the searches, {run.ledger.predicted_speedup:.2f}x as fast as dense training")
+        print(f"by the step times in its searches, {run.ledger.predicted_speedup:.2f}x as fast as dense training")
     print(f"weights, ledger and schedule are in {config.output}")
     return 0
 

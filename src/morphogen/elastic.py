@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from .bypass import bypass
+from .errors import SubNetworkError
 from .fake import tensor_named
 from .morph.drop_path import rates_in
 from .morph.tensors import TensorMap, map_tensors
 from .network import Network, attributes_in
-from .subnet import DropPath, SubNetwork, within
+from .subnet import DropPath, SubNetwork, contains, within
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class _Swap:
 class _Part:
     """All that has to be set for one candidate to run."""
 
-    off: Sequence[tuple[nn.Module, Callable[..., Any]]]
+    off: Sequence[tuple[nn.Module, Callable[..., Any], dict[str, Any]]]
+    """Blocks, what they do instead, and the `forward` that someone has given the very block."""
     attributes: Sequence[tuple[nn.Module, str, Any]]
     rates: Sequence[tuple[nn.Module, DropPath]]
     swaps: Sequence[_Swap]
@@ -60,15 +62,28 @@ class ElasticSupernet:
     `run_as` takes effect for every call of the model until the next one. Tensors of another size are put in their
     places for the time of the forward pass alone, through hooks on the model. Where another method of the model than
     its `forward` is called, put `with supernet.swapped():` around it. Under `DistributedDataParallel` parameters of
-    blocks that are off get no gradient: set `find_unused_parameters=True`.
+    blocks that are off get no gradient: set `find_unused_parameters=True`. Activation checkpointing computes anew when
+    the whole tensors are back, so checkpointed blocks must not have tensors of another size.
 
     Attributes:
         network: `network.current` is the supernet; it must not be morphed while this one is open.
         candidates: parts of it.
+
+    Raises:
+        SubNetworkError: a candidate is no part of the current sub-network.
     """
 
     def __init__(self, network: Network, candidates: Sequence[SubNetwork]):
         self.network, self.candidates = network, tuple(candidates)
+        for candidate in candidates:
+            network.check(candidate)
+            network.grids.at(candidate.resolution)  # what follows the resolution is known for all before any is read
+            if not contains(network.current, candidate):
+                raise SubNetworkError(
+                    "a candidate of an elastic supernet must be a part of it",
+                    expected=f"a part of {network.current.to_json()}",
+                    found=candidate.to_json(),
+                )
         self._whole = _part(network, network.current)
         self._parts = [_part(network, candidate) for candidate in candidates]
         self._now = self._whole
@@ -84,10 +99,14 @@ class ElasticSupernet:
 
     def run_as(self, number: int | None) -> None:
         """Run as a candidate from now on; None is the whole supernet."""
-        for module, _ in self._now.off:
-            module.__dict__.pop("forward", None)
+        if self._inside:  # an interrupt has left the forward pass without its hook
+            self._inside = 1
+            self._leave()
+        for module, _, own in self._now.off:
+            module.__dict__.pop("forward")
+            module.__dict__.update(own)
         self._now = self._whole if number is None else self._parts[number]
-        for module, hand_on in self._now.off:
+        for module, hand_on, _ in self._now.off:
             module.__dict__["forward"] = hand_on
         for module, name, value in self._now.attributes:
             setattr(module, name, value)
@@ -145,7 +164,8 @@ def _part(network: Network, candidate: SubNetwork) -> _Part:
     for stack in network.stacks:
         stand_in = bypass(stack)
         paths = (path for path in stack.blocks if path in absent and path not in already)
-        off += [(model.get_submodule(path), stand_in.forward) for path in paths]
+        modules = [model.get_submodule(path) for path in paths]
+        off += [(m, stand_in.forward, {k: v for k, v in m.__dict__.items() if k == "forward"}) for m in modules]
     # What a candidate leaves alone has to be set all the same: the one before it may have changed it.
     attributes = [
         (model.get_submodule(path), name, value)

@@ -261,7 +261,7 @@ def _units(group: ChannelGroup, share: float, multiple_of: int) -> int:
     if multiple_of == 1:
         return max(1, int(share * group.size + 1e-9))
     step = max(1, -(-multiple_of // group.unit))  # units in one multiple of channels
-    if step >= group.size:
+    if step >= group.size or share == 1:
         return group.size
     return min(group.size, max(step, int(share * group.size / step + 0.5) * step))
 

@@ -6,6 +6,7 @@ AutoProg, equation 6: the least L(psi) T(psi)^a, with a fitted on the candidates
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from .elastic import ElasticSupernet
@@ -32,11 +32,16 @@ class Probe:
     Attributes:
         loss: the mean loss of a batch, through the model as it is at that moment: `loss(images, labels)`.
         subset: batches of a fixed part of the training data at full resolution, (images, labels) each, augmented as
-            in training. It is gone through once in every search; all candidates see the same augmented images.
+            in training. It is gone through once in every search; all candidates see the same augmented images. With
+            several ranks each has its own, of equally many batches.
     """
 
     loss: Callable[[torch.Tensor, Any], torch.Tensor]
     subset: Iterable[tuple[torch.Tensor, Any]]
+
+
+Resize = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
+"""Images and a resolution to images of that resolution."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +131,14 @@ def choose(losses: Sequence[float], seconds: Sequence[float]) -> tuple[float, li
 
     Raises:
         TrainingError: no loss is finite.
-        ConfigError: a loss is not above 0, so that its product with time means nothing.
+        TrainingError: a loss is not above 0, so that its product with time means nothing.
     """
     finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
     if not finite:
         raise TrainingError("no candidate has a finite loss", todo="Lower the learning rate")
     if min(losses[i] for i in finite) <= 0:
-        raise ConfigError("the search multiplies losses with times", expected="losses above 0", found=f"{min(losses)}")
+        found = f"{min(losses[i] for i in finite)}"
+        raise TrainingError("a search multiplies losses with times", expected="losses above 0", found=found)
     exponent = fit_exponent([losses[i] for i in finite], [seconds[i] for i in finite])
     scores = [loss * time**exponent for loss, time in zip(losses, seconds, strict=True)]
     return exponent, scores, min(finite, key=lambda i: (scores[i], seconds[i]))
@@ -160,7 +166,7 @@ def search(
     supernet: ElasticSupernet,
     probe: Probe,
     seconds: Mapping[int, float],
-    resize: Callable[..., torch.Tensor],
+    resize: Resize,
     epoch: int,
     epochs: int,
 ) -> Found:
@@ -173,12 +179,12 @@ def search(
         supernet: trained.
         probe: of the training loop.
         seconds: of a training step of each candidate, by its number.
-        resize: images and a resolution to images of that resolution.
+        resize: for the images.
         epoch, epochs: for the record, see `Found`.
 
     Raises:
-        TrainingError: no candidate has a finite loss.
-        ConfigError: a candidate was never trained, there is no batch in the subset, or a loss is not above 0.
+        TrainingError: no candidate has a finite loss, or a loss is not above 0.
+        ConfigError: a candidate was never trained, or there is no batch in the subset.
     """
     device = next(supernet.network.model.parameters()).device
     start = now(device)
@@ -188,9 +194,11 @@ def search(
             expected=f"{len(supernet.candidates)} steps or more, each between run.begin_step and run.end_step",
             found=f"steps of {len(seconds)} candidates",
         )
-    with _undisturbed(supernet.network):
-        losses = _losses(supernet, probe, resize)
-    supernet.run_as(None)
+    try:
+        with _undisturbed(supernet.network, device):
+            losses = _losses(supernet, probe, resize)
+    finally:
+        supernet.run_as(None)
     losses, times = _agreed(losses, [seconds[number] for number in range(len(seconds))])
     means = [statistics.fmean(of_candidate) for of_candidate in losses]
     for candidate, loss in zip(supernet.candidates, means, strict=True):
@@ -215,7 +223,7 @@ def describe(subnetwork: SubNetwork) -> str:
     return f"{blocks} blocks" + (f", {size}" if size else "")
 
 
-def _losses(supernet: ElasticSupernet, probe: Probe, resize: Callable[..., torch.Tensor]) -> list[list[float]]:
+def _losses(supernet: ElasticSupernet, probe: Probe, resize: Resize) -> list[list[float]]:
     """For each candidate its loss on every batch, in training mode but without dropout."""
     losses: list[list[float]] = [[] for _ in supernet.candidates]
     supernet.network.model.train()
@@ -225,6 +233,7 @@ def _losses(supernet: ElasticSupernet, probe: Probe, resize: Callable[..., torch
             supernet.run_as(number)
             sized = images if candidate.resolution is None else resize(images, candidate.resolution)
             torch.manual_seed(batch)  # whatever the loss draws, all candidates draw alike
+            random.seed(batch)
             with torch.no_grad():
                 losses[number].append(float(probe.loss(sized, labels)))
     if not losses[0]:
@@ -252,23 +261,19 @@ def _without_dropout(network: Network) -> None:
 
 
 @contextmanager
-def _undisturbed(network: Network) -> Iterator[None]:
-    """Afterwards running statistics, gradients, modes and random numbers are what they were."""
+def _undisturbed(network: Network, device: torch.device) -> Iterator[None]:
+    """Afterwards buffers (running statistics), modes and random numbers are what they were."""
     model = network.model
     modes = [(module, module.training) for module in model.modules()]
-    statistics = [b for m in model.modules() if isinstance(m, _NormBase) for b in m.buffers(recurse=False)]
-    kept = [buffer.clone() for buffer in statistics]
-    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in grads:
-        parameter.grad = None
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    state = random.getstate()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
+        random.setstate(state)
         with torch.no_grad():
-            for buffer, value in zip(statistics, kept, strict=True):
+            for buffer, value in kept:
                 buffer.copy_(value)
-        for parameter, grad in grads:
-            parameter.grad = grad
         for module, training in modes:
             module.training = training

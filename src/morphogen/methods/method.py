@@ -12,6 +12,7 @@ from ..momentum import Momentum
 from ..morph.entry import DepthOperator, depth_named
 from ..morph.growth import GrowthOperator, named
 from ..network import Network
+from ..resize import check_resizing
 from ..schedule.stages import Regularisation, Stage
 from ..subnet import SubNetwork
 
@@ -65,9 +66,10 @@ class Method(ABC):
         return Regularisation()
 
     def check_operators(self) -> None:
-        """Raise MorphError for an unknown operator, ConfigError for a decay out of range."""
+        """Raise MorphError for an unknown operator, ConfigError for an unknown resizing or a decay out of range."""
         named(self.operator)
         depth_named(self.depth_operator)
+        check_resizing(self.resizing)
         Momentum(self.decay, self.horizon)
 
     @property

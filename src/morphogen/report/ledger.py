@@ -102,7 +102,7 @@ class Ledger:
 
     @property
     def flops(self) -> int:
-        """FLOPs of all training steps."""
+        """FLOPs of all training steps; those of comparing candidates are not among them."""
         return sum(stage.training_flops * stage.steps for stage in self.stages)
 
     @property

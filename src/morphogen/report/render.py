@@ -83,7 +83,7 @@ def write_results(records: Sequence[Record], folder: Path) -> None:
         for record in records
     ]
     with open(folder / "results.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(flat[0]))
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in flat for key in row)))
         writer.writeheader()
         writer.writerows(flat)
     (folder / "summary.md").write_text(as_markdown(summary(records)) + "\n")

@@ -32,9 +32,19 @@ class SavedSchedule:
     regularisation: tuple[tuple[float, float, float], ...]
 
     def over(self, epochs: int) -> list[Stage]:
-        """The stages in a run of so many epochs; those that would have none are left out."""
-        starts = {round(start * epochs / self.epochs): subnetwork for start, subnetwork in self.stages}
-        return [Stage(start, subnetwork) for start, subnetwork in starts.items() if start < epochs]
+        """The stages in a run of so many epochs; one that would have none is left out.
+
+        Raises:
+            ConfigError: the last would have none.
+        """
+        starts = {-(-start * epochs // self.epochs): subnetwork for start, subnetwork in self.stages}
+        if max(starts) >= epochs:
+            raise ConfigError(
+                "the run is too short for this schedule: its last stage would have no epoch",
+                expected=f"at least {self.epochs // (self.epochs - self.stages[-1][0]) + 1} epochs",
+                found=f"{epochs}",
+            )
+        return [Stage(start, subnetwork) for start, subnetwork in starts.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON types."""

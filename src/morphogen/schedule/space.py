@@ -111,12 +111,13 @@ def growth_space(
     Raises:
         ConfigError: a dimension that this network cannot change.
     """
-    for dimension, there in (("depth", network.stacks), ("resolution", network.structure.resolution)):
-        if dimension in dimensions and not there:
+    there = {"depth": network.stacks, "resolution": network.structure.resolution, "width": network.groups}
+    for dimension in dimensions:
+        if not there[dimension]:
             raise ConfigError(
                 f"the {dimension} of this model cannot change",
                 where="growth space",
-                expected="block stacks, for depth; images (N, C, H, W), for resolution",
+                expected="block stacks for depth, images (N, C, H, W) for resolution, channel groups for width",
                 todo="Leave it out of `dimensions`; `morphogen inspect` says what was found",
             )
 

@@ -23,6 +23,7 @@ from ..methods import Method
 from ..program import first_line
 from ..report.flops import Cost, cost
 from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
+from ..report.outcome import predicted_speedup, saved_schedule
 from ..resize import check_resizing
 from ..search import Probe
 from ..subnet import SubNetwork
@@ -36,7 +37,7 @@ CHECK_EVERY = 50
 """Steps between looks at the loss: often enough to stop early, seldom enough not to wait for a GPU."""
 
 LEAST_SUBSET = 512
-"""Images on which a search compares losses where one in 25 is fewer."""
+"""Images on which a search compares losses where one in 25, as of the paper's ImageNet, is fewer."""
 
 
 class Run:
@@ -83,7 +84,7 @@ class Run:
                     epochs=epochs,
                     steps_per_epoch=data.steps,
                     ema=self.ema,
-                    probe=self._probe(method),
+                    probe=self._probe(method, 0),
                     exclude=recipe.exclude,
                 )
             self._prices: dict[SubNetwork, Cost] = {}
@@ -114,15 +115,18 @@ class Run:
                 yield epoch
                 number = self.attached.next_epoch(number)
             self.attached.end()
-            self.ledger.schedule = self.attached.saved_schedule().to_dict()
-            self.ledger.predicted_speedup = self.attached.predicted_speedup()
+            saved = saved_schedule(self.attached)
+            self.ledger.schedule = saved.to_dict() if saved else None
+            self.ledger.predicted_speedup = predicted_speedup(self.attached)
         except (Exception, KeyboardInterrupt) as error:
+            self.attached.close()
             self.ledger.stopped = first_line(error)
             raise
 
     def _epoch(self, number: int) -> Epoch:
         ledger, attached = self.ledger, self.attached
         searched = len(attached.searches)
+        attached.probe = self._probe(attached.method, max(0, number - 1))
         with ledger.clock("morph", self.device):
             receipt = attached.begin_epoch(number)
         for found in attached.searches[searched:]:
@@ -194,12 +198,13 @@ class Run:
                 self.model, self._laid_out(images), labels, self.recipe.label_smoothing, self.attached.swapped
             )
 
-    def _probe(self, method: Method) -> Probe | None:
-        """Loss and data for a method that searches: as in training, always on the same images."""
+    def _probe(self, method: Method, epoch: int) -> Probe | None:
+        """Loss and data for a method that searches: as in an epoch of training, always on the same images."""
         if not method.searches:
             return None
-        few = max(LEAST_SUBSET, self.data.images // 25)  # the paper's 50,000 of ImageNet
-        return Probe(self._loss, self.data.subset(method.subset or min(few, self.data.images), self.seed))
+        count = method.subset or min(max(LEAST_SUBSET, self.data.images // 25), self.data.images)
+        strength = method.regularisation(epoch, self.total_epochs)
+        return Probe(self._loss, self.data.subset(count, self.seed, strength))
 
     def _follow_schedule(self, number: int) -> None:
         """The learning rate of an epoch that begins again is that of its first time."""
@@ -242,7 +247,7 @@ class Run:
         network = self.attached.network
         with self.ledger.clock("accounting", self.device):
             price, resolution = self._price(network.current), network.current.resolution
-            searching = self.attached.supernet is not None
+            searching = self.attached.searching is not None
             self.ledger.stages.append(StageCost(epoch, resolution, price.parameters, price.training, searching))
             self.ledger.history = [
                 {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history

@@ -64,6 +64,10 @@ class AutoProg(Method):
                 expected="0 < ratio <= 1, at least 2 stages and 1 epoch of search",
                 found=f"ratio {self.ratio}, stages {self.stages}, search_epochs {self.search_epochs}",
             )
+        if self.subset is not None and (not isinstance(self.subset, int) or self.subset < 1):
+            raise ConfigError(
+                "subset out of range", where="AutoProg", expected="images, 1 or more", found=f"{self.subset}"
+            )
         check_dimensions(self.dimensions, "AutoProg")
         check_adaptive(self.adaptive, "AutoProg")
         self.check_operators()
@@ -139,10 +143,10 @@ class AutoProg(Method):
     def _check_lengths(self, starts: Sequence[int], epochs: int) -> None:
         """The last stage does not search."""
         shortest = min(b - a for a, b in pairwise(starts))
-        least = self.search_epochs + 1 if self.recycle else 1
+        least = self.search_epochs + self.recycle
         if shortest < least or starts[-1] >= epochs:
             raise ConfigError(
-                "a search as long as its stage leaves nothing of it",
+                "a search longer than its stage leaves nothing of it",
                 where="AutoProg",
                 expected=f"stages of at least {least} epochs",
                 found=f"{epochs} epochs in {self.stages} stages, the shortest of {shortest}",

@@ -38,7 +38,8 @@ class Retrain(Method):
         """The saved stages, at their share of this run.
 
         Raises:
-            ConfigError: the schedule is of another model.
+            ConfigError: the schedule is of another model, the run is too short, or the saved run was stopped before
+                its network was whole.
         """
         stages = self.saved.over(epochs)
         try:
@@ -50,6 +51,12 @@ class Retrain(Method):
                 where=self.file,
                 todo="Retrain with the model, and the image size, that the schedule was found with",
             ) from error
+        if stages[-1].subnetwork != network.dense:
+            raise ConfigError(
+                "this schedule does not end with the dense network",
+                where=self.file,
+                expected="the schedule of a run that was finished",
+            )
         return stages
 
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:

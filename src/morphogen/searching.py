@@ -1,0 +1,67 @@
+"""A stage with candidates at work: which of them a step runs, how long its steps take, and which one goes on."""
+
+from __future__ import annotations
+
+import random
+
+from .elastic import ElasticSupernet
+from .errors import ConfigError
+from .network import Network
+from .schedule.stages import Stage
+from .search import Found, Probe, Resize, search
+from .subnet import SubNetwork
+from .timing import StepClock
+
+
+class Searching:
+    """An elastic supernet in training.
+
+    Attributes:
+        stage: with its candidates.
+        supernet: that runs them.
+        steps: taken in the present epoch.
+    """
+
+    def __init__(self, network: Network, stage: Stage):
+        self.stage, self.steps = stage, 0
+        self.supernet = ElasticSupernet(network, stage.candidates)
+        self._clock = StepClock(next(network.model.parameters()).device)
+        self._begun = False
+
+    def drawn(self, epoch: int, step: int) -> int:
+        """The number of a step's candidate, the same on every rank.
+
+        Each comes once, in another order each time round, so that all are trained equally often.
+        """
+        count = len(self.stage.candidates)
+        return random.Random(f"{epoch}/{step // count}").sample(range(count), count)[step % count]
+
+    def begin_step(self, epoch: int) -> SubNetwork:
+        """Run the next step as its candidate, or this one again (gradients may be accumulated)."""
+        number = self.drawn(epoch, self.steps)
+        self.supernet.run_as(number)
+        self._clock.start(number)
+        self._begun = True
+        return self.stage.candidates[number]
+
+    def end_step(self) -> None:
+        """The step is over; until the next one the whole supernet runs.
+
+        Raises:
+            ConfigError: it has not begun.
+        """
+        if not self._begun:
+            raise ConfigError(
+                "a step of an elastic supernet ends that has not begun",
+                expected="images = run.begin_step(images) before every forward pass",
+            )
+        self._clock.stop()
+        self._begun = False
+        self.supernet.run_as(None)
+        self.steps += 1
+
+    def decide(self, probe: Probe, resize: Resize) -> Found:
+        """Compare the candidates; see `search`."""
+        assert self.stage.choose_at is not None
+        epochs = self.stage.choose_at - self.stage.start
+        return search(self.supernet, probe, self._clock.medians(), resize, self.stage.choose_at, epochs)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import morphogen
+from morphogen.timing import StepClock
 
 from nets import Block, Tower, image
 
@@ -17,15 +18,14 @@ Size = tuple[int, int, int]
 """Channels, blocks and side of the image, as a `Tower` ran."""
 
 
-def plant_times(monkeypatch, seconds: Callable[[int], Sequence[float]] = lambda count: [1.0] * count) -> None:
-    """Searches measure these times; every candidate still takes its step."""
+def plant_times(monkeypatch, seconds: Callable[[int], float] = lambda number: 1.0) -> None:
+    """Searches take these for the measured times, by the candidate's number."""
+    monkeypatch.setattr(StepClock, "medians", lambda self: {number: seconds(number) for number in self._marks})
 
-    def in_turn(pieces, device, rounds):
-        for piece in pieces:
-            piece()
-        return list(seconds(len(pieces)))
 
-    monkeypatch.setattr("morphogen.search.in_turn", in_turn)
+def steps_of(run: morphogen.Attached) -> int:
+    """Steps of an epoch that are as few as a search of one epoch can do with."""
+    return len(run.supernet.candidates) if run.supernet is not None and run.method.searches else 1
 
 
 class Planted:
@@ -81,8 +81,9 @@ def found_schedule(folder: Path, best: Sequence[Size]) -> Path:
     run = morphogen.attach(model, optimizer, method, example=image(), epochs=epochs, steps_per_epoch=1, probe=probe)
     for epoch in range(epochs):
         run.begin_epoch(epoch)
-        run.begin_step(image())
-        run.end_step()
+        for _ in range(steps_of(run)):
+            run.begin_step(image())
+            run.end_step()
     file = folder / "schedule.json"
     file.write_text(json.dumps(run.saved_schedule().to_dict()))
     return file

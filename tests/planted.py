@@ -11,7 +11,7 @@ from torch import nn
 
 import morphogen
 from morphogen.report.outcome import saved_schedule
-from morphogen.search import search
+from morphogen.timing import StepClock
 
 from nets import Block, Tower, image
 
@@ -19,13 +19,14 @@ Size = tuple[int, int, int]
 """Channels, blocks and side of the image, as a `Tower` ran."""
 
 
-def plant_times(monkeypatch, seconds: Callable[[int], Sequence[float]] = lambda count: [1.0] * count) -> None:
-    """Searches take the steps of their candidates to have lasted so long, also those that no step has run."""
+def plant_times(monkeypatch, seconds: Callable[[int], float] = lambda number: 1.0) -> None:
+    """Searches take these for the measured times, by the candidate's number."""
+    monkeypatch.setattr(StepClock, "medians", lambda self: {number: seconds(number) for number in self._marks})
 
-    def planted(supernet, probe, measured, *rest):
-        return search(supernet, probe, dict(enumerate(seconds(len(supernet.candidates)))), *rest)
 
-    monkeypatch.setattr("morphogen.searching.search", planted)
+def steps_of(run: morphogen.Attached) -> int:
+    """Steps of an epoch that are as few as a search of one epoch can do with."""
+    return len(run.searching.stage.candidates) if run.searching is not None and run.method.searches else 1
 
 
 class Planted:
@@ -81,8 +82,9 @@ def found_schedule(folder: Path, best: Sequence[Size]) -> Path:
     run = morphogen.attach(model, optimizer, method, example=image(), epochs=epochs, steps_per_epoch=9, probe=probe)
     for epoch in range(epochs):
         run.begin_epoch(epoch)
-        run.begin_step(image())
-        run.end_step()
+        for _ in range(steps_of(run)):
+            run.begin_step(image())
+            run.end_step()
     file = folder / "schedule.json"
     file.write_text(json.dumps(saved_schedule(run).to_dict()))
     return file

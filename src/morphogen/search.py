@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ from .network import Network
 from .subnet import SubNetwork
 from .timing import now
 
+CLOCK = 0.01
+"""Times that differ by less (the standard deviation of their logarithms) are equal: the clock is no better."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -34,10 +39,24 @@ class Probe:
         subset: batches of a fixed part of the training data at full resolution, (images, labels) each, augmented as
             in training. It is gone through once in every search; all candidates see the same augmented images. With
             several ranks each has its own, of equally many batches.
+
+    Raises:
+        ConfigError: a subset without a batch, or a generator, which could be gone through in one search alone.
     """
 
     loss: Callable[[torch.Tensor, Any], torch.Tensor]
     subset: Iterable[tuple[torch.Tensor, Any]]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.subset, Iterator):
+            raise ConfigError(
+                "the subset to search on can be gone through only once",
+                where="Probe",
+                expected="a list of batches, or a DataLoader: every search goes through it",
+                found=type(self.subset).__name__,
+            )
+        if not length_hint(self.subset, 1):
+            raise _no_batch()
 
 
 Resize = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
@@ -114,34 +133,34 @@ class Found:
 def fit_exponent(losses: Sequence[float], seconds: Sequence[float]) -> float:
     """a of loss = c T^-a, by least squares on the logarithms: how much of its loss a candidate owes to its time.
 
-    0 where larger candidates are no better, so that the loss alone decides.
+    0 where larger candidates are no better, or take no longer, so that the loss alone decides.
     """
     x, y = [math.log(t) for t in seconds], [math.log(loss) for loss in losses]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     spread = sum((t - mean_x) ** 2 for t in x)
-    if spread < 1e-12:
+    if spread < len(x) * CLOCK**2:
         return 0.0
     return max(0.0, -sum((t - mean_x) * (loss - mean_y) for t, loss in zip(x, y, strict=True)) / spread)
 
 
 def choose(losses: Sequence[float], seconds: Sequence[float]) -> tuple[float, list[float], int]:
-    """The exponent, every candidate's score, and the number of the best; of equals the faster one.
+    """The exponent, every candidate's score, and the number of the best; of equals (to nine digits) the faster one.
 
     A loss that is not finite drops its candidate.
 
     Raises:
-        TrainingError: no loss is finite.
-        TrainingError: a loss is not above 0, so that its product with time means nothing.
+        TrainingError: no loss is finite, or one is not above 0, so that its product with time means nothing.
     """
     finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
     if not finite:
         raise TrainingError("no candidate has a finite loss", todo="Lower the learning rate")
-    if min(losses[i] for i in finite) <= 0:
-        found = f"{min(losses[i] for i in finite)}"
-        raise TrainingError("a search multiplies losses with times", expected="losses above 0", found=found)
+    least = min(losses[i] for i in finite)
+    if least <= 0:
+        raise TrainingError("a search multiplies losses with times", expected="losses above 0", found=f"{least}")
     exponent = fit_exponent([losses[i] for i in finite], [seconds[i] for i in finite])
     scores = [loss * time**exponent for loss, time in zip(losses, seconds, strict=True)]
-    return exponent, scores, min(finite, key=lambda i: (scores[i], seconds[i]))
+    logarithms = {i: round(math.log(losses[i]) + exponent * math.log(seconds[i]), 9) for i in finite}
+    return exponent, scores, min(finite, key=lambda i: (logarithms[i], seconds[i]))
 
 
 def standard_errors(scores: Sequence[Sequence[float]], best: int) -> list[float]:
@@ -183,8 +202,9 @@ def search(
         epoch, epochs: for the record, see `Found`.
 
     Raises:
-        TrainingError: no candidate has a finite loss, or a loss is not above 0.
-        ConfigError: a candidate was never trained, or there is no batch in the subset.
+        TrainingError: no candidate has a finite loss.
+        ConfigError: a candidate was never trained, there is no batch in the subset, or a loss is not one
+            number above 0.
     """
     device = next(supernet.network.model.parameters()).device
     start = now(device)
@@ -210,7 +230,7 @@ def search(
     exponent, scores, best = choose(means, times)
     each = [[loss * time**exponent for loss in own] for own, time in zip(losses, times, strict=True)]
     errors = standard_errors(each, best)
-    alike = [i for i, score in enumerate(scores) if score - scores[best] <= errors[i]]  # a NaN is not
+    alike = [i for i, score in enumerate(scores) if math.isfinite(score) and score - scores[best] <= errors[i]]
     chosen = min(alike, key=lambda i: times[i])
     candidates = tuple(map(Candidate, supernet.candidates, means, times, scores, errors))
     return Found(epoch, epochs, candidates, exponent, chosen, now(device) - start)
@@ -228,16 +248,17 @@ def _losses(supernet: ElasticSupernet, probe: Probe, resize: Resize) -> list[lis
     losses: list[list[float]] = [[] for _ in supernet.candidates]
     supernet.network.model.train()
     _without_dropout(supernet.network)
+    _seed(0)
     for batch, (images, labels) in enumerate(probe.subset):
         for number, candidate in enumerate(supernet.candidates):
             supernet.run_as(number)
             sized = images if candidate.resolution is None else resize(images, candidate.resolution)
-            torch.manual_seed(batch)  # whatever the loss draws, all candidates draw alike
-            random.seed(batch)
+            _seed(batch)  # whatever the loss draws, all candidates draw alike
             with torch.no_grad():
-                losses[number].append(float(probe.loss(sized, labels)))
+                losses[number].append(_number(probe.loss(sized, labels)))
+        _seed(batch)  # and the next batch is augmented as in every search
     if not losses[0]:
-        raise ConfigError("the subset to search on has no batch", expected="at least one (images, labels)")
+        raise _no_batch()
     return losses
 
 
@@ -260,20 +281,63 @@ def _without_dropout(network: Network) -> None:
             module.eval()
 
 
-@contextmanager
-def _undisturbed(network: Network, device: torch.device) -> Iterator[None]:
-    """Afterwards buffers (running statistics), modes and random numbers are what they were."""
-    model = network.model
-    modes = [(module, module.training) for module in model.modules()]
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    state = random.getstate()
+def _number(loss: Any) -> float:
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return float(loss)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            "the probe's loss cannot be used",
+            where="Probe",
+            expected="the mean loss of a batch, a tensor of one number",
+            found=f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__,
+        ) from error
+
+
+def _no_batch() -> ConfigError:
+    return ConfigError("the subset to search on has no batch", where="Probe", expected="at least one (images, labels)")
+
+
+def _seed(seed: int) -> None:
+    """PyTorch's random numbers, Python's, and NumPy's where it is in use (timm mixes tokens by them)."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+
+
+@contextmanager
+def _own_random(device: torch.device) -> Iterator[None]:
+    numpy = sys.modules.get("numpy")
+    python, state = random.getstate(), None if numpy is None else numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
-        random.setstate(state)
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(state)
+
+
+@contextmanager
+def _undisturbed(network: Network, device: torch.device) -> Iterator[None]:
+    """Afterwards buffers (running statistics), gradients, modes and random numbers are what they were."""
+    model = network.model
+    modes = [(module, module.training) for module in model.modules()]
+    places = [(module._buffers, name) for module in model.modules() for name in module._buffers]
+    buffers = [(place, name, b, None if b is None else b.clone()) for place, name in places for b in [place[name]]]
+    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in grads:
+        parameter.grad = None
+    try:
+        with _own_random(device):
+            yield
+    finally:
+        for place, name, buffer, value in buffers:
+            place[name] = buffer
+            if buffer is not None and value is not None and not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
+        for parameter, grad in grads:
+            parameter.grad = grad
         for module, training in modes:
             module.training = training

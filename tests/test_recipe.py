@@ -28,7 +28,7 @@ from morphogen.train.augment import image_order, rand_augment, seeded
 from morphogen.train.config import Recipe
 from morphogen.train.data import Data, load_data, loader_throughput
 from morphogen.train.images import RandomCrops, read_random_crop
-from morphogen.train.loop import Run, _optimizer, _scheduler
+from morphogen.train.loop import Run, _scheduler, build_optimizer
 from morphogen.train.models import build_model
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
@@ -461,7 +461,7 @@ def test_the_average_follows_the_steps_and_is_what_is_tested_and_saved(tmp_path)
 
 def test_adamw_decays_weights_alone():
     model = build_model("timm:deit_tiny_patch16_224(depth=1, embed_dim=48, img_size=32)", 10)
-    optimizer = _optimizer(model, recipe(optimizer="adamw", weight_decay=0.05))
+    optimizer = build_optimizer(model, recipe(optimizer="adamw", weight_decay=0.05))
     names = {parameter: name for name, parameter in model.named_parameters()}
     decay = {names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decay.keys() == set(names.values())
@@ -542,7 +542,7 @@ def test_loader_throughput_counts_images_by_the_clock(photos):
     class Slow:
         device = CPU
 
-        def train_batches(self, seed, epoch, size):
+        def train_batches(self, seed, epoch, size, resizing):
             for _ in range(2):
                 time.sleep(0.02)
                 yield torch.zeros(5, 3, *size), torch.zeros(5)
@@ -555,7 +555,7 @@ def test_loader_throughput_counts_images_by_the_clock(photos):
 
 
 def test_there_is_a_recipe_for_each_network_of_the_papers():
-    assert [path.stem for path in RECIPES] == "deit_base deit_small deit_tiny volo_d0 volo_d1 volo_d2".split()
+    assert [path.stem for path in RECIPES] == "deit_base deit_small deit_tiny resnet50 volo_d0 volo_d1 volo_d2".split()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -564,8 +564,9 @@ def test_a_recipe_is_read_as_it_is_written(path):
     assert command == "train" and config.data == "imagenet:FOLDER"
     for key, value in yaml.safe_load(path.read_text()).items():
         assert getattr(config, key) == value, key
-    assert (config.batch_size, config.lr, config.weight_decay, config.randaugment) == (1024, 1e-3, 0.05, 9)
-    assert config.warmup_epochs == (5 if "deit" in path.stem else 20)
+    assert config.batch_size == 1024 and config.warmup_epochs == (20 if "volo" in path.stem else 5)
+    if "resnet" not in path.stem:
+        assert (config.lr, config.weight_decay, config.randaugment) == (1e-3, 0.05, 9)
     with torch.device("meta"):
         build_model(config.model, 1000, config.drop_path)
 

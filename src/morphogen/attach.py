@@ -84,7 +84,7 @@ class Attached:
         if stage != self._stage:
             receipt = self._enter(stage, number) or receipt
         elif self.searching is not None:
-            self.searching.steps = 0
+            self.searching.begin_epoch()
         lay_out_drop_path(self.network)
         return receipt
 
@@ -98,11 +98,11 @@ class Attached:
         thrown_away = stage is not None and stage.choose_at == epoch + 1 and self._kept is not None
         return stage.start if stage is not None and thrown_away else epoch + 1
 
-    def runs(self, epoch: int, step: int) -> SubNetwork:
-        """The sub-network that a step of an epoch of the present stage runs, on every rank the same."""
+    def runs(self, step: int) -> SubNetwork:
+        """The sub-network that a step of the present epoch runs, on every rank the same."""
         if self.searching is None:
             return self.network.current
-        return self.searching.stage.candidates[self.searching.drawn(epoch, step)]
+        return self.searching.stage.candidates[self.searching.drawn(step)]
 
     def begin_step(self, images: torch.Tensor | None = None) -> torch.Tensor | None:
         """Call before every forward pass: in a search, another candidate runs in each step.
@@ -113,7 +113,7 @@ class Attached:
         Returns:
             The images at the resolution that this step runs at.
         """
-        runs = self.network.current if self.searching is None else self.searching.begin_step(self._epoch)
+        runs = self.network.current if self.searching is None else self.searching.begin_step()
         return images if images is None or runs.resolution is None else self._resized(images, runs.resolution)
 
     def end_step(self) -> None:

@@ -19,26 +19,33 @@ class Searching:
     Attributes:
         stage: with its candidates.
         supernet: that runs them.
+        before: steps of the stage's epochs before the present one.
         steps: taken in the present epoch.
     """
 
     def __init__(self, network: Network, stage: Stage):
-        self.stage, self.steps = stage, 0
+        self.stage, self.before, self.steps = stage, 0, 0
         self.supernet = ElasticSupernet(network, stage.candidates)
         self._clock = StepClock(next(network.model.parameters()).device)
         self._begun = False
 
-    def drawn(self, epoch: int, step: int) -> int:
-        """The number of a step's candidate, the same on every rank.
+    def begin_epoch(self) -> None:
+        """An epoch of the stage begins."""
+        self.before, self.steps = self.before + self.steps, 0
 
-        Each comes once, in another order each time round, so that all are trained equally often.
+    def drawn(self, step: int) -> int:
+        """The number of the candidate of a step of the present epoch, the same on every rank.
+
+        Each comes once, in another order each time round, whatever the length of an epoch, so that all are trained
+        equally often.
         """
         count = len(self.stage.candidates)
-        return random.Random(f"{epoch}/{step // count}").sample(range(count), count)[step % count]
+        time_round, place = divmod(self.before + step, count)
+        return random.Random(f"{self.stage.start}/{time_round}").sample(range(count), count)[place]
 
-    def begin_step(self, epoch: int) -> SubNetwork:
+    def begin_step(self) -> SubNetwork:
         """Run the next step as its candidate, or this one again (gradients may be accumulated)."""
-        number = self.drawn(epoch, self.steps)
+        number = self.drawn(self.steps)
         self.supernet.run_as(number)
         self._clock.start(number)
         self._begun = True

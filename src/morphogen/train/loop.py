@@ -161,7 +161,7 @@ class Run:
         self.ledger.seconds["step"] -= self.ledger.seconds["data"] - waited
         with self.ledger.clock("accounting", self.device):
             stage = self.ledger.stages[-1]
-            flops = sum(self._price(self.attached.runs(number, step)).training for step in range(len(losses)))
+            flops = sum(self._price(self.attached.runs(step)).training for step in range(len(losses)))
             stage.training_flops = (stage.training_flops * stage.steps + flops) // (stage.steps + len(losses))
             stage.steps += len(losses)
         return float(torch.stack(losses).mean())
@@ -172,7 +172,7 @@ class Run:
         return self.data.train_batches(
             self.seed,
             number,
-            [attached.runs(number, step).resolution or self.data.size for step in range(self.data.steps)],
+            [attached.runs(step).resolution or self.data.size for step in range(self.data.steps)],
             attached.method.resizing,
             attached.regularisation(number),
         )

@@ -1,0 +1,394 @@
+"""AutoProg in a plain loop: steps, moments, averages and blocks through supernets, searches and extractions."""
+
+import copy
+import dataclasses
+import itertools
+
+import pytest
+import timm
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import morphogen
+from morphogen.search import search
+from morphogen.snapshot import Snapshot
+from morphogen.subnet import contains
+
+from checks import assert_optimizer_holds_model, assert_survivors_equal, snapshot
+from nets import Block, DropPath, Tower, image
+
+
+def vit():
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=16, depth=4, num_heads=2, num_classes=10
+    )
+
+
+def resnet():
+    return timm.create_model("resnet18", num_classes=10, layers=(1, 3, 2, 1), channels=(8, 8, 16, 16))
+
+
+NETS = {
+    "tower": (Tower, 8, "blocks", ("conv1.weight", "fc.bias")),
+    "vit": (vit, 32, "blocks", ("patch_embed.proj.weight", "head.bias", "pos_embed")),
+    "resnet": (resnet, 32, "layer2", ("conv1.weight", "fc.bias", "layer2.0.conv1.weight")),
+}
+STEPS = 6
+
+
+def plant_choices(monkeypatch, *numbers):
+    """The searches choose these candidates, whatever they measure."""
+    left = iter(numbers)
+
+    def planted(*arguments):
+        found = search(*arguments)
+        return dataclasses.replace(found, chosen=next(left) % len(found.candidates))
+
+    monkeypatch.setattr("morphogen.searching.search", planted)
+
+
+class Loop:
+    """What a user writes."""
+
+    def __init__(self, name, method, epochs, steps=STEPS, ema=None, make_optimizer=torch.optim.AdamW, **settings):
+        make, self.side, self.stack, self.always = NETS[name]
+        self.model, self.epochs, self.steps = make(), epochs, steps
+        self.make = make
+        self.optimizer = make_optimizer(self.model.parameters(), lr=1e-3)
+        self.ema = ema and ema(self.model)
+        self.calls = self.model
+        self.batch = (image(4, self.side), torch.randint(10, (4,)))
+        self.context = torch.enable_grad
+        self.visited, self.receipts, self.taken = [], [], 0
+        settings = {"probe": morphogen.Probe(self.loss, [self.batch])} | settings
+        self.run = morphogen.attach(
+            self.model,
+            self.optimizer,
+            method,
+            example=self.batch[0],
+            epochs=epochs,
+            steps_per_epoch=steps,
+            ema=self.ema,
+            **settings,
+        )
+
+    def loss(self, images, labels):
+        with self.context():
+            return F.cross_entropy(self.calls(images), labels)
+
+    def step(self):
+        self.model.train()
+        self.optimizer.zero_grad()
+        self.loss(self.run.begin_step(self.batch[0]), self.batch[1]).backward()
+        self.optimizer.step()
+        self.run.end_step()
+        self.taken += 1
+        if self.ema is not None:
+            (self.ema.update if isinstance(self.ema, ModelEmaV3) else self.ema.update_parameters)(self.model)
+
+    def epoch(self, number):
+        self.receipts.append(self.run.begin_epoch(number))
+        self.visited.append(number)
+        for _ in range(self.steps):
+            self.step()
+        return self.run.next_epoch(number)
+
+    def finish(self):
+        number = 0
+        while number < self.epochs:
+            number = self.epoch(number)
+        self.run.end()
+        return self
+
+    def assert_whole(self):
+        """The user's own network again, as it was before."""
+        run, fresh = self.run, self.make()
+        assert run.network.current == run.network.dense == run.history[-1][1]
+        assert run.searching is None and run.momentum is None
+        assert not self.model._forward_hooks and not self.model._forward_pre_hooks
+        assert not any("forward" in module.__dict__ for module in self.model.modules())
+        assert [*self.model.state_dict()] == [*fresh.state_dict()]
+        fresh.load_state_dict(self.model.state_dict(), strict=True)
+        assert_optimizer_holds_model(self.model, self.optimizer)
+        with torch.no_grad():
+            x = self.batch[0]
+            assert torch.allclose(fresh.eval()(x), self.model.eval()(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("search_epochs", [1, 2])
+@pytest.mark.parametrize("name", NETS)
+def test_epochs_trained_are_epochs_asked_to_the_step(name, search_epochs, monkeypatch):
+    plant_choices(monkeypatch, 0, 1, 3)
+    steps = 9 // search_epochs + 1
+    loop = Loop(name, morphogen.AutoProg(stages=3, search_epochs=search_epochs), 9, steps).finish()
+    assert loop.visited == [*range(9)] and loop.taken == 9 * steps
+    assert [found.epoch for found in loop.run.searches] == [search_epochs, 3 + search_epochs]
+    parameters = dict(loop.model.named_parameters())
+    for key in loop.always:
+        assert loop.optimizer.state[parameters[key]]["step"] == 9 * steps, key
+    assert all(state["step"] <= 9 * steps for state in loop.optimizer.state.values())
+    loop.assert_whole()
+
+
+@pytest.mark.parametrize("operator", ["interpolate", "mogrow"])
+@pytest.mark.parametrize("name", NETS)
+def test_what_is_alive_survives_supernet_and_extraction_bit_for_bit(name, operator, monkeypatch):
+    """Momentum growth takes the weights, never the moments, from the momentum network, and only where it grows."""
+    plant_choices(monkeypatch, 0, 5, 2)
+    method = morphogen.AutoProg(stages=4, search_epochs=1, depth_operator=operator)
+    loop = Loop(name, method, 8, 9, ema=lambda model: ModelEmaV3(model, 0.9))
+    net, morphs = loop.run.network, []
+    for number in range(8):
+        old = net.current
+        before, average = snapshot(loop.model, loop.optimizer), snapshot(loop.ema.module)
+        loop.run.begin_epoch(number)
+        after = snapshot(loop.model, loop.optimizer)
+        if net.current != old:
+            morphs.append(contains(old, net.current))
+            if operator == "mogrow" and not morphs[-1]:
+                before = {key: value for key, value in before.items() if "/exp_avg" in key}
+                assert before
+                assert_survivors_equal(net, before, old, net.current, after)
+            else:
+                assert_survivors_equal(net, before, old, net.current, after)
+                assert_survivors_equal(net, average, old, net.current, snapshot(loop.ema.module))
+        else:
+            assert all(torch.equal(value, after[key]) for key, value in before.items())
+        for _ in range(9):
+            loop.step()
+    loop.run.end()
+    assert True in morphs and False in morphs
+    loop.assert_whole()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_blocks_trained_are_blocks_extracted(name, monkeypatch):
+    """In every search each candidate runs once; the layers tell which blocks ran."""
+    plant_choices(monkeypatch, 0, 5, 2)
+    loop = Loop(name, morphogen.AutoProg(stages=4, search_epochs=1, depth_operator="interpolate"), 8, 9)
+    net, now = loop.run.network, set()
+    paths = [path for stack in net.stacks for path in stack.blocks]
+    for path in paths:
+        leaf = next(m for m in net.model.get_submodule(path).modules() if not [*m.children()])
+        leaf.register_forward_pre_hook(lambda *_, path=path: now.add(path))
+
+    def step():
+        now.clear()
+        loop.step()
+        return set(now)
+
+    for start in (0, 2, 4):
+        loop.run.begin_epoch(start)
+        candidates = [loop.run.runs(i) for i in range(9)]
+        ran = {candidate: step() for candidate in candidates}
+        assert set(ran) == set(loop.run.searching.stage.candidates)
+        loop.run.begin_epoch(start + 1)
+        assert net.current == loop.run.searches[-1].subnetwork
+        alive = {*paths} - set(net.structure.absent(net.current))
+        assert ran[net.current] == alive == step()
+        assert start == 4 or len({len(blocks) for blocks in ran.values()}) > 1
+
+
+def moments(model, optimizer):
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)]: {k: v.clone() for k, v in state.items()} for p, state in optimizer.state.items()}
+
+
+@pytest.mark.parametrize("operator", ["mogrow", "rezero"])
+@pytest.mark.parametrize("search_epochs", [1, 2])
+def test_without_recycling_a_search_leaves_no_trace_but_its_choice(search_epochs, operator, monkeypatch):
+    plant_choices(monkeypatch, 0, 1, 5)
+    method = morphogen.AutoProg(stages=4, search_epochs=search_epochs, recycle=False, depth_operator=operator)
+    seen = []
+
+    def state(loop):
+        ema = {key: value.clone() for key, value in loop.ema.module.state_dict().items()}
+        lrs = [(group["lr"], [id(p) for p in group["params"]]) for group in loop.optimizer.param_groups]
+        held = {key: value for key, value in snapshot(loop.model).items() if "/grad" not in key}
+        return held, moments(loop.model, loop.optimizer), ema, lrs
+
+    restore = Snapshot.restore
+
+    def watched(self):
+        restore(self)
+        momentum = self.momentum and {k: v.clone() for k, v in self.momentum.state_dict().items()}
+        seen.append((*state(loop), momentum))
+
+    monkeypatch.setattr(Snapshot, "restore", watched)
+    loop = Loop("vit", method, 12, 9, ema=lambda model: ModelEmaV3(model, 0.9))
+    scheduler = torch.optim.lr_scheduler.StepLR(loop.optimizer, 1, 0.9)
+    number, expected = 0, []
+    fresh = copy.deepcopy((loop.model.state_dict(), loop.ema.module.state_dict()))
+    while number < 12:
+        if loop.run.searching is None:  # the last state before a search
+            momentum = loop.run.momentum and {k: v.clone() for k, v in loop.run.momentum.state_dict().items()}
+            last = (*state(loop), momentum)
+        entered = loop.run.searching
+        number = loop.epoch(number)
+        if loop.run.searching is not None and loop.run.searching is not entered and number > search_epochs:
+            expected.append(last)
+        if number != loop.visited[-1] + 1:  # the learning rate is the user's to take back
+            scheduler.last_epoch -= search_epochs - 1
+        else:
+            scheduler.step()
+    loop.run.end()
+    visited = [[*range(start, start + search_epochs), *range(start, start + 3)] for start in (0, 3, 6)]
+    assert loop.visited == [*itertools.chain(*visited), 9, 10, 11]
+    assert loop.taken == (12 + 3 * search_epochs) * 9
+    steps = loop.optimizer.state[loop.model.head.bias]["step"]
+    assert steps == 12 * 9
+    assert len(seen) == 3 and len(expected) == 2
+    assert not seen[0][1]  # no moments yet
+    for now, then in zip(seen[1:], expected, strict=True):
+        if operator == "rezero":
+            continue  # its factors are multiplied into their layers before
+        for mine, theirs in ((now[0], then[0]), (now[2], then[2]), (now[4] or {}, then[4] or {})):
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+        assert now[1].keys() == then[1].keys()
+        assert all(torch.equal(v, then[1][name][key]) for name, s in now[1].items() for key, v in s.items())
+        assert now[3] == then[3]
+    assert all(torch.equal(value, seen[0][0][key]) for key, value in fresh[0].items())
+    assert all(torch.equal(value, seen[0][2][key]) for key, value in fresh[1].items())
+    loop.assert_whole()
+
+
+def test_a_whole_network_loses_no_epochs_to_search(monkeypatch):
+    plant_choices(monkeypatch, 8)
+    loop = Loop("tower", morphogen.AutoProg(stages=4, search_epochs=1), 8, 9)
+    searching = [loop.run.searching is not None]
+    for number in range(8):
+        loop.epoch(number)
+        searching.append(loop.run.searching is not None)
+    assert searching == [True] * 2 + [False] * 7
+    assert [epoch for epoch, _ in loop.run.history] == [0, 1] and len(loop.run.searches) == 1
+    loop.run.end()
+    loop.assert_whole()
+
+
+@pytest.mark.parametrize("per_epoch", [3, 5, 7])
+def test_every_candidate_is_trained_equally_often_whatever_the_epochs_length(per_epoch):
+    loop = Loop("tower", morphogen.AutoProg(stages=2, search_epochs=3), 8, per_epoch)
+    runs = []
+    for number in range(3):
+        loop.run.begin_epoch(number)
+        runs += [loop.run.runs(step) for step in range(per_epoch)]
+        for _ in range(per_epoch):
+            loop.step()
+    for start in range(0, 3 * per_epoch - 8, 9):
+        assert len({*runs[start : start + 9]}) == 9
+    loop.run.begin_epoch(3)
+
+
+def test_drop_path_is_laid_out_over_what_runs_and_weaker_for_small_networks(monkeypatch):
+    plant_choices(monkeypatch, 0, 1)
+    loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=1, adaptive=(1.0, 1.0, 0.5)), 6, 9)
+
+    def rates():
+        absent = set(loop.run.network.structure.absent(loop.run.runs(0)))
+        blocks = [b for i, b in enumerate(loop.model.blocks) if isinstance(b, Block) and f"blocks.{i}" not in absent]
+        return [b.drop_path.drop_prob for b in blocks if isinstance(b.drop_path, DropPath)]
+
+    for number in range(6):
+        strength = (0.5, 0.75, 1.0)[number // 2]
+        loop.run.begin_epoch(number)
+        loop.run.begin_step()
+        alive = rates()
+        assert alive[-1] == pytest.approx(0.3 * strength) and sorted(alive) == alive
+        loop.run.end_step()
+        for _ in range(8):
+            loop.step()
+
+
+@pytest.mark.parametrize("kind", ["timm", "torch"])
+def test_averages_follow(kind, monkeypatch):
+    plant_choices(monkeypatch, 0, 1)
+    averages = {
+        "timm": lambda model: ModelEmaV3(model, 0.5),
+        "torch": lambda model: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True),
+    }
+    loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=1), 6, 9, ema=averages[kind]).finish()
+    loop.assert_whole()
+    model = Tower()
+    model.load_state_dict(loop.ema.module.state_dict())
+    for _ in range(60):  # with the weights still, the average comes to be the weights
+        (loop.ema.update if kind == "timm" else loop.ema.update_parameters)(loop.model)
+    for (name, mine), theirs in zip(loop.ema.module.named_parameters(), loop.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, msg=name)
+
+
+def test_bfloat16_autocast(monkeypatch):
+    plant_choices(monkeypatch, 0, 5)
+    loop = Loop("vit", morphogen.AutoProg(stages=3, search_epochs=1), 6, 9)
+    loop.context = lambda: torch.autocast("cpu", torch.bfloat16)
+    loop.finish()
+    loop.assert_whole()
+    assert {p.dtype for p in loop.model.parameters()} == {torch.float32}
+    assert all(p.isfinite().all() for p in loop.model.parameters())
+
+
+def test_accumulated_gradients_are_of_one_candidate(monkeypatch):
+    """Several begin_step, forward and backward in a step: the same candidate each time, one step counted."""
+    plant_choices(monkeypatch, 0, 1)
+    loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=1), 6, 9)
+    for number in range(6):
+        loop.run.begin_epoch(number)
+        for step in range(9):
+            loop.optimizer.zero_grad()
+            sizes = []
+            for _ in range(3):
+                images = loop.run.begin_step(loop.batch[0])
+                loop.loss(images, loop.batch[1]).backward()
+                grads = sum(p.grad is not None for p in loop.model.parameters())
+                sizes.append((images.shape[-1], grads))
+            assert len({*sizes}) == 1 and sizes[0][0] == loop.run.runs(step).resolution[0]
+            loop.optimizer.step()
+            loop.run.end_step()
+    assert loop.optimizer.state[loop.model.fc.bias]["step"] == 6 * 9
+    loop.run.end()
+    loop.assert_whole()
+
+
+def test_between_epochs_the_whole_supernet_is_seen(monkeypatch):
+    plant_choices(monkeypatch, 0, 1)
+    loop = Loop("vit", morphogen.AutoProg(stages=3, search_epochs=1), 6, 9)
+    for number in range(6):
+        loop.epoch(number)
+        alone = morphogen.trace(vit(), loop.batch[0])
+        morphogen.morph(alone, loop.run.network.current)
+        alone.model.load_state_dict(loop.model.state_dict())
+        side = loop.run.network.current.resolution
+        images = F.interpolate(loop.batch[0], side)
+        with torch.no_grad():
+            assert torch.equal(loop.model.eval()(images), alone.model.eval()(images))
+
+
+def test_compilations_are_bounded(monkeypatch):
+    """Each candidate once to train and once to be compared, each sub-network of the schedule once."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # PyTorch's own
+    plant_choices(monkeypatch, 0, 5)
+    graphs, ran, called = [], [], []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return lambda *arguments: ran.append(graph) or graph.forward(*arguments)
+
+    loop = Loop("vit", morphogen.AutoProg(stages=3, search_epochs=1), 6, 9)
+    compiled = torch.compile(loop.model, backend=backend)
+    loop.calls = lambda images: called.append(images) or compiled(images)
+    counts = []
+    for number in range(6):
+        loop.epoch(number)
+        counts.append(len(graphs))
+        if number == 1:
+            loop.epoch(number)
+            assert len(graphs) == counts[-1]
+    candidates = [len(found.candidates) for found in loop.run.searches]
+    assert counts[0] == candidates[0]
+    assert counts[-1] <= 2 * sum(candidates) + 3
+    assert len(ran) == len(called), counts  # PyTorch has not given up compiling
+    loop.run.end()
+    loop.assert_whole()

@@ -89,8 +89,10 @@ class ElasticSupernet:
         self._now = self._whole
         self._inside = 0
         model = network.model
-        # A compiled model is compiled once for each candidate, the hooks not at all; PyTorch gives up after 8.
-        torch._dynamo.config.recompile_limit += len(self.candidates)
+        # A compiled model is compiled for each candidate, once to train and once to be compared without gradients, and
+        # for the supernet and what is extracted, to train and to be tested; the hooks not at all. PyTorch gives up
+        # after 8, and then for good.
+        torch._dynamo.config.recompile_limit += 2 * len(self.candidates) + 4
         hooks: list[Any] = [torch.compiler.disable(hook) for hook in (self._enter, self._leave)]
         self._hooks = [
             model.register_forward_pre_hook(hooks[0], prepend=True),

@@ -23,7 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from .elastic import ElasticSupernet
 from .errors import ConfigError, TrainingError
 from .network import Network
-from .subnet import SubNetwork
+from .subnet import SubNetwork, contains
 from .timing import now
 
 CLOCK = 0.01
@@ -188,11 +188,13 @@ def search(
     resize: Resize,
     epoch: int,
     epochs: int,
+    usual: SubNetwork | None = None,
 ) -> Found:
     """Measure all candidates of a supernet and choose one; weights, gradients and random numbers stay as they are.
 
-    Of those whose score is within one standard error of the least, the fastest goes on. With several ranks each
-    measures on its own subset; the losses of all and the longest times decide, the same on all.
+    Of those whose score is within one standard error of the least, the fastest goes on that has all of `usual`; where
+    none has, the fastest. With several ranks each measures on its own subset; the losses of all and the longest times
+    decide, the same on all.
 
     Args:
         supernet: trained.
@@ -200,6 +202,7 @@ def search(
         seconds: of a training step of each candidate, by its number.
         resize: for the images.
         epoch, epochs: for the record, see `Found`.
+        usual: what would train without a search.
 
     Raises:
         TrainingError: no candidate has a finite loss.
@@ -231,7 +234,8 @@ def search(
     each = [[loss * time**exponent for loss in own] for own, time in zip(losses, times, strict=True)]
     errors = standard_errors(each, best)
     alike = [i for i, score in enumerate(scores) if math.isfinite(score) and score - scores[best] <= errors[i]]
-    chosen = min(alike, key=lambda i: times[i])
+    as_usual = [i for i in alike if usual is None or contains(supernet.candidates[i], usual)]
+    chosen = min(as_usual or alike, key=lambda i: times[i])
     candidates = tuple(map(Candidate, supernet.candidates, means, times, scores, errors))
     return Found(epoch, epochs, candidates, exponent, chosen, now(device) - start)
 

@@ -71,4 +71,12 @@ class Searching:
         """Compare the candidates; see `search`."""
         assert self.stage.choose_at is not None
         epochs = self.stage.choose_at - self.stage.start
-        return search(self.supernet, probe, self._clock.medians(), resize, self.stage.choose_at, epochs)
+        return search(
+            self.supernet,
+            probe,
+            self._clock.medians(),
+            resize,
+            self.stage.choose_at,
+            epochs,
+            self.stage.usual,
+        )

@@ -42,6 +42,13 @@ class GrowthSpace:
         """All of Omega."""
         return self._combined(range(len(self.depths)), range(len(self.resolutions)), range(len(self.widths)))
 
+    def at(self, progress: float) -> SubNetwork:
+        """The uniform linear schedule of `Prog`: all dimensions at the same level, from 0 at the start to 1."""
+        deep, large, wide = (
+            round_half_up(progress * (len(values) - 1)) for values in (self.depths, self.resolutions, self.widths)
+        )
+        return SubNetwork(self.widths[wide], self.depths[deep], self.resolutions[large])
+
     def first(self) -> list[SubNetwork]:
         """Lambda_1: the smallest, the medium and the largest level of each dimension (supplement, section B).
 
@@ -78,6 +85,10 @@ class ListedSpace:
     def candidates(self) -> list[SubNetwork]:
         """All of them, each once."""
         return list(dict.fromkeys(self.subnetworks))
+
+    def at(self, progress: float) -> SubNetwork:
+        """No schedule is known of these: the first."""
+        return self.subnetworks[0]
 
     def first(self) -> list[SubNetwork]:
         """All of them."""

@@ -17,12 +17,15 @@ class Stage:
         candidates: parts of `subnetwork` (the elastic supernet), one of which runs in each step; empty where all of
             it does.
         choose_at: the epoch before which one of the candidates is chosen, where the stage is a search.
+        usual: in a search, what a schedule known ahead would train; of candidates that cannot be told apart, one
+            that has all of it goes on.
     """
 
     start: int
     subnetwork: SubNetwork
     candidates: tuple[SubNetwork, ...] = ()
     choose_at: int | None = None
+    usual: SubNetwork | None = None
 
 
 @dataclass(frozen=True)

@@ -89,13 +89,14 @@ class AutoProg(Method):
         self._check_lengths(starts, epochs)
         outcomes, stages = iter(found), list[Stage]()
         current: SubNetwork | None = None
-        for start in starts[:-1]:
+        for number, start in enumerate(starts[:-1]):
             candidates = self._candidates(network, current)
+            usual = self._space(network).at(number / (self.stages - 1))
             if len(candidates) == 1:
                 current = candidates[0]
                 stages.append(Stage(start, current))
                 continue
-            searching = Stage(start, union(candidates), tuple(candidates), start + self.search_epochs)
+            searching = Stage(start, union(candidates), tuple(candidates), start + self.search_epochs, usual)
             current = next(outcomes, None)
             if current is None or self.recycle:
                 stages.append(searching)

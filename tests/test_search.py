@@ -35,9 +35,9 @@ def supernet_of(model, dimensions=("depth", "resolution"), ratio=0.5, every=1):
     return morphogen.ElasticSupernet(net, space.candidates()[::every])
 
 
-def searched(supernet, probe, seconds=None):
+def searched(supernet, probe, seconds=None, usual=None):
     equal = dict.fromkeys(range(len(supernet.candidates)), 1.0)
-    return search(supernet, probe, seconds or equal, lambda x, size: resized(x, size, "bilinear"), 2, 2)
+    return search(supernet, probe, seconds or equal, lambda x, size: resized(x, size, "bilinear"), 2, 2, usual)
 
 
 # ---------------------------------------------------------------- the exponent and the choice
@@ -373,6 +373,9 @@ def test_of_candidates_that_cannot_be_told_apart_the_fastest_goes_on():
     # by hand: the differences 0.02, -0.02, 0.02, 0.01 and 0.01, -0.01, 0.01, 0
     assert [c.error for c in found.candidates][1:] == pytest.approx([0.00946485, 0.00478714, 0.0], abs=1e-7)
     assert found.chosen == 2
+    shallow = supernet.candidates[1]
+    for usual, chosen in ((shallow, 2), (supernet.network.dense, 3)):  # one that has all of the usual network
+        assert searched(supernet, morphogen.Probe(loss, batches), flat, usual).chosen == chosen
     one = searched(supernet, morphogen.Probe(loss, batches[:1]), flat)  # nothing is known of the error
     assert one.chosen == 3 and {c.error for c in one.candidates} == {0.0}
 

@@ -118,3 +118,9 @@ def test_a_list_of_ones_own():
     assert space.first() == [small, deep, large, whole]
     assert space.following(deep) == [deep, whole]
     assert union([deep, large]) == whole
+
+
+def test_the_linear_schedule_in_the_space():
+    net = morphogen.trace(Tower(), torch.zeros(2, 3, 8, 8))
+    space = growth_space(net, linear_ratios(0.5, 4), BOTH, interpolated)
+    assert described(space.at(k / 3) for k in range(4)) == [(2, 4), (3, 5), (3, 7), (4, 8)]  # as Prog's stages

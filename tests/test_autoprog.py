@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import json
 
 import pytest
 import timm
@@ -12,12 +13,14 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import morphogen
+from morphogen.report.outcome import predicted_speedup, saved_schedule
 from morphogen.search import search
 from morphogen.snapshot import Snapshot
 from morphogen.subnet import contains
 
 from checks import assert_optimizer_holds_model, assert_survivors_equal, snapshot
 from nets import Block, DropPath, Tower, image
+from planted import Planted, found_schedule, plant_times
 
 
 def vit():
@@ -389,3 +392,101 @@ def test_compilations_are_bounded(monkeypatch):
     assert len(ran) == len(called), counts  # PyTorch has not given up compiling
     loop.run.end()
     loop.assert_whole()
+
+
+@pytest.mark.parametrize("recycle, total", [(True, 7 / 3 + 2 + 7 / 3 + 4 + 12), (False, 3 + 6 + 12 + 2 * 7 / 3)])
+def test_the_predicted_speedup_by_hand(recycle, total, monkeypatch):
+    """Two, three and four blocks take 1, 2 and 4 seconds; two are found, then three. Dense: 9 epochs of 4."""
+    plant_times(monkeypatch, lambda number: (1.0, 2.0, 4.0)[number])
+    method = morphogen.AutoProg(stages=3, search_epochs=1, dimensions=("depth",), recycle=recycle)
+    loop = Loop("tower", method, 9, 3)
+    loop.run.probe = Planted(loop.model, [(12, 2, 8), (12, 3, 8)]).probe
+    loop.finish()
+    assert [len(found.subnetwork.blocks["blocks"]) for found in loop.run.searches] == [2, 3]
+    assert predicted_speedup(loop.run) == pytest.approx(36 / total)
+
+
+def test_no_speedup_is_predicted_without_searches():
+    assert predicted_speedup(Loop("tower", morphogen.Prog(), 4).finish().run) is None
+    assert saved_schedule(Loop("tower", morphogen.Supernet(dimensions=("depth",)), 1, 1).run) is None
+
+
+# ---------------------------------------------------------------- retraining
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """The text of a schedule: two blocks and 4 pixels, three and 5, three and 7, all."""
+    with pytest.MonkeyPatch.context() as patch:
+        plant_times(patch)
+        return found_schedule(tmp_path_factory.mktemp("found"), [(12, 2, 4), (12, 3, 5), (12, 3, 7)]).read_text()
+
+
+@pytest.fixture
+def file(found, tmp_path):
+    file = tmp_path / "schedule.json"
+    file.write_text(found)
+    return file
+
+
+@pytest.mark.parametrize(
+    "epochs, starts", [(8, (0, 2, 4, 6)), (16, (0, 4, 8, 12)), (4, (0, 1, 2, 3)), (6, (0, 2, 3, 5))]
+)
+def test_a_found_schedule_keeps_its_shares(epochs, starts, file):
+    method = morphogen.Retrain(file=str(file))
+    loop = Loop("tower", method, epochs, 1).finish()
+    assert [epoch for epoch, _ in loop.run.history] == list(starts)
+    sizes = [(len(s.blocks["blocks"]), s.resolution[0]) for _, s in loop.run.history]
+    assert sizes == [(2, 4), (3, 5), (3, 7), (4, 8)]
+    assert saved_schedule(loop.run).stages == tuple(loop.run.history)
+    assert method.operator == "orthogonal" and method.depth_operator == "mogrow"
+    loop.assert_whole()
+
+
+SPOILED = {
+    "truncated": lambda data, text: text[: len(text) // 2],
+    "empty": lambda data, text: "",
+    "another format": lambda data, text: text.replace("schedule 1", "schedule 2"),
+    "a list": lambda data, text: "[1, 2]",
+    "null": lambda data, text: "null",
+    "no stages": lambda data, text: json.dumps(data | {"stages": []}),
+    "stages out of order": lambda data, text: json.dumps(data | {"stages": data["stages"][::-1]}),
+    "no epochs": lambda data, text: json.dumps(data | {"epochs": 0}),
+    "epochs in words": lambda data, text: json.dumps(data | {"epochs": "eight"}),
+    "half a regularisation": lambda data, text: json.dumps(data | {"regularisation": data["regularisation"][:3]}),
+    "no settings": lambda data, text: json.dumps(data | {"settings": {}}),
+    "a sub-network in words": lambda data, text: json.dumps(
+        data | {"stages": [{"epoch": 0, "subnetwork": {"channels": 3}}]}
+    ),
+    "an operator that is a list": lambda data, text: json.dumps(
+        data | {"settings": data["settings"] | {"operator": ["random"]}}
+    ),
+    "a decay in words": lambda data, text: json.dumps(data | {"settings": data["settings"] | {"decay": "much"}}),
+    "a horizon of null": lambda data, text: json.dumps(data | {"settings": data["settings"] | {"horizon": None}}),
+    "a resizing of 3": lambda data, text: json.dumps(data | {"settings": data["settings"] | {"resizing": 3}}),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_spoiled_schedule_is_one_line(what, file, found):
+    morphogen.Retrain(file=str(file))
+    file.write_text(SPOILED[what](json.loads(found), found))
+    with pytest.raises(morphogen.ConfigError) as error:
+        morphogen.Retrain(file=str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_schedules_that_do_not_fit_are_one_line(file, tmp_path):
+    with pytest.raises(morphogen.ConfigError, match=r"nowhere.json: not a growth schedule"):
+        morphogen.Retrain(file=str(tmp_path / "nowhere.json"))
+    with pytest.raises(morphogen.ConfigError, match=r"not a growth schedule \(IsADirectoryError"):
+        morphogen.Retrain(file=str(tmp_path))
+    method = morphogen.Retrain(file=str(file))
+    with pytest.raises(morphogen.ConfigError, match=r"schedule.json: the schedule is of another model .* Retrain with"):
+        Loop("vit", method, 8)
+    with pytest.raises(morphogen.ConfigError, match=r"its last stage would have no epoch; expected at least 4 epochs"):
+        Loop("tower", method, 2)
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"stages": data["stages"][:2]}))
+    with pytest.raises(morphogen.ConfigError, match="does not end with the dense network"):
+        Loop("tower", morphogen.Retrain(file=str(file)), 8)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ..errors import ConfigError, MorphogenError
@@ -41,7 +42,7 @@ class SavedSchedule:
         if max(starts) >= epochs:
             raise ConfigError(
                 "the run is too short for this schedule: its last stage would have no epoch",
-                expected=f"at least {self.epochs // (self.epochs - self.stages[-1][0]) + 1} epochs",
+                expected=f"at least {-(-self.epochs // (self.epochs - self.stages[-1][0]))} epochs",
                 found=f"{epochs}",
             )
         return [Stage(start, subnetwork) for start, subnetwork in starts.items()]
@@ -89,9 +90,19 @@ class SavedSchedule:
             raise ValueError(f"stages begin at epochs {starts} of {self.epochs}")
         if set(self.settings) != set(SETTINGS) or len(self.regularisation) != self.epochs:
             raise ValueError(f"settings {sorted(self.settings)}, regularisation for {len(self.regularisation)} epochs")
+        for name, kinds in SETTINGS.items():
+            if not isinstance(self.settings[name], kinds):
+                raise ValueError(f"{name} {self.settings[name]!r}")
 
 
-SETTINGS = ("operator", "depth_operator", "decay", "horizon", "resizing")
+SETTINGS: Mapping[str, tuple[type, ...]] = {
+    "operator": (str,),
+    "depth_operator": (str,),
+    "decay": (float, int, NoneType),
+    "horizon": (float, int),
+    "resizing": (str,),
+}
+"""What a file keeps of a method, and the kinds of its values."""
 
 
 def found_stages(stages: Sequence[Stage]) -> tuple[tuple[int, SubNetwork], ...]:

@@ -56,8 +56,9 @@ class Planted:
         return 0 * output.sum() + (0.1 if size == self.best[len(self.seen) - 1] else 1.0)
 
 
-def sized(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, Size]:
-    """The output of a `Tower`, and the size it ran at, as its layers saw it."""
+def sized(call: nn.Module, images: torch.Tensor, model: nn.Module | None = None) -> tuple[torch.Tensor, Size]:
+    """The output of a `Tower` (called through what it is wrapped in), and the size it ran at, as its layers saw it."""
+    model = call if model is None else model
     channels: list[int] = []
     blocks: list[nn.Module] = []
     hooks = [model.conv1.register_forward_hook(lambda *call: channels.append(call[2].shape[1]))]
@@ -66,7 +67,7 @@ def sized(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, Size]:
         for block in model.blocks
         if isinstance(block, Block)
     ]
-    output = model(images)
+    output = call(images)
     for hook in hooks:
         hook.remove()
     return output, (channels[0], len(blocks), images.shape[-1])

@@ -1,0 +1,83 @@
+"""Two ranks on the CPU: whatever each measures on its own, they sample, search and extract the same."""
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+import morphogen
+from morphogen import searching
+from morphogen.search import search
+
+from nets import Tower, image
+from planted import sized
+
+LOSSES = ({2: 1.0, 3: 1.1, 4: 2.0}, {2: 4.0, 3: 1.0, 4: 5.0})
+"""By the number of blocks. The first rank alone would choose two blocks; the mean of both chooses three."""
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    for recycle in (True, False):
+        torch.save(train(rank, recycle), f"{folder}/{recycle}{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def train(rank: int, recycle: bool):
+    torch.manual_seed(0)
+    model = Tower(rate=0.0)
+    optimizer = torch.optim.AdamW(model.parameters())
+    times = []
+
+    def measured(supernet, probe, seconds, *rest):
+        times.append(dict(seconds))
+        return search(supernet, probe, {i: 1.0 + rank * 0.001 * i for i in seconds}, *rest)
+
+    searching.search = measured
+
+    def loss(images, labels):
+        output, (_, blocks, _) = sized(wrapped, images, model)
+        return 0 * output.sum() + LOSSES[rank][blocks] * (1 + labels / 1000)
+
+    method = morphogen.AutoProg(stages=3, search_epochs=1, dimensions=("depth",), recycle=recycle)
+    probe = morphogen.Probe(loss, [(image(2), i) for i in range(2)])
+    torch.manual_seed(1 + rank)  # each its own data
+    data = [image(4) for _ in range(4)]
+    run = morphogen.attach(model, optimizer, method, example=image(4), epochs=6, steps_per_epoch=4, probe=probe)
+    wrapped, chosen, sampled, epoch = DistributedDataParallel(model, find_unused_parameters=True), [], [], 0
+    while epoch < 6:
+        if run.begin_epoch(epoch) is not None:
+            wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+        chosen.append(run.network.current.to_json())
+        for images in data:
+            sampled.append(run.runs(run.searching.steps if run.searching else 0).to_json())
+            optimizer.zero_grad()
+            wrapped(run.begin_step(images)).square().mean().backward()
+            optimizer.step()
+            run.end_step()
+        epoch = run.next_epoch(epoch)
+    run.end()
+    seen = [[(c.loss, c.seconds) for c in found.candidates] for found in run.searches]
+    return chosen, sampled, seen, model.state_dict(), times
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="no torch.distributed")
+def test_two_ranks_sample_search_and_extract_the_same(tmp_path):
+    multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    for recycle in (True, False):
+        agree(*(torch.load(tmp_path / f"{recycle}{rank}.pt") for rank in (0, 1)), recycle)
+
+
+def agree(one, two, recycle):
+    assert one[0] == two[0] and one[1] == two[1] and one[2] == two[2]
+    assert len({*one[1]}) == 3 and len(one[2]) == 2
+    blocks = [len(morphogen.SubNetwork.from_json(text).blocks["blocks"]) for text in one[0]]
+    assert blocks == ([4, 3, 4, 3, 4, 4] if recycle else [4, 3, 3, 4, 3, 3, 4, 4])
+    means = [loss for loss, _ in one[2][0]]
+    assert means == pytest.approx([2.5 * 1.0005, 1.05 * 1.0005, 3.5 * 1.0005])
+    assert [seconds for _, seconds in one[2][0]] == pytest.approx([1.0, 1.001, 1.002])  # the slower rank's
+    assert one[4] != two[4]  # what each measured itself
+    for name, value in one[3].items():
+        if "running" not in name:  # statistics are each rank's own
+            assert torch.equal(value, two[3][name]), name

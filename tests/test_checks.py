@@ -18,6 +18,7 @@ from checks import (
     take_steps,
 )
 from nets import NETS, Residual, Tower, image
+from planted import Planted, sized
 
 
 def test_masked_dense_notices_a_wrong_running_mean():
@@ -130,3 +131,19 @@ def test_perturb_leaves_no_constant():
     model = Tower()
     perturb(model)
     assert all(tensor.float().std() > 0 for tensor in model.state_dict().values() if tensor.ndim)
+
+
+def test_a_planted_search_notices_channels_blocks_and_side():
+    model = Tower()
+    net = morphogen.trace(model, image())
+    assert sized(model, image())[1] == (12, 4, 8) and sized(model, image(size=5))[1] == (12, 4, 5)
+    small = morphogen.ElasticSupernet(net, [net.subnetwork(width=0.5, depth=0.5)])
+    small.run_as(0)
+    assert sized(model, image())[1] == (6, 2, 8)
+    small.close()
+    planted = Planted(model, [(12, 4, 8)])
+    (batch,) = planted.probe.subset
+    assert planted.loss(*batch).item() == pytest.approx(0.1)
+    for wrong in ((6, 4, 8), (12, 3, 8), (12, 4, 7)):
+        planted.best = [wrong]
+        assert planted.loss(*batch).item() == 1.0

@@ -35,6 +35,20 @@ AT_ONCE = {
     "a plus before nothing": (lambda: build_method("+ Prog"), r"no method ''"),
     "nothing": (lambda: build_method(""), r"no method ''"),
     "a misspelling": (lambda: build_method("Prgo"), r"no method 'Prgo'.*Prog"),
+    "AutoProg of one stage": (lambda: morphogen.AutoProg(stages=1), r"AutoProg: .*at least 2 stages.*found .*stages 1"),
+    "AutoProg of ratio 0": (lambda: morphogen.AutoProg(ratio=0), r"AutoProg: .*0 < ratio <= 1.*found ratio 0"),
+    "AutoProg without a search": (lambda: morphogen.AutoProg(search_epochs=0), r"AutoProg: .*1 epoch of search"),
+    "AutoProg on no images": (lambda: morphogen.AutoProg(subset=0), r"AutoProg: subset .*1 or more, found 0"),
+    "an unknown dimension": (
+        lambda: morphogen.AutoProg(dimensions=("depth", "colour")),
+        r"AutoProg: no such dimension; expected some of depth, resolution, width, found .*colour",
+    ),
+    "no dimension": (lambda: morphogen.AutoProg(dimensions=()), r"AutoProg: no such dimension"),
+    "a dimension that is a text": (lambda: morphogen.Supernet(dimensions="depth"), r"Supernet: no such dimension"),
+    "AutoProg with two shares": (lambda: morphogen.AutoProg(adaptive=(0.5, 0.5)), r"AutoProg: adaptive.*three shares"),
+    "AutoProg by magic": (lambda: morphogen.AutoProg(depth_operator="magic"), r"no depth operator 'magic'"),
+    "Supernet of ratio 2": (lambda: morphogen.Supernet(ratio=2), r"Supernet: ratio out of range.*found 2"),
+    "Retrain without a file": (lambda: build_method("Retrain(file='none.json')"), r"none.json: not a growth schedule"),
     "an unknown setting": (lambda: build_method("Prog(depth=0.5)"), r"Prog has no setting 'depth'.*ratio, stages"),
     "a text for a number": (lambda: build_method("Prog(ratio='half')"), r"bad value for 'ratio'.*a number"),
     "no call": (lambda: build_method("Prog(0.5)"), r"NAME\(key=value, \.\.\.\)"),
@@ -53,7 +67,103 @@ def vit():
     return small("deit_tiny_patch16_224", img_size=16)[0]
 
 
+def probe():
+    return morphogen.Probe(lambda x, y: x.sum(), [(image(), None)])
+
+
+def parts_of(model, **shares):
+    net = morphogen.trace(model, image())
+    return (net.subnetwork(**shares), net.dense)
+
+
+SEARCH = {"steps_per_epoch": 9, "probe": probe()}
+
 WHEN_ATTACHED = {
+    "nothing to search": (
+        Tower,
+        morphogen.AutoProg(ratio=1),
+        SEARCH | {"epochs": 12},
+        r"AutoProg: .*nothing to search.*full network alone.*found ratio 1",
+    ),
+    "nothing to search in a space of one's own": (
+        Tower,
+        morphogen.AutoProg(space=parts_of(Tower(), depth=1.0)),
+        SEARCH | {"epochs": 12},
+        r"AutoProg: .*nothing to search",
+    ),
+    "a search as long as its stage": (
+        Tower,
+        morphogen.AutoProg(stages=4),
+        SEARCH,
+        r"AutoProg: a search longer than its stage.*at least 3 epochs, found 8 epochs in 4 stages, the shortest of 2",
+    ),
+    "a search longer than its stage, thrown away": (
+        Tower,
+        morphogen.AutoProg(stages=4, search_epochs=3, recycle=False),
+        SEARCH,
+        r"AutoProg: a search longer than its stage.*at least 3 epochs",
+    ),
+    "a search of too few steps": (
+        Tower,
+        morphogen.AutoProg(stages=2),
+        SEARCH | {"steps_per_epoch": 4},
+        r"a search needs a step of every candidate; expected at least 9 steps, found 8, in 2 epochs",
+    ),
+    "a search without a probe": (
+        Tower,
+        morphogen.AutoProg(stages=2),
+        {"steps_per_epoch": 9},
+        r"AutoProg: .*nothing to compare them with; expected attach\(\.\.\., probe=",
+    ),
+    "AutoProg without steps": (
+        Tower,
+        morphogen.AutoProg(stages=2),
+        SEARCH | {"steps_per_epoch": None},
+        r"AutoProg: .*steps are not known",
+    ),
+    "AutoProg and another method": (
+        Tower,
+        morphogen.Combined((morphogen.AutoProg(stages=2), morphogen.NetworkExpansion(stages=2))),
+        SEARCH,
+        r"AutoProg \+ NetworkExpansion: .*cannot be combined.*Retrain",
+    ),
+    "Supernet and another method": (
+        Tower,
+        morphogen.Combined((morphogen.Prog(stages=2), morphogen.Supernet())),
+        SEARCH,
+        r"Prog \+ Supernet: .*cannot be combined",
+    ),
+    "AutoProg without a stack": (Plain, morphogen.AutoProg(stages=2), SEARCH, r"the depth of this model cannot change"),
+    "AutoProg without images": (
+        lambda: Stacked(4),
+        morphogen.AutoProg(stages=2, dimensions=("resolution",)),
+        SEARCH | {"example": torch.zeros(2, 3)},
+        r"the resolution of this model cannot change",
+    ),
+    "the width of attention in a growth space": (
+        vit,
+        morphogen.AutoProg(stages=2, dimensions=("width",)),
+        SEARCH,
+        r"no rule for the op|the width of this model cannot change",
+    ),
+    "a space of another model": (
+        Tower,
+        morphogen.AutoProg(stages=2, space=parts_of(Tower(6), depth=0.5)),
+        SEARCH,
+        r"blocks: bad block positions.*from 0 to 3",
+    ),
+    "a space of another kind of model": (
+        Tower,
+        morphogen.AutoProg(stages=2, space=parts_of(Plain(), width=0.5)),
+        SEARCH,
+        r"conv2: no such channel group or block stack|a stack must keep",
+    ),
+    "a space of words": (
+        Tower,
+        morphogen.AutoProg(stages=2, space=("small", "large")),  # pyright: ignore
+        SEARCH,
+        r"not a sub-network; .*found 'small'",
+    ),
     "a ratio that leaves no block": (
         Tower,
         morphogen.Prog(ratio=0.1),

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from morphogen.cli import main
 from morphogen.errors import ConfigError
-from morphogen.methods import Dense, Prog
+from morphogen.methods import AutoProg, Dense, Prog
 from morphogen.train.config import Recipe
 from morphogen.train.data import load_data
 from morphogen.train.images import MapCrops, RandomCrops
@@ -465,6 +465,28 @@ def test_a_volo_grows_and_learns_on_label_maps(photos):
     assert len({output[2] for output in grids}) > 2  # MixToken's boxes
     losses = [epoch.loss for epoch in epochs]
     assert all(map(math.isfinite, losses)) and losses[-1] < losses[0] and epochs[-1].accuracy > 80
+
+
+def test_a_volo_searches_on_label_maps(photos):
+    """At the candidates' sizes, by the token loss; a search that will be thrown away sees what one that is kept does."""
+    recipe = labelled(photos, epochs=4, lr=1e-2, drop_path=0.1, ema=0.5)
+    data, losses = load_data(recipe), []
+    for recycle in (True, False):
+        method = AutoProg(stages=2, search_epochs=1, dimensions=("resolution",), subset=12, recycle=recycle)
+        run = Run(recipe, data, method, "autoprog", seed=0)
+        epochs = list(run.epochs())
+        assert len(epochs) == 4 + (not recycle) and epochs[-1].loss < epochs[0].loss
+        (found,) = run.ledger.searches
+        losses.append([candidate["loss"] for candidate in found["candidates"]])
+        assert run.ledger.stages[-1].resolution == (64, 64)
+        assert run.attached.searching is None and run.attached.network.current == run.attached.network.dense
+    assert losses[0] == losses[1] and len({*losses[0]}) == 3 and all(map(math.isfinite, losses[0]))
+
+
+def test_a_subset_larger_than_the_data_is_refused(photos):
+    recipe = labelled(photos)
+    with pytest.raises(ConfigError, match=r"a subset larger than the data; expected at most 42, found 10000"):
+        Run(recipe, load_data(recipe), AutoProg(stages=2, search_epochs=1, subset=10000), "x", seed=0)
 
 
 def test_runs_on_label_maps_repeat_in_turn_or_alone(photos):

@@ -199,8 +199,7 @@ def moments(model, optimizer):
     return {names[id(p)]: {k: v.clone() for k, v in state.items()} for p, state in optimizer.state.items()}
 
 
-@pytest.mark.parametrize("operator", ["mogrow", "rezero"])
-@pytest.mark.parametrize("search_epochs", [1, 2])
+@pytest.mark.parametrize("search_epochs, operator", [(1, "mogrow"), (2, "mogrow"), (2, "rezero")])
 def test_without_recycling_a_search_leaves_no_trace_but_its_choice(search_epochs, operator, monkeypatch):
     plant_choices(monkeypatch, 0, 1, 5)
     method = morphogen.AutoProg(stages=4, search_epochs=search_epochs, recycle=False, depth_operator=operator)
@@ -356,10 +355,10 @@ def test_accumulated_gradients_are_of_one_candidate(monkeypatch):
 
 def test_between_epochs_the_whole_supernet_is_seen(monkeypatch):
     plant_choices(monkeypatch, 0, 1)
-    loop = Loop("vit", morphogen.AutoProg(stages=3, search_epochs=1), 6, 9)
+    loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=1), 6, 9)
     for number in range(6):
         loop.epoch(number)
-        alone = morphogen.trace(vit(), loop.batch[0])
+        alone = morphogen.trace(Tower(), loop.batch[0])
         morphogen.morph(alone, loop.run.network.current)
         alone.model.load_state_dict(loop.model.state_dict())
         side = loop.run.network.current.resolution
@@ -372,23 +371,23 @@ def test_between_epochs_the_whole_supernet_is_seen(monkeypatch):
 def test_compilations_are_bounded(monkeypatch):
     """Each candidate once to train and once to be compared, each sub-network of the schedule once."""
     torch._dynamo.reset()
-    plant_choices(monkeypatch, 0, 5)
+    plant_choices(monkeypatch, 0)
     graphs, ran, called = [], [], []
 
     def backend(graph, example):
         graphs.append(graph)
         return lambda *arguments: ran.append(graph) or graph.forward(*arguments)
 
-    loop = Loop("vit", morphogen.AutoProg(stages=3, search_epochs=1), 6, 9)
+    loop = Loop("vit", morphogen.AutoProg(stages=2, search_epochs=1), 4, 9)
     compiled = torch.compile(loop.model, backend=backend)
     loop.calls = lambda images: called.append(images) or compiled(images)
     counts = []
-    for number in range(6):
+    for number in range(4):
         loop.epoch(number)
         counts.append(len(graphs))
     candidates = [len(found.candidates) for found in loop.run.searches]
     assert counts[0] == candidates[0]
-    assert counts[-1] <= 2 * sum(candidates) + 3
+    assert counts[-1] <= 2 * sum(candidates) + 2
     assert len(ran) == len(called), counts  # PyTorch has not given up compiling
     loop.run.end()
     loop.assert_whole()

@@ -468,7 +468,7 @@ def test_a_volo_grows_and_learns_on_label_maps(photos):
 
 
 def test_a_volo_searches_on_label_maps(photos):
-    """At the candidates' sizes, by the token loss; a search that will be thrown away sees what one that is kept does."""
+    """At the candidates' sizes, by the token loss; a search that is thrown away sees what one that is kept does."""
     recipe = labelled(photos, epochs=4, lr=1e-2, drop_path=0.1, ema=0.5)
     data, losses = load_data(recipe), []
     for recycle in (True, False):

@@ -146,7 +146,7 @@ def fit_exponent(losses: Sequence[float], seconds: Sequence[float]) -> float:
 def choose(losses: Sequence[float], seconds: Sequence[float]) -> tuple[float, list[float], int]:
     """The exponent, every candidate's score, and the number of the best; of equals (to nine digits) the faster one.
 
-    A loss that is not finite drops its candidate.
+    A loss that is not finite drops its candidate. Of two candidates the loss alone decides.
 
     Raises:
         TrainingError: no loss is finite, or one is not above 0, so that its product with time means nothing.
@@ -157,7 +157,8 @@ def choose(losses: Sequence[float], seconds: Sequence[float]) -> tuple[float, li
     least = min(losses[i] for i in finite)
     if least <= 0:
         raise TrainingError("a search multiplies losses with times", expected="losses above 0", found=f"{least}")
-    exponent = fit_exponent([losses[i] for i in finite], [seconds[i] for i in finite])
+    # Two lie on a line whatever they are.
+    exponent = fit_exponent([losses[i] for i in finite], [seconds[i] for i in finite]) if len(finite) > 2 else 0.0
     scores = [loss * time**exponent for loss, time in zip(losses, seconds, strict=True)]
     logarithms = {i: round(math.log(losses[i]) + exponent * math.log(seconds[i]), 9) for i in finite}
     return exponent, scores, min(finite, key=lambda i: (logarithms[i], seconds[i]))

@@ -58,7 +58,7 @@ def draw_searches(searches: Sequence[Record], path: Path) -> None:
         steps = [times[0] + (times[-1] - times[0]) * i / 50 for i in range(51)]
         axes.plot([1000 * t for t in steps], [best["score"] / t ** search["exponent"] for t in steps], "k:", lw=1)
         axes.set_title(f"before epoch {search['epoch']}, exponent {search['exponent']:.3f}", fontsize=9)
-        axes.set_xlabel("forward and backward pass (ms)")
+        axes.set_xlabel("training step (ms)")
         axes.set_ylabel("loss on the subset")
         axes.grid(alpha=0.3)
         axes.legend(title="input", fontsize=7, title_fontsize=7)

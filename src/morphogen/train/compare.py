@@ -24,9 +24,9 @@ Progress = Callable[[str, int, int, float], None]
 def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> tuple[list[Record], list[str]]:
     """Train dense and every method with every seed, and for each method a dense run of the method's own time.
 
-    Methods whose times are within 5 % share that run. The runs of one seed take turns after every epoch, so that
-    a noisy machine hits all alike. Finished runs are appended to `runs.jsonl` in the output folder at once and
-    not run again when the comparison is started anew with the same recipe.
+    Methods of the same FLOPs, or of times within 5 %, share that run. The runs of one seed take turns after every
+    epoch, so that a noisy machine hits all alike. Finished runs are appended to `runs.jsonl` in the output folder at
+    once and not run again when the comparison is started anew with the same recipe.
 
     Returns:
         One record a run, with `speedup`, `flop_speedup` and `realised` against the dense run of its seed; and
@@ -52,13 +52,13 @@ def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> tupl
 
 
 def _budgets(labels: list[str], log: _Log, seed: int) -> list[str]:
-    """The methods whose time a dense run must fit: one of those whose times are within 5 %."""
-    chosen: dict[str, float] = {}
+    """The methods whose time a dense run must fit: one of those of the same FLOPs, or of times within 5 %."""
+    chosen: dict[str, tuple[float, int]] = {}
     for label in labels if ("Dense", seed) in log.records else []:
         if (label, seed) in log.records:
-            seconds = log.records[label, seed]["training_seconds"]
-            if not any(abs(seconds / other - 1) < 0.05 for other in chosen.values()):
-                chosen[label] = seconds
+            seconds, flops = (log.records[label, seed][key] for key in ("training_seconds", "flops"))
+            if not any(flops == theirs or abs(seconds / other - 1) < 0.05 for other, theirs in chosen.values()):
+                chosen[label] = seconds, flops
     return list(chosen)
 
 

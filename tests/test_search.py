@@ -380,10 +380,7 @@ def test_of_candidates_that_cannot_be_told_apart_the_fastest_goes_on():
     assert one.chosen == 3 and {c.error for c in one.candidates} == {0.0}
     usual = supernet.candidates[2:]
     for number, least in enumerate(usual, start=2):  # of the third and the fourth, one that has all of the usual one
-        search_it = lambda least=least: search(  # noqa: E731
-            supernet, morphogen.Probe(loss, batches), flat, lambda x, size: x, 2, 2, least
-        )
-        assert search_it().chosen == number
+        assert searched(supernet, morphogen.Probe(loss, batches), flat, least).chosen == number
 
 
 def test_a_candidate_that_was_never_trained_is_refused():

@@ -17,6 +17,7 @@ from .methods import (
     AutoProg,
     Combined,
     Dense,
+    DynamicBatch,
     EfficientTrain,
     Method,
     NetworkExpansion,
@@ -32,6 +33,7 @@ from .morph.commit import Change, Receipt, morph
 from .morph.entry import DepthOperator, Entry, depth_operator
 from .morph.growth import Gap, GrowthOperator, operator
 from .network import Network
+from .schedule.mini_batch import MiniBatch
 from .schedule.stages import Regularisation, Stage
 from .search import Candidate, Found, Probe
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, SubNetwork
@@ -52,11 +54,13 @@ __all__ = [
     "ConfigError",
     "Dense",
     "DepthOperator",
+    "DynamicBatch",
     "EfficientTrain",
     "Entry",
     "Gap",
     "GrowthOperator",
     "Method",
+    "MiniBatch",
     "Momentum",
     "MomentumNetwork",
     "MorphError",

@@ -6,6 +6,7 @@ from ..spec import build
 from .autoprog import AutoProg, Supernet
 from .combined import Combined
 from .dense import Dense
+from .dynamic_batch import DynamicBatch
 from .efficient_train import EfficientTrain
 from .method import Method
 from .network_expansion import NetworkExpansion
@@ -18,6 +19,7 @@ from .stackbert import StackBERT
 METHODS: dict[str, type[Method]] = {
     "AutoProg": AutoProg,
     "Dense": Dense,
+    "DynamicBatch": DynamicBatch,
     "EfficientTrain": EfficientTrain,
     "NetworkExpansion": NetworkExpansion,
     "Prog": Prog,
@@ -45,6 +47,7 @@ __all__ = [
     "AutoProg",
     "Combined",
     "Dense",
+    "DynamicBatch",
     "EfficientTrain",
     "Method",
     "NetworkExpansion",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..morph.entry import depth_named
 from ..network import Network
+from ..schedule.mini_batch import MiniBatch
 from ..schedule.stages import Regularisation, Stage
 from ..subnet import intersection
 from .method import Method
@@ -19,13 +20,13 @@ class Combined(Method):
 
     Channels and blocks are those alive in all of them, the resolution is the smallest. Operators come from the
     first method that needs one of the kind; images are resized as the first method says that does so in a way
-    of its own; regularisation is the weakest asked for.
+    of its own; regularisation is the weakest asked for; the mini-batch is that of the one method that has any.
 
     Attributes:
         methods: two or more.
 
     Raises:
-        ConfigError: fewer than two methods.
+        ConfigError: fewer than two methods, or several that change the mini-batch.
     """
 
     methods: tuple[Method, ...] = ()
@@ -33,6 +34,11 @@ class Combined(Method):
     def __post_init__(self) -> None:
         if len(self.methods) < 2:
             raise ConfigError("nothing to combine", expected="two methods or more", found=f"{len(self.methods)}")
+        batching = [type(m).__name__ for m in self.methods if m.mini_batch is not None]
+        if len(batching) > 1:
+            raise ConfigError(
+                "several methods change the mini-batch", expected="one at most", found=" and ".join(batching)
+            )
         deep = next((m for m in self.methods if depth_named(m.depth_operator).momentum), None)
         deep = deep or next((m for m in self.methods if m.depth_operator != Method.depth_operator), self.methods[0])
         wide = next((m for m in self.methods if m.operator != Method.operator), self.methods[0])
@@ -64,6 +70,11 @@ class Combined(Method):
             )
             for start in starts
         ]
+
+    @property
+    def mini_batch(self) -> MiniBatch | None:
+        """That of the one method that has any."""
+        return next((m.mini_batch for m in self.methods if m.mini_batch is not None), None)
 
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:
         """The weakest of all methods'."""

@@ -13,6 +13,7 @@ from ..morph.entry import DepthOperator, depth_named
 from ..morph.growth import GrowthOperator, named
 from ..network import Network
 from ..resize import check_resizing
+from ..schedule.mini_batch import MiniBatch
 from ..schedule.stages import Regularisation, Stage
 from ..subnet import SubNetwork
 
@@ -64,6 +65,11 @@ class Method(ABC):
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:
         """How strong the recipe's regularisation is in an epoch; by default as the recipe says."""
         return Regularisation()
+
+    @property
+    def mini_batch(self) -> MiniBatch | None:
+        """How the batch follows the sub-network; None keeps it what it is."""
+        return None
 
     def check_operators(self) -> None:
         """Raise MorphError for an unknown operator, ConfigError for an unknown resizing or a decay out of range."""

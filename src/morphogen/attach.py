@@ -15,8 +15,8 @@ from .batching import Batching
 from .errors import ConfigError
 from .fake import Example
 from .graph.trace import trace
-from .methods import Method
 from .memory import StepMemory, kept_tensors
+from .methods import Method
 from .momentum import MomentumNetwork
 from .morph.commit import Receipt, morph
 from .morph.drop_path import lay_out_drop_path
@@ -357,8 +357,6 @@ def attach(
         copies = len(_several(ema)) + (method.momentum is not None)
         memory = StepMemory(network, _several(optimizer), copies, autocast)
         batching = Batching(method.mini_batch, memory, _several(optimizer), batch_size, steps_per_epoch)
-    attached = Attached(
-        network, method, stages, optimizer, ema, epochs, steps_per_epoch, probe, batching, batch_size
-    )
+    attached = Attached(network, method, stages, optimizer, ema, epochs, steps_per_epoch, probe, batching, batch_size)
     attached.begin_epoch(0)
     return attached

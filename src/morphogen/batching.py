@@ -92,7 +92,7 @@ class Batching:
         self._present, self.size = subnetwork, self.size_of(subnetwork)
 
     def steps_of(self, subnetwork: SubNetwork, steps_per_epoch: int) -> int:
-        """Steps of an epoch that has so many with the first batch; to one, as images that are left over are not known."""
+        """Steps of an epoch that has so many with the first batch; one more where images were left over."""
         return steps_per_epoch * self.first // self.size_of(subnetwork)
 
     def size_of(self, subnetwork: SubNetwork) -> int:

@@ -165,9 +165,7 @@ class StepMemory:
                 ) from error
         return allocations.peak + self.copies * bytes_of(tensors)
 
-    def _step(
-        self, model: nn.Module, optimizers: Sequence[Optimizer], subnetwork: SubNetwork, batch_size: int
-    ) -> None:
+    def _step(self, model: nn.Module, optimizers: Sequence[Optimizer], subnetwork: SubNetwork, batch_size: int) -> None:
         device = self.network.fake.device
         with torch.enable_grad(), torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             output = self.network.fake.run(model, subnetwork.resolution, batch_size)

@@ -301,7 +301,9 @@ class StreamData(Data):
         """Centre crops."""
         yield from self._load(CentreCrops(self.test, size), self.recipe.batch_size)
 
-    def _load(self, dataset: Dataset[tuple[Tensor, Any]], batch_size: int, **options: Any) -> Iterator[tuple[Tensor, Any]]:
+    def _load(
+        self, dataset: Dataset[tuple[Tensor, Any]], batch_size: int, **options: Any
+    ) -> Iterator[tuple[Tensor, Any]]:
         loader = DataLoader(
             dataset,
             batch_size,

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import ConfigError
-from ...methods import Method
 from ...memory import Allocations, bytes_of, kept_tensors
+from ...methods import Method
 from ...momentum import MomentumNetwork
 from ...morph.commit import morph
 from ...network import Network

@@ -253,13 +253,14 @@ def test_memory_of_a_net_counted_by_hand():
     optimizer.step()
     weights = 4 * (12 * 5 + 5 + 5 * 10 + 10)
     assert bytes_of(kept_tensors(model, optimizer)) == 3 * weights  # weights, gradients, momentum
-    with Allocations([images, labels]) as allocations:
+    with Allocations([images, labels, *model.parameters()]) as allocations:
         hidden = model[1](model[0](images))
         output = model[2](hidden)
         del hidden  # autograd keeps it
-        assert allocations.live == 4 * 8 * (12 + 5 + 10) + 8 * 8
+        assert allocations.live == weights + 4 * 8 * (12 + 5 + 10) + 8 * 8
         del output
-        assert allocations.live == 4 * 8 * 12 + 8 * 8 and allocations.peak == 4 * 8 * (12 + 5 + 10) + 8 * 8
+        assert allocations.live == weights + 4 * 8 * 12 + 8 * 8
+        assert allocations.peak == weights + 4 * 8 * (12 + 5 + 10) + 8 * 8
 
 
 # Whole plans

@@ -53,7 +53,7 @@ def test_a_run_grows_learns_and_keeps_its_books():
     assert all(ledger.seconds[cause] > 0 for cause in ("step", "data", "trace", "morph", "evaluation"))
     assert ledger.training_seconds == pytest.approx(sum(ledger.seconds[c] for c in ("step", "data", "trace", "morph")))
     assert [stage["epoch"] for stage in ledger.history] == [0, 2]
-    assert [stage.batch_size for stage in ledger.stages] == [128] * 2 and ledger.samples == 4 * data.steps * 128
+    assert [stage.batch_size for stage in ledger.stages] == [64] * 2 and ledger.samples == 4 * data.steps * 64
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(last_lr(4 * data.steps))  # of a cosine to 0
     CIFAR_RESNETS["resnet8"](width=8).load_state_dict(run.model.state_dict())
     json.dumps(ledger.record())

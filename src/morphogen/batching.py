@@ -41,7 +41,7 @@ class Batching:
         first: int,
         steps_per_epoch: int | None = None,
     ):
-        """Begin with the dense network.
+        """`follow` says where to begin.
 
         Args:
             policy: of the method.
@@ -56,7 +56,7 @@ class Batching:
         self.policy, self.memory, self.first, self.size, self.factor = policy, memory, first, first, 1.0
         self._most = sys.maxsize if steps_per_epoch is None else first * steps_per_epoch
         self._adaptive = any(key in group for o in optimizers for group in o.param_groups for key in SECOND_MOMENTS)
-        self._present = memory.network.dense
+        self._present: SubNetwork | None = None
         if policy.limit is not None and policy.limit < first:
             raise ConfigError(
                 "the first batch is above the limit",
@@ -64,7 +64,7 @@ class Batching:
                 expected=f"limit at least {first}",
                 found=f"{policy.limit}",
             )
-        dense = memory.footprint(self._present, first).once
+        dense = memory.footprint(memory.network.dense, first).once
         if policy.budget is not None and policy.budget < dense:
             raise ConfigError(
                 "a memory budget below the first batch",
@@ -118,7 +118,7 @@ class Batching:
     def end_step(self) -> None:
         """A step of the whole present sub-network is over; when enough are, its peak corrects the model."""
         measured = self._gauge.end_step() if self._gauge is not None else None
-        if measured is not None:
+        if measured is not None and self._present is not None:
             modelled = self.memory.footprint(self._present, self.first).bytes(self.size)
             self.factor = _of_all_ranks(measured / modelled)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ..errors import ConfigError
 
-Scaling = Literal["linear", "sqrt"]
+Scaling = Literal["auto", "linear", "sqrt"]
 """How the learning rate follows the batch: by its ratio to the first one, or by the square root of it."""
 
 
@@ -21,7 +21,7 @@ class MiniBatch:
             "maintain similar device memory utilization").
         step: images by which the batch grows.
         limit: images that no batch exceeds; None leaves it to the budget.
-        scaling: of the learning rate; None is linear, and the square root where an optimizer is adaptive.
+        scaling: of the learning rate; `auto` is linear, and the square root where an optimizer is adaptive.
 
     Raises:
         ConfigError: a setting out of range.
@@ -30,20 +30,22 @@ class MiniBatch:
     budget: int | None = None
     step: int = 32
     limit: int | None = None
-    scaling: Scaling | None = None
+    scaling: Scaling = "auto"
 
     def __post_init__(self) -> None:
-        least = min(1 if value is None else value for value in (self.budget, self.step, self.limit))
-        if least < 1:
+        given = [value for value in (self.budget, self.step, self.limit) if value is not None]
+        if not all(isinstance(value, int) and value > 0 for value in given):
             raise ConfigError(
                 "out of range",
                 where="DynamicBatch",
-                expected="a budget, a step and a limit above 0",
+                expected="a budget above 0; step and limit whole numbers above 0",
                 found=f"budget {self.budget} bytes, step {self.step}, limit {self.limit}",
             )
-        if self.scaling not in (None, "linear", "sqrt"):
+        if self.scaling not in get_args(Scaling):
             raise ConfigError(
-                f"no scaling '{self.scaling}' of the learning rate", where="DynamicBatch", expected="linear or sqrt"
+                f"no scaling '{self.scaling}' of the learning rate",
+                where="DynamicBatch",
+                expected=" or ".join(get_args(Scaling)),
             )
 
     def size(self, first: int, most: int, fits: Callable[[int], bool]) -> int:
@@ -62,4 +64,4 @@ class MiniBatch:
 
     def lr_scale(self, ratio: float, adaptive: bool) -> float:
         """What the learning rate is multiplied by where the batch is `ratio` times the first one."""
-        return ratio**0.5 if (self.scaling or ("sqrt" if adaptive else "linear")) == "sqrt" else ratio
+        return ratio**0.5 if self.scaling == "sqrt" or (self.scaling == "auto" and adaptive) else ratio

@@ -19,7 +19,7 @@ class DynamicBatch(Method):
         budget: GiB of memory of a training step; None is what the dense network needs with the first batch.
         step: images by which the batch grows.
         limit: images that no batch exceeds.
-        scaling: of the learning rate with the batch: `linear`, `sqrt`, or None for what suits the optimizer.
+        scaling: of the learning rate with the batch: `linear`, `sqrt`, or `auto` for what suits the optimizer.
 
     Raises:
         ConfigError: a setting out of range.
@@ -28,7 +28,7 @@ class DynamicBatch(Method):
     budget: float | None = None
     step: int = 32
     limit: int | None = None
-    scaling: Scaling | None = None
+    scaling: Scaling = "auto"
 
     def __post_init__(self) -> None:
         _ = self.mini_batch  # checks the settings

@@ -1,0 +1,279 @@
+"""The dynamic mini-batch: its sizes, its learning rate, its data, its schedule and its books."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import morphogen
+from morphogen import batching
+from morphogen.batching import Batching
+from morphogen.cli import main
+from morphogen.errors import ConfigError
+from morphogen.memory import StepMemory
+from morphogen.methods import build_method
+from morphogen.report.flops import cost
+from morphogen.schedule.mini_batch import MiniBatch
+from morphogen.train.config import Recipe
+from morphogen.train.data import load_data
+from morphogen.train.loop import Run
+from test_memory import Two, step_bytes
+
+from nets import Tower, image
+from planted import Planted, plant_times
+
+FIRST = 4
+
+
+def recipe(**settings):
+    return Recipe(
+        **{"model": "resnet8(width=8)", "epochs": 4, "batch_size": 64, "images": 500, "image_size": 8} | settings
+    )
+
+
+def two(policy, optimizer=torch.optim.SGD, steps_per_epoch=None):
+    """The batches of `Two`."""
+    model = Two()
+    made = optimizer(model.parameters(), lr=0.1)
+    net = morphogen.trace(model, image(2, 4))
+    return net, Batching(policy, StepMemory(net, [made]), [made], FIRST, steps_per_epoch)
+
+
+# --- sizes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+@pytest.mark.parametrize("budget", [None, 20_000, 100_000])
+@pytest.mark.parametrize("channels", [2, 4, 6, 8])
+def test_a_batch_is_the_largest_that_fits(step, budget, channels):
+    net, batches = two(MiniBatch(budget, step))
+    batches.follow(net.dense)
+    assert batches.size == FIRST or budget is not None
+    batches.follow(net.subnetwork(width=channels / 8))
+    room = budget or step_bytes(FIRST, 8, 0)
+    fit = [n for n in range(FIRST, 1000, step) if step_bytes(n, channels, 0) <= room]
+    assert batches.size == max(fit) and max(fit) + step < 1000
+
+
+def test_a_batch_has_its_limits():
+    for limit, size in ((None, 10), (9, 8), (6, 6), (4, 4)):
+        net, batches = two(MiniBatch(None, 2, limit))
+        batches.follow(net.subnetwork(width=0.25))
+        assert batches.size == size
+    for steps, size in ((1, 4), (2, 8), (9, 10)):  # an epoch of so many steps of 4 has no more images
+        net, batches = two(MiniBatch(None, 2), steps_per_epoch=steps)
+        batches.follow(net.subnetwork(width=0.25))
+        assert batches.size == size and batches.steps_of(net.dense, steps) == steps
+        assert batches.steps_of(net.subnetwork(width=0.25), steps) == steps * FIRST // size
+
+
+def test_a_gpu_that_needs_more_than_was_modelled_gets_smaller_batches(monkeypatch):
+    """The allocator's figures are planted; there are 1000 bytes of somebody else's."""
+    there = {"now": 0, "peak": 0}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: there["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: there["peak"])
+    budget = 4 * step_bytes(FIRST, 8, 0)
+    sizes = []
+    for policy in (MiniBatch(budget, 1), MiniBatch(None, 1)):
+        net, batches = two(policy)
+        batches.follow(net.dense)
+        batches._gauge = batching.Gauge()
+        images = batches.size
+        there["now"] = 1000 + 4 * 40
+        batches.begin_epoch(net.model.parameters())  # 40 weights
+        there["peak"] = 1000 + 2 * step_bytes(images, 8, 0)
+        for taken in range(5):
+            assert batches.factor == (1.0 if taken < batching.SETTLED else 2.0)
+            batches.end_step()
+        batches.follow(net.subnetwork(width=0.5))
+        sizes.append(batches.size)
+    largest = [max(n for n in range(99) if step_bytes(n, 4, 0) <= room) for room in (budget / 2, budget / 4)]
+    assert sizes == largest  # without a budget all are off alike
+
+
+# --- the learning rate ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scaling", "expected"),
+    [
+        (torch.optim.SGD, "auto", 3.0),
+        (torch.optim.SGD, "sqrt", math.sqrt(3)),
+        (torch.optim.AdamW, "auto", math.sqrt(3)),
+        (torch.optim.AdamW, "linear", 3.0),
+        (torch.optim.RMSprop, "auto", math.sqrt(3)),
+        (torch.optim.Adagrad, "auto", math.sqrt(3)),
+        (torch.optim.Adadelta, "auto", math.sqrt(3)),
+    ],
+)
+def test_the_learning_rate_follows_the_batch(optimizer, scaling, expected):
+    net, batches = two(MiniBatch(10**6, 8, 12, scaling), optimizer)
+    batches.follow(net.subnetwork(width=0.5))
+    assert batches.size == 12 and batches.lr_scale == pytest.approx(expected)
+
+
+# --- in a loop --------------------------------------------------------------------------------------------
+
+
+def attach(method, epochs=8, model=None, **settings):
+    model = model or Tower(rate=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    return morphogen.attach(model, optimizer, method, example=image(), epochs=epochs, batch_size=FIRST, **settings)
+
+
+def test_growth_begins_with_large_batches_and_ends_with_the_first():
+    run = attach(build_method("NetworkExpansion(width=0.25, stages=4) + DynamicBatch(step=1)"))
+    seen = []
+    for epoch in range(8):
+        run.begin_epoch(epoch)
+        seen.append(run.batch_size)
+        assert run.lr_scale == run.batch_size / FIRST
+    assert seen[::2] == seen[1::2] == sorted(seen[::2], reverse=True) and seen[0] > 2 * FIRST and seen[-1] == FIRST
+    plain = attach(morphogen.Dense())
+    assert plain.batch_size == FIRST and plain.lr_scale == 1.0
+
+
+def test_a_momentum_network_reaches_back_over_the_steps_that_are_taken():
+    for text in ("Prog(stages=2)", "Prog(stages=2) + DynamicBatch(step=1)"):
+        run = attach(build_method(text), steps_per_epoch=50)
+        steps = 50 * FIRST // run.batch_size  # exact where nothing is left over
+        assert run.momentum.decay == pytest.approx(1 - 1 / (0.1 * 4 * steps))
+    assert run.batch_size > FIRST
+
+
+def test_a_search_has_the_batch_of_its_supernet(monkeypatch):
+    class Searching(morphogen.AutoProg):
+        mini_batch = MiniBatch(step=1)
+
+    plant_times(monkeypatch)
+    model = Tower(rate=0.0)
+    probe = Planted(model, [(12, 2, 4)]).probe
+    run = attach(Searching(stages=2, search_epochs=1), 4, model, steps_per_epoch=9, probe=probe)
+    assert run.searching is not None and run.batch_size == FIRST  # the supernet is the dense network
+    for _ in range(9):
+        run.begin_step(image())
+        run.end_step()
+    run.begin_epoch(1)
+    assert run.searching is None and run.batch_size > FIRST
+    run.begin_epoch(2)
+    assert run.network.current == run.network.dense and run.batch_size == FIRST
+
+
+# --- data, schedule and books -----------------------------------------------------------------------------
+
+
+def test_an_epoch_is_the_same_images_in_the_same_order_at_every_batch_size():
+    data = load_data(recipe())
+    plain = [torch.cat([labels for _, labels in data.train_batches(3, 1, batch_size=n)]) for n in (None, 64, 96, 500)]
+    assert [len(labels) for labels in plain] == [448, 448, 480, 500]
+    for labels in plain[:3]:
+        assert torch.equal(labels, plain[3][: len(labels)])
+    with pytest.raises(ConfigError, match="not one size for each step; expected 5, found 7"):
+        data.train_batches(0, 0, [(8, 8)] * 7, batch_size=96)
+
+
+def test_streamed_images_come_in_the_same_order_too(tmp_path):
+    from PIL import Image
+
+    for part in ("train", "val"):
+        for label in range(9):
+            (tmp_path / part / str(label)).mkdir(parents=True)
+            Image.new("RGB", (90, 80)).save(tmp_path / part / str(label) / "0.png")
+    data = load_data(recipe(data=str(tmp_path), image_size=32, batch_size=2, images=None, workers=0))
+    two, four = ([labels.tolist() for _, labels in data.train_batches(0, 0, batch_size=n)] for n in (2, 4))
+    assert [len(labels) for labels in four] == [4, 4] and [i for batch in two for i in batch] == [
+        i for batch in four for i in batch
+    ]
+
+
+def test_a_run_keeps_its_schedule_and_its_books(monkeypatch):
+    settings = recipe(lr=0.1, warmup_epochs=1, optimizer="adamw")
+    data = load_data(settings)
+    run = Run(settings, data, build_method("NetworkExpansion(stages=2) + DynamicBatch(limit=130)"), "x", seed=0)
+    rates = []
+    end_step = run.attached.end_step
+    monkeypatch.setattr(
+        run.attached, "end_step", lambda: (rates.append(run.optimizer.param_groups[0]["lr"]), end_step())
+    )
+    assert len(list(run.epochs())) == 4
+    small, large = run.ledger.stages
+    assert (small.batch_size, large.batch_size) == (128, 64)
+    assert (small.steps, large.steps) == (2 * (500 // 128), 2 * (500 // 64))
+    assert run.ledger.samples == run.ledger.record()["samples"] == 6 * 128 + 14 * 64
+    half = run.attached.history[0][1]
+    assert small.training_flops == cost(run.attached.network, half, 128).training
+    assert large.training_flops == cost(run.attached.network, run.attached.network.dense, 64).training
+    # At the beginning of each epoch the rate is that of its share of the run, times the square root of the batch's.
+    cosine = [0.1 * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in range(3)]
+    begins = [rates[i] for i in (0, 3, 6, 13)]
+    assert begins == pytest.approx([1e-4 * math.sqrt(2), cosine[0] * math.sqrt(2), cosine[1], cosine[2]])
+    assert rates[4] == pytest.approx(0.1 * math.sqrt(2) * (1 + math.cos(math.pi * (1 / 3) / 3)) / 2)
+
+
+def test_a_shortened_run_is_as_long_in_images():
+    settings = recipe(images=512)
+    data = load_data(settings)
+    for steps, taken in ((8, [4]), (12, [4, 2]), (13, [4, 3])):  # 8 steps of 64 an epoch, or 4 of 128
+        run = Run(settings, data, morphogen.DynamicBatch(budget=1, limit=128), "x", seed=0, steps=steps)
+        list(run.epochs())
+        assert [stage.steps for stage in run.ledger.stages] == [sum(taken)]
+        assert len(run.ledger.epochs) == len(taken)
+
+
+def test_a_comparison_runs_and_keeps_its_books(tmp_path):
+    label = "NetworkExpansion(stages=2) + DynamicBatch(limit=96)"
+    small = "--model resnet8(width=8) --epochs 2 --batch_size 64 --images 256 --image_size 8".split()
+    assert main(["compare", *small, "--methods", f'["{label}"]', "--output", str(tmp_path)]) == 0
+    records = {record["method"]: record for record in json.loads((tmp_path / "results.json").read_text())}
+    dense, method = records["Dense"], records[label]
+    assert [stage["batch_size"] for stage in method["stages"]] == [96, 64]
+    assert [stage["steps"] for stage in method["stages"]] == [256 // 96, 256 // 64]
+    assert method["samples"] == 2 * 96 + 4 * 64 and dense["samples"] == 8 * 64
+    assert method["flops"] == sum(stage["training_flops"] * stage["steps"] for stage in method["stages"])
+    before = (tmp_path / "runs.jsonl").read_text()
+    assert main(["compare", *small, "--methods", f'["{label}"]', "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "runs.jsonl").read_text() == before
+
+
+# --- bad input --------------------------------------------------------------------------------------------
+
+
+def test_a_budget_below_the_first_batch_is_refused_with_both():
+    need = step_bytes(FIRST, 8, 0)
+    two(MiniBatch(need))
+    with pytest.raises(ConfigError, match=rf"a memory budget below the first batch; expected at least {need:,} bytes"):
+        two(MiniBatch(need - 1))
+    with pytest.raises(ConfigError, match=r"below the first batch.*with 4 images, found 1,073 bytes \(9.99e-07 GiB\)"):
+        attach(morphogen.DynamicBatch(budget=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("DynamicBatch(step=0)", "above 0; step and limit whole numbers above 0, found budget None bytes, step 0"),
+        ("DynamicBatch(budget=0)", "found budget 0 bytes"),
+        ("DynamicBatch(budget=-1.0)", "above 0"),
+        ("DynamicBatch(limit=0)", "limit 0"),
+        ("DynamicBatch(limit=9.5)", "whole numbers above 0, found budget None bytes, step 32, limit 9.5"),
+        ("DynamicBatch(scaling='cube')", "no scaling 'cube' of the learning rate; expected auto or linear or sqrt"),
+        ("DynamicBatch + Prog + DynamicBatch(limit=9)", "several methods change the mini-batch"),
+    ],
+)
+def test_settings_out_of_range_are_refused(text, words):
+    with pytest.raises(ConfigError, match=words):
+        build_method(text)
+
+
+def test_what_does_not_fit_the_run_is_refused():
+    with pytest.raises(ConfigError, match="the first batch is above the limit; expected limit at least 4, found 3"):
+        attach(morphogen.DynamicBatch(limit=3))
+    model = Tower()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ConfigError, match=r"DynamicBatch: the mini-batch.*attach\(\.\.\., batch_size=\.\.\.\)"):
+        morphogen.attach(model, optimizer, morphogen.DynamicBatch(), example=image(), epochs=2)
+    for key in ("mixup", "cutmix"):
+        settings = recipe(**{key: 0.8})
+        with pytest.raises(ConfigError, match=r"DynamicBatch, step: mixup and cutmix pair.*an even number, found 3"):
+            Run(settings, load_data(settings), morphogen.DynamicBatch(step=3), "x", seed=0)

@@ -176,6 +176,8 @@ def plan(
         notes.append("no data given: the time that batches take is left out")
     if steps_per_epoch is None:
         notes.append(f"number of images not known: tracing ({traced + rehearsal:.1f} s) and morphs are left out")
+    if method.mini_batch is not None:
+        notes.append("the dynamic mini-batch is left out: all steps have the first batch")
     if device.type != "cuda":
         notes.append("memory is that of the tensors of a step; what operations need inside themselves is left out")
     runs = tuple(planner.run(found, spans, traced, rehearsal) for found, spans in planner.paths.items())

@@ -13,7 +13,7 @@ LAYERS = [
     {"grid"},
     {"network"},
     {"graph", "morph"},
-    {"operators", "schedule", "elastic"},
+    {"operators", "schedule", "elastic", "pruning"},
     {"methods", "search", "snapshot"},
     {"searching"},
     {"attach"},

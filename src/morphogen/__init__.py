@@ -14,15 +14,19 @@ from .elastic import ElasticSupernet
 from .errors import ConfigError, MorphError, MorphogenError, SubNetworkError, TraceError, TrainingError
 from .graph.trace import trace
 from .methods import (
+    SSL,
     AutoProg,
     Combined,
     Dense,
     EfficientTrain,
+    GrowThenPrune,
     Method,
     NetworkExpansion,
+    OneTime,
     Prog,
     ProgressiveResizing,
     ProgStack,
+    PruneTrain,
     Retrain,
     StackBERT,
     Supernet,
@@ -32,6 +36,7 @@ from .morph.commit import Change, Receipt, morph
 from .morph.entry import DepthOperator, Entry, depth_operator
 from .morph.growth import Gap, GrowthOperator, operator
 from .network import Network
+from .pruning.lasso import GroupLasso
 from .schedule.stages import Regularisation, Stage
 from .search import Candidate, Found, Probe
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, SubNetwork
@@ -55,6 +60,8 @@ __all__ = [
     "EfficientTrain",
     "Entry",
     "Gap",
+    "GroupLasso",
+    "GrowThenPrune",
     "GrowthOperator",
     "Method",
     "Momentum",
@@ -63,13 +70,16 @@ __all__ = [
     "MorphogenError",
     "Network",
     "NetworkExpansion",
+    "OneTime",
     "PinnedAxis",
     "Prog",
     "ProgStack",
     "ProgressiveResizing",
+    "PruneTrain",
     "Receipt",
     "Regularisation",
     "Retrain",
+    "SSL",
     "StackBERT",
     "Stage",
     "SubNetwork",

@@ -22,12 +22,13 @@ from .morph.entry import depth_named
 from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
 from .network import Network
+from .pruning.pruner import Pruner
 from .resize import resized
 from .schedule.stages import Regularisation, Stage
 from .search import Found, Probe
 from .searching import Searching
 from .snapshot import Snapshot
-from .subnet import SubNetwork
+from .subnet import SubNetwork, intersection
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Attached:
         epochs: length of the run.
         steps_per_epoch: optimizer steps in an epoch, where the method needs to know.
         probe: what a method that searches measures candidates with.
+        pruner: the group lasso at work, where the method prunes.
         momentum: the average that grown blocks will come from; None where none is needed any more.
         searching: the elastic supernet at work, in a stage with candidates.
         searches: the outcome of every search so far.
@@ -54,18 +56,25 @@ class Attached:
     epochs: int
     steps_per_epoch: int | None = None
     probe: Probe | None = None
+    pruner: Pruner | None = None
     momentum: MomentumNetwork | None = field(default=None, init=False)
     searching: Searching | None = field(default=None, init=False)
     searches: list[Found] = field(default_factory=list, init=False)
     history: list[tuple[int, SubNetwork]] = field(default_factory=list, init=False)
     _stage: Stage | None = field(default=None, init=False)
-    _epoch: int = field(default=0, init=False)
+    _epoch: int = field(default=-1, init=False)
+    _left: SubNetwork = field(init=False)
+    """The dense network without what has been pruned."""
     _kept: Snapshot | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._left = self.network.dense
 
     def begin_epoch(self, epoch: int) -> Receipt | None:
         """Call before the first batch of every epoch, counted from 0; morphs where the schedule says.
 
-        A search that is over is decided first: the candidates are measured, and the best goes on training.
+        A search that is over is decided first: the candidates are measured, and the best goes on training. Last of all
+        the network is reconfigured, where the method prunes and an interval is over.
 
         Returns:
             What the morph did, or None where the network stays as it is.
@@ -79,12 +88,13 @@ class Attached:
             raise ConfigError("epoch out of range", expected="epochs counted from 0", found=f"{epoch}")
         receipt = self._decide() if self._search_is_over(epoch) else None
         number = max(i for i, stage in enumerate(self.stages) if stage.start <= epoch)
-        stage, self._epoch = self.stages[number], epoch
+        stage, before, self._epoch = self.stages[number], self._epoch, epoch
         self.network.drop_path_scale = self.regularisation(epoch).drop_path
         if stage != self._stage:
             receipt = self._enter(stage, number) or receipt
         elif self.searching is not None:
             self.searching.begin_epoch()
+        receipt = self._reconfigure(before, epoch) or receipt
         lay_out_drop_path(self.network)
         return receipt
 
@@ -116,14 +126,27 @@ class Attached:
         runs = self.network.current if self.searching is None else self.searching.begin_step()
         return images if images is None or runs.resolution is None else self._resized(images, runs.resolution)
 
+    def penalised(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss with the group lasso, where the method prunes in this epoch; see `Pruner.penalised`.
+
+        Args:
+            loss: a scalar, of the task alone.
+        """
+        if self.pruner is None or not self.pruner.policy.penalises(self._epoch):
+            return loss
+        return self.pruner.penalised(loss)
+
     def end_step(self) -> None:
-        """Call after every optimizer step: a supernet is whole again, the momentum network follows.
+        """Call after every optimizer step: a supernet is whole again, the momentum network follows, a penalty that
+        works as a proximal step takes it.
 
         Raises:
             ConfigError: in a search, without `begin_step`.
         """
         if self.searching is not None:
             self.searching.end_step()
+        if self.pruner is not None and self.pruner.policy.penalises(self._epoch):
+            self.pruner.end_step()
         if self.momentum is not None:
             self.momentum.update_parameters(self.network.model)
 
@@ -131,10 +154,11 @@ class Attached:
         """Put this around a call of another method of the model than its `forward` (`forward_features`, say)."""
         return nullcontext() if self.searching is None else self.searching.supernet.swapped()
 
-    def end(self) -> None:
-        """Call when training is over: what a method keeps in the model while it trains goes."""
+    def end(self) -> Receipt | None:
+        """Call when training is over: what is sparse, and what a method keeps in the model while it trains, goes."""
         self.close()
         fold_factors(*self._followers())
+        return self._reconfigure(self._epoch, self.epochs)
 
     def close(self) -> None:
         """Make an elastic supernet an ordinary network; where training stops in the middle of a search."""
@@ -196,16 +220,29 @@ class Attached:
         if stage.choose_at is not None and not self.method.recycle:
             fold_factors(*self._followers())
             self._kept = Snapshot(self.network, *self._followers(), self.momentum)
-        receipt = self._morph(stage.subnetwork) if stage.subnetwork != self.network.current else None
-        self.history.append((self._epoch, stage.subnetwork))
+        target = intersection([stage.subnetwork, self._left])
+        receipt = self._morph(target) if target != self.network.current else None
+        self.history.append((self._epoch, target))
         self._average_for(number)
         if stage.candidates:
             self.searching = Searching(self.network, stage)
         self._stage = stage
         return receipt
 
+    def _reconfigure(self, before: int, epoch: int) -> Receipt | None:
+        """Take out what has become sparse, where an interval was over between two epochs."""
+        if self.pruner is None or not any(before < at <= epoch for at in self.pruner.policy.at):
+            return None
+        old, left = self.network.current, self.pruner.left()
+        if left == old:
+            return None
+        receipt = self._morph(left)
+        self._left = _without(self._left, old, left)
+        self.history.append((epoch, left))
+        return receipt
+
     def _morph(self, target: SubNetwork) -> Receipt:
-        return morph(
+        receipt = morph(
             self.network,
             target,
             optimizer=self.optimizer,
@@ -214,6 +251,9 @@ class Attached:
             depth_operator=self.method.depth_operator,
             momentum=self.momentum,
         )
+        if self.pruner is not None:
+            self.pruner.follow()
+        return receipt
 
     def _resized(self, images: torch.Tensor, resolution: tuple[int, int]) -> torch.Tensor:
         return resized(images, resolution, self.method.resizing)
@@ -240,6 +280,15 @@ class Attached:
         return depth_named(self.method.depth_operator).everything or any(
             set(after[name]) - set(before[name]) for name in after
         )
+
+
+def _without(whole: SubNetwork, old: SubNetwork, new: SubNetwork) -> SubNetwork:
+    """A sub-network without what is in `old` and no more in `new`."""
+    channels, blocks = (
+        {name: tuple(sorted({*all_of_it} - ({*was[name]} - {*now[name]}))) for name, all_of_it in mine.items()}
+        for mine, was, now in ((whole.channels, old.channels, new.channels), (whole.blocks, old.blocks, new.blocks))
+    )
+    return replace(whole, channels=channels, blocks=blocks)
 
 
 def _distinct(stages: Sequence[Stage]) -> list[Stage]:
@@ -305,6 +354,8 @@ def attach(
             expected="attach(..., probe=morphogen.Probe(loss=..., subset=...))",
         )
     rehearse(network, method.possible(network, epochs), method.depth_operator)
-    attached = Attached(network, method, stages, optimizer, ema, epochs, steps_per_epoch, probe)
+    policy = method.pruning(epochs)
+    pruner = None if policy is None else Pruner(network, policy, _several(optimizer))
+    attached = Attached(network, method, stages, optimizer, ema, epochs, steps_per_epoch, probe, pruner)
     attached.begin_epoch(0)
     return attached

@@ -114,7 +114,7 @@ class Run:
                     epoch = self._epoch(number)
                 yield epoch
                 number = self.attached.next_epoch(number)
-            self.attached.end()
+            self._end()
             saved = saved_schedule(self.attached)
             self.ledger.schedule = saved.to_dict() if saved else None
             self.ledger.predicted_speedup = predicted_speedup(self.attached)
@@ -144,6 +144,19 @@ class Run:
         ledger.epochs.append(epoch)
         ledger.note_memory(self.device)
         return epoch
+
+    def _end(self) -> None:
+        """What a method takes out when training is over."""
+        ledger, last = self.ledger, self.ledger.epochs[-1]
+        with self._own_random(), ledger.clock("morph", self.device):
+            receipt = self.attached.end()
+        if receipt is not None:
+            self._open_stage(self.total_epochs)
+            before, last.accuracy = last.accuracy, self._evaluate()
+            last.seconds = ledger.training_seconds
+            ledger.morphs.append(
+                MorphEvent(self.total_epochs, before, last.accuracy, receipt.seconds, ledger.training_seconds)
+            )
 
     def _train_epoch(self, number: int) -> float:
         """One pass over the data; returns the mean loss."""
@@ -181,7 +194,7 @@ class Run:
         self.attached.begin_step()
         loss = self._loss(images, labels)
         self.optimizer.zero_grad()
-        loss.backward()
+        self.attached.penalised(loss).backward()
         if self.recipe.clip_grad:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
         self.optimizer.step()

@@ -5,13 +5,16 @@
     morphogen.morph(net, half, optimizer=optimizer)
     morphogen.morph(net, net.dense, optimizer=optimizer)
 
-or a method in one's own loop: `morphogen.attach`.
+or a method in one's own loop: `morphogen.attach`. A trained network leaves by `morphogen.save` and comes back by
+`morphogen.load`.
 """
 
 from . import operators as operators  # enters the growth operators in the table
 from .attach import Attached, attach
 from .elastic import ElasticSupernet
-from .errors import ConfigError, MorphError, MorphogenError, SubNetworkError, TraceError, TrainingError
+from .errors import ConfigError, ExportError, MorphError, MorphogenError, SubNetworkError, TraceError, TrainingError
+from .export.programs import save_onnx, save_program
+from .export.weights import load, save
 from .graph.trace import trace
 from .methods import (
     SSL,
@@ -59,6 +62,7 @@ __all__ = [
     "DepthOperator",
     "EfficientTrain",
     "Entry",
+    "ExportError",
     "Gap",
     "GroupLasso",
     "GrowThenPrune",
@@ -89,7 +93,11 @@ __all__ = [
     "TrainingError",
     "attach",
     "depth_operator",
+    "load",
     "morph",
     "operator",
+    "save",
+    "save_onnx",
+    "save_program",
     "trace",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `morphogen train`, `compare`, `plan`, `inspect`, `label-maps`."""
+"""The command line: `morphogen train`, `compare`, `plan`, `inspect`, `export`, `label-maps`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from .report.plan.show import stage_rows, told, total
 from .report.render import as_table, summary, write_results
 from .report.searches import draw_searches, search_rows, search_title
 from .train.compare import compare
-from .train.config import CompareConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
+from .train.config import CompareConfig, ExportConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
 from .train.data import load_data, training_images
+from .train.export import export_run
 from .train.loop import Run, writable
 from .train.models import build_model
 from .train.planning import plan_recipe
@@ -47,11 +48,21 @@ EXAMPLES = {
   morphogen inspect resnet50
   morphogen inspect timm:convnext_nano --shares "[0.25, 0.5]"
   morphogen inspect mypackage.nets:build --image_size 64""",
+    "export": """examples:
+  morphogen export
+  morphogen export runs/vit --onnx true
+  morphogen export runs/vit --program true --output deploy""",
     "label-maps": """examples:
   morphogen label-maps --data imagenet:/data/imagenet --teacher dm_nfnet_f6 --image_size 576 --output maps
   morphogen label-maps --data /data/flowers \\
       --teacher "resnet50(checkpoint_path='teacher.safetensors', num_classes=102)" --output maps""",
 }
+
+OPTIONAL = {
+    "plan": ("model", "as in train"),
+    "export": ("run", "output folder of `morphogen train` (default: runs/train)"),
+}
+"""The settings that may be given without a name, first."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +131,10 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
             sub.add_class_arguments(kind, skip={"model"}, as_group=False)
         else:
             sub.add_argument("--config", action="config", help="YAML file with the keys below")
-            if name == "plan":
-                sub.add_argument("model", nargs="?", type=str, default=SUPPRESS, help="as in train")
-            sub.add_class_arguments(kind, skip={"model"} if name == "plan" else set(), as_group=False)
+            first, told = OPTIONAL.get(name, ("", ""))
+            if first:
+                sub.add_argument(first, nargs="?", type=str, default=SUPPRESS, help=told)
+            sub.add_class_arguments(kind, skip={first}, as_group=False)
         commands.add_subcommand(name, sub, help=str(run.__doc__).partition(";")[0].partition(".")[0])
     try:
         parsed = parser.parse_args(arguments)
@@ -231,6 +243,13 @@ def run_inspect(config: InspectConfig) -> int:
     return 0
 
 
+def run_export(config: ExportConfig) -> int:
+    """Write a trained network as safetensors with its sub-network, for ONNX and `torch.export` too if asked for."""
+    for path in export_run(config):
+        print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
 def run_label_maps(config: LabelMapsConfig) -> int:
     """Make label maps for token labelling with a teacher; a run that was stopped goes on where it was."""
     images = training_images(config.data)
@@ -291,5 +310,6 @@ COMMANDS = {
     "compare": (CompareConfig, run_compare),
     "plan": (PlanConfig, run_plan),
     "inspect": (InspectConfig, run_inspect),
+    "export": (ExportConfig, run_export),
     "label-maps": (LabelMapsConfig, run_label_maps),
 }

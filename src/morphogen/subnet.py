@@ -243,6 +243,8 @@ class Structure:
     """Stochastic depth outside block stacks."""
     unread: Mapping[str, str] = field(default_factory=dict)
     """Ops without a rule, and a module that runs each; what they read stays whole."""
+    exclude: tuple[str, ...] = ()
+    """Module paths that the user left whole."""
 
     def absent(self, subnetwork: SubNetwork) -> tuple[str, ...]:
         """The module paths of the blocks that are out in a sub-network, in the model's order."""

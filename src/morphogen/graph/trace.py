@@ -97,6 +97,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         fixed_blocks=fixed_blocks,
         drop_path=tuple(drop for drop in drop_path_of(model) if not within(drop.path, inside)),
         unread=walk.unruled,
+        exclude=exclude,
     )
     return Network(model, structure, fake)
 

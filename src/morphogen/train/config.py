@@ -254,3 +254,20 @@ class LabelMapsConfig:
             value = getattr(self, key)
             if value is not None and value < lowest:
                 raise ConfigError(f"{key} out of range", expected=f"at least {lowest}", found=f"{value}")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to write of a trained network.
+
+    Attributes:
+        run: output folder of `morphogen train`, with its `model.pt`.
+        output: folder for the files, by default the run's own.
+        onnx: write `model.onnx` too, for batches of any size at the resolution it was trained to.
+        program: write `model.pt2` too, likewise, which `torch.export.load` reads.
+    """
+
+    run: str = "runs/train"
+    output: Path | None = None
+    onnx: bool = False
+    program: bool = False

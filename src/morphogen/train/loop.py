@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +19,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 
 from ..attach import attach
 from ..errors import ConfigError, TrainingError
+from ..export.weights import metadata_of
+from ..files import replaced
 from ..methods import Method
 from ..program import first_line
 from ..report.flops import Cost, cost
@@ -294,18 +296,21 @@ class Run:
     def save(self, path: Path) -> None:
         """Write the weights, the sub-network they belong to, and the momentum network where there is one.
 
-        A file already there stays until the new one is whole.
+        A file already there stays until the new one is whole; `morphogen export` reads it.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part")
-        content = {"state_dict": self.result.state_dict(), "subnetwork": self.attached.network.current.to_json()}
+        notes = {
+            "model": self.recipe.model,
+            "num_classes": f"{self.data.num_classes}",
+            "drop_path": f"{self.recipe.drop_path}",
+            "mean": json.dumps(self.data.mean.tolist()),  # of the images, by channel, from 0 to 1
+            "std": json.dumps(self.data.std.tolist()),
+        }
+        content = {"state_dict": self.result.state_dict(), **metadata_of(self.attached.network, notes)}
         if self.attached.momentum is not None:
             content["momentum"] = self.attached.momentum.state_dict()
-        with open(aside, "wb") as file:
+        with replaced(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
 
 
 def writable(folder: Path) -> None:

@@ -1,9 +1,11 @@
 """Settings, and the batches that the trainer's data layer makes of them."""
 
 import torch
+from torch.utils.data import DataLoader
 
 from morphogen.train.config import Recipe
 from morphogen.train.data import load_data
+from morphogen.train.images import RandomCrops
 
 EVERYTHING = {
     "warmup_epochs": 1,
@@ -42,3 +44,10 @@ def of_either(source, photos, **settings):
     if source == "digits":
         return load_data(recipe(**{"image_size": 32} | settings))
     return streamed(photos, **{"batch_size": 2, "images": 9} | settings)
+
+
+def crops(images, maps, size, count):
+    """A loader of random crops of the images in turn, in batches of 6."""
+    dataset = RandomCrops(images.samples, {(size, size): None}, (0,), maps.of(images, range(len(images))))
+    items = [(i, i % len(images), (size, size)) for i in range(count)]
+    return DataLoader(dataset, 6, sampler=items, num_workers=1)

@@ -266,3 +266,16 @@ def alive(model, stack):
 
 def numbers(network):
     return [round(block.read.weight.mean().item()) for block in alive(network.model, network.stacks[0])]
+
+
+def teacher(classes=3, seed=1):
+    torch.manual_seed(seed)
+    return timm.create_model("resnet10t", num_classes=classes).eval()
+
+
+def tiny_volo(**settings):
+    """16 tokens of an image of 64 x 64."""
+    shape = {"layers": [1, 1], "embed_dims": [8, 8], "num_heads": [2, 2], "downsamples": (True, False)}
+    return VOLO(
+        **shape, outlook_attention=(True, False), img_size=64, stem_hidden_dim=8, **{"num_classes": 5} | settings
+    ).train()

@@ -130,7 +130,8 @@ class Attached:
         """The loss with the group lasso, where the method prunes in this epoch; see `Pruner.penalised`.
 
         Args:
-            loss: a scalar, of the task alone.
+            loss: a scalar, of the task alone. Scale what is returned (1 / k for k accumulated gradients, a GradScaler's
+                scale), not this.
         """
         if self.pruner is None or not self.pruner.policy.penalises(self._epoch):
             return loss
@@ -236,20 +237,23 @@ class Attached:
         old, left = self.network.current, self.pruner.left()
         if left == old:
             return None
-        receipt = self._morph(left)
+        receipt = self._morph(left, grows=False)
         self._left = _without(self._left, old, left)
         self.history.append((epoch, left))
         return receipt
 
-    def _morph(self, target: SubNetwork) -> Receipt:
+    def _morph(self, target: SubNetwork, *, grows: bool = True) -> Receipt:
+        averages, momentum = _several(self.ema), self.momentum
+        if momentum is not None and not grows:  # an average like any other: nothing comes from it
+            averages, momentum = [*averages, momentum], None
         receipt = morph(
             self.network,
             target,
             optimizer=self.optimizer,
-            ema=self.ema,
+            ema=averages,
             operator=self.method.operator,
             depth_operator=self.method.depth_operator,
-            momentum=self.momentum,
+            momentum=momentum,
         )
         if self.pruner is not None:
             self.pruner.follow()
@@ -319,11 +323,13 @@ def attach(
         for epoch in range(90):
             run.begin_epoch(epoch)
             ...
+            run.penalised(loss).backward()  # where the method prunes
             optimizer.step()
-            run.end_step()  # where the method keeps a momentum network
+            run.end_step()  # where it keeps a momentum network, or takes proximal steps
+        run.end()
 
     Args:
-        model: the dense network, on its device; it is changed in place and ends dense.
+        model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned.
         optimizer: its optimizer or optimizers, made from `model.parameters()`.
         method: such as `NetworkExpansion(width=0.5, stages=5)`.
         example: an input of the size used in training; see `trace`.

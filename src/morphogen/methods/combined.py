@@ -70,7 +70,12 @@ class Combined(Method):
         """That of the one method that prunes."""
         policies = [policy for method in self.methods if (policy := method.pruning(epochs)) is not None]
         if len(policies) > 1:
-            raise ConfigError("only one of several methods can prune", expected="one", found=f"{len(policies)}")
+            raise ConfigError(
+                "only one of several methods can prune",
+                where=" + ".join(type(method).__name__ for method in self.methods),
+                expected="one",
+                found=f"{len(policies)}",
+            )
         return policies[0] if policies else None
 
     def restarts(self, epochs: int) -> tuple[int, ...]:

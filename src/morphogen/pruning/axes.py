@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..fake import tensor_named
 from ..network import Network
@@ -25,19 +25,24 @@ class ChannelAxis:
         units: for each channel, the number of its unit through all groups; int64, on the CPU.
         index: for each position of the axis its channel, the number of channels where the position is fixed; on the
             weight's device. None where each position is a channel of its own.
+        places: for each channel its positions, filled up with the number of positions; None with `index`.
     """
 
     name: str
     dim: int
     units: torch.Tensor
-    index: torch.Tensor | None
+    index: torch.Tensor | None = None
+    places: torch.Tensor | None = None
 
-    def reduced(self, by_position: torch.Tensor, reduce: str) -> torch.Tensor:
-        """One figure a channel from one a position; `reduce` is `sum` or `amax`, of figures not below 0."""
-        if self.index is None:
-            return by_position
-        result = by_position.new_zeros(len(self.units) + 1)
-        return result.scatter_reduce_(0, self.index, by_position, reduce)[:-1]
+    def laid_out(self, by_position: torch.Tensor) -> torch.Tensor:
+        """Figures not below 0, one a position, as a row for each channel, filled up with 0.
+
+        Rows are reduced in the same order every time, unlike what is scattered on a GPU: ranks that shrink their
+        weights each for itself stay the same.
+        """
+        if self.places is None:
+            return by_position[:, None]
+        return torch.cat([by_position, by_position.new_zeros(1)])[self.places]
 
     def spread(self, by_channel: torch.Tensor, fixed: float, ndim: int) -> torch.Tensor:
         """One figure a position from one a channel, shaped to be multiplied with the weight."""
@@ -46,19 +51,13 @@ class ChannelAxis:
         return by_channel.view(*[-1 if dim == self.dim else 1 for dim in range(ndim)])
 
 
-def channel_axes(network: Network, *, without: Iterable[str] = ()) -> dict[str, tuple[ChannelAxis, ...]]:
-    """The axes of every weight of the present sub-network, by the weight's name, output channels first.
-
-    Args:
-        network: at the sub-network in question.
-        without: weights to leave out.
-    """
+def channel_axes(network: Network) -> dict[str, tuple[ChannelAxis, ...]]:
+    """The axes of every weight of the present sub-network, by the weight's name, output channels first."""
     structure = network.structure
     alive = structure.alive_mask(network.current)
-    left_out = frozenset(without)
     found: dict[str, tuple[ChannelAxis, ...]] = {}
     for name, layout in structure.present(network.current).items():
-        if layout.role.kind != "weight" or name in left_out:
+        if layout.role.kind != "weight":
             continue
         device = tensor_named(network.model, name).device
         dims = dict.fromkeys((layout.role.out_axis, layout.role.in_axis))
@@ -73,5 +72,7 @@ def _axis(name: str, dim: int, units: torch.Tensor, device: torch.device) -> Cha
         known = known[1:]
         index = torch.where(index == 0, len(known), index - 1)
     if len(known) == len(units):  # each position is a channel; `unique` sorted them
-        return ChannelAxis(name, dim, units, None)
-    return ChannelAxis(name, dim, known, index.to(device))
+        return ChannelAxis(name, dim, units)
+    positions = index.argsort(stable=True).split(index.bincount().tolist())[: len(known)]
+    places = pad_sequence(list(positions), batch_first=True, padding_value=len(index))
+    return ChannelAxis(name, dim, known, index.to(device), places.to(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,19 @@ from ..network import Network
 from .axes import ChannelAxis, channel_axes
 
 Axes = Mapping[str, tuple[ChannelAxis, ...]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a proximal step shrinks the channels of a weight.
+
+    Attributes:
+        length: by how much a channel's norm becomes smaller.
+        scale: what an adaptive optimizer divides the steps of each entry by; a channel's step is divided by the mean.
+    """
+
+    length: float
+    scale: torch.Tensor | None = None
 
 
 class GroupLasso:
@@ -40,22 +54,20 @@ class GroupLasso:
         return _Penalty.apply(self.axes, *self.weights.values())  # pyright: ignore[reportReturnType]
 
     @torch.no_grad()
-    def shrink(self, steps: Mapping[str, float | torch.Tensor]) -> None:
+    def shrink(self, steps: Mapping[str, Step]) -> None:
         """One proximal step, in place: every channel's norm becomes smaller by a step, or exactly 0.
 
         A weight is in an output and in an input channel, and the proximal map of the two together has no closed form;
         that of the output channels comes first, then that of the input channels.
 
         Args:
-            steps: for each weight by name how much: one figure, or one for each entry, of which a channel takes the
-                mean.
+            steps: for each weight by name how far.
         """
         for name, axes in self.axes.items():
             weight, step = self.weights[name], steps[name]
             for axis in axes:
-                norms = axis.reduced(_sums(wide(weight).square(), axis.dim), "sum").sqrt_()
-                by_channel = step if not isinstance(step, torch.Tensor) else _means(step, axis)
-                kept = (1 - by_channel / norms).clamp_(min=0)  # of an empty channel: 1 - inf, or 1 - 0 / 0
+                length = step.length if step.scale is None else step.length / _means(step.scale, axis)
+                kept = (1 - length / _norms(weight, axis)).clamp_(min=0)  # of an empty channel: 1 - inf, or 1 - 0 / 0
                 weight.mul_(axis.spread(kept.nan_to_num_(1.0), 1.0, weight.ndim).to(weight.dtype))
 
 
@@ -73,11 +85,15 @@ def _sums(entries: torch.Tensor, dim: int) -> torch.Tensor:
     return entries.sum(others) if others else entries
 
 
+def _norms(weight: torch.Tensor, axis: ChannelAxis) -> torch.Tensor:
+    """The l2 norm of each channel of an axis."""
+    return axis.laid_out(_sums(wide(weight).square(), axis.dim)).sum(1).sqrt_()
+
+
 def _means(entries: torch.Tensor, axis: ChannelAxis) -> torch.Tensor:
     """Mean over each channel of an axis."""
-    count = entries.numel() // entries.shape[axis.dim]
-    per_channel = axis.reduced(torch.full((entries.shape[axis.dim],), float(count), device=entries.device), "sum")
-    return axis.reduced(_sums(entries, axis.dim), "sum") / per_channel
+    count = torch.full((entries.shape[axis.dim],), entries.numel() / entries.shape[axis.dim], device=entries.device)
+    return axis.laid_out(_sums(entries, axis.dim)).sum(1) / axis.laid_out(count).sum(1)
 
 
 class _Penalty(torch.autograd.Function):
@@ -88,7 +104,7 @@ class _Penalty(torch.autograd.Function):
         norms: list[torch.Tensor] = []
         for weight, of_weight in zip(weights, axes.values(), strict=True):
             squares = wide(weight).square()
-            norms += [axis.reduced(_sums(squares, axis.dim), "sum") for axis in of_weight]
+            norms += [axis.laid_out(_sums(squares, axis.dim)).sum(1) for axis in of_weight]
         lengths = torch.cat(norms).sqrt_()
         ctx.axes, ctx.sizes = axes, [len(each) for each in norms]
         ctx.save_for_backward(lengths, *weights)

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.optim import Optimizer
 
+from .lasso import Step
+
 SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
 """Under these names PyTorch's and timm's adaptive optimizers keep the average of squared gradients."""
 
 
 def proximal_steps(
     weights: Mapping[str, torch.Tensor], optimizers: Sequence[Optimizer], coefficient: float
-) -> dict[str, float | torch.Tensor]:
+) -> dict[str, Step]:
     """By how much to shrink the norms of each weight's channels after an optimizer step.
 
     As much as the penalty's gradient would move them in the long run, were it in the loss: the learning rate times the
@@ -24,12 +26,9 @@ def proximal_steps(
         weights: parameters by name.
         optimizers: that train them; a weight that none trains stays as it is.
         coefficient: lambda of the penalty.
-
-    Returns:
-        One figure for a weight, or one for each entry.
     """
     names = {id(weight): name for name, weight in weights.items()}
-    steps: dict[str, float | torch.Tensor] = dict.fromkeys(weights, 0.0)
+    steps = dict.fromkeys(weights, Step(0.0))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -38,13 +37,13 @@ def proximal_steps(
     return steps
 
 
-def _step(optimizer: Optimizer, group: Mapping, parameter: torch.Tensor, coefficient: float) -> float | torch.Tensor:
+def _step(optimizer: Optimizer, group: Mapping, parameter: torch.Tensor, coefficient: float) -> Step:
     state = optimizer.state.get(parameter, {})
     length = float(group["lr"]) * coefficient
     moment = next((state[name] for name in SECOND_MOMENTS if name in state), None)
     if moment is None:
-        momentum = float(group.get("momentum", 0.0)) * (1 - float(group.get("dampening", 0.0)))
-        return length / (1 - momentum) if momentum < 1 else length
-    count = float(state.get("step", 0) or 0)
+        momentum = float(group.get("momentum", 0.0))
+        return Step(length * (1 - float(group.get("dampening", 0.0))) / (1 - momentum) if momentum else length)
+    count = float(state.get("step", 0))
     bias = 1 - group["betas"][1] ** count if "betas" in group and count else 1.0
-    return length / ((moment / bias).sqrt_().add_(group.get("eps", 1e-8)))
+    return Step(length, (moment / bias).sqrt_().add_(group.get("eps", 1e-8)))

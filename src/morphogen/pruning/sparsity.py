@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -12,21 +11,6 @@ from ..fake import tensor_named
 from ..network import Network
 from ..subnet import BlockStack, ChannelGroup, SubNetwork, within
 from .axes import channel_axes
-from .lasso import wide
-
-
-def channel_maxima(network: Network) -> dict[str, tuple[torch.Tensor, ...]]:
-    """The largest absolute weight of every channel of every axis of a layer, by the weight's name.
-
-    For each of its `channel_axes`, float32 or float64 on the weight's device.
-    """
-    found = {}
-    for name, axes in channel_axes(network).items():
-        magnitudes = wide(tensor_named(network.model, name).detach()).abs()
-        found[name] = tuple(
-            axis.reduced(magnitudes.amax([d for d in range(magnitudes.ndim) if d != axis.dim]), "amax") for axis in axes
-        )
-    return found
 
 
 def sparse_part(network: Network, threshold: float, multiple_of: int = 1) -> SubNetwork:
@@ -43,18 +27,19 @@ def sparse_part(network: Network, threshold: float, multiple_of: int = 1) -> Sub
         multiple_of: channels of a group stay at a multiple of this, or all: of those about to go the strongest stay.
     """
     current = network.current
-    maxima = channel_maxima(network)
-    strongest = {name: float(torch.stack([each.max() for each in axes]).max()) for name, axes in maxima.items()}
     blocks = {
-        stack.name: _blocks_left(stack, current.blocks[stack.name], strongest, threshold) for stack in network.stacks
+        stack.name: _blocks_left(network, stack, current.blocks[stack.name], threshold) for stack in network.stacks
     }
     left = replace(current, blocks=blocks)
     gone = frozenset(network.structure.absent(left))
     strength = torch.full((sum(group.size for group in network.groups),), -1.0, dtype=torch.float64)
     for name, axes in channel_axes(network).items():
-        if not within(name, gone):
-            for axis, maximum in zip(axes, maxima[name], strict=True):
-                strength.scatter_reduce_(0, axis.units, maximum.double().cpu(), "amax")
+        if within(name, gone):
+            continue
+        magnitudes = tensor_named(network.model, name).detach().abs()
+        for axis in axes:
+            by_position = magnitudes.amax([dim for dim in range(magnitudes.ndim) if dim != axis.dim])
+            strength.scatter_reduce_(0, axis.units, axis.laid_out(by_position).amax(1).double().cpu(), "amax")
     channels, start = {}, 0
     for group in network.groups:
         mine = strength[start : start + group.size]
@@ -63,20 +48,21 @@ def sparse_part(network: Network, threshold: float, multiple_of: int = 1) -> Sub
     return replace(left, channels=channels)
 
 
-def _blocks_left(
-    stack: BlockStack, alive: tuple[int, ...], strongest: Mapping[str, float], threshold: float
-) -> tuple[int, ...]:
+def _blocks_left(network: Network, stack: BlockStack, alive: tuple[int, ...], threshold: float) -> tuple[int, ...]:
     """The positions of a stack's units that do something."""
+
+    def largest(name: str) -> float:
+        return float(tensor_named(network.model, name).detach().abs().max().nan_to_num(float("inf")))
 
     def weakest_link(unit: int) -> float:
         """Of its strongest branch, the largest weight of the layer that lets through least."""
-        branches = [[strongest[name] for name in branch if name in strongest] for branch in stack.bottlenecks[unit]]
-        return max((min(links) if links else float("inf") for links in branches), default=float("inf"))
+        branches = [min(map(largest, branch), default=float("inf")) for branch in stack.bottlenecks[unit]]
+        return max(branches, default=float("inf"))
 
     if not stack.bottlenecks:
         return alive
     links = {unit: weakest_link(unit) for unit in alive}
-    left = tuple(unit for unit in alive if not links[unit] < threshold)
+    left = tuple(unit for unit in alive if links[unit] >= threshold)
     if not left:
         left = (max(alive, key=links.__getitem__),)
         _tell(f"all blocks of the stack {stack.name} are sparse; {stack.units[left[0]][0]} is kept")
@@ -87,14 +73,14 @@ def _units_left(
     group: ChannelGroup, alive: tuple[int, ...], strength: torch.Tensor, threshold: float, multiple_of: int
 ) -> tuple[int, ...]:
     """The units of a group that are in use, and as many of the strongest others as its multiple wants."""
-    mine = strength[list(alive)]
-    if not bool((mine >= 0).any() | mine.isnan().any()):  # in no layer that stays: there is nothing to judge it by
+    mine = strength[list(alive)].nan_to_num(float("inf"))
+    if bool((mine < 0).all()):  # in no layer that stays: there is nothing to judge it by
         return alive
-    used = int((~(mine < threshold)).sum())
+    used = int((mine >= threshold).sum())
     if not used:
         _tell(f"all channels of {group.name} are sparse; the strongest is kept")
     wanted = -(-max(1, used) * group.unit // multiple_of) * multiple_of  # channels
-    order = mine.nan_to_num(float("inf")).argsort(descending=True, stable=True)
+    order = mine.argsort(descending=True, stable=True)
     return tuple(sorted(alive[i] for i in order[: -(-wanted // group.unit)].tolist()))
 
 

@@ -43,8 +43,18 @@ class SSL(PruneTrain):
             )
 
     def pruning(self, epochs: int) -> Pruning:
-        """One reconfiguration, after which the penalty is over."""
+        """One reconfiguration, after which the penalty is over.
+
+        Raises:
+            ConfigError: a part of the run without an epoch.
+        """
         trained, sparse = self.restarts(epochs)
+        if not 0 < trained < sparse < epochs:
+            raise ConfigError(
+                "each of the three parts of the run needs at least an epoch",
+                where="SSL",
+                found=f"{trained}, {sparse - trained} and {epochs - sparse} of {epochs} epochs",
+            )
         return self._policy((sparse,), trained, sparse)
 
     def restarts(self, epochs: int) -> tuple[int, ...]:

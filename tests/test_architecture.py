@@ -8,14 +8,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "morphogen"
 LAYERS = [
     {"errors", "timing"},
-    {"subnet", "spec", "program", "depth", "resize"},
+    {"subnet", "spec", "program", "depth", "resize", "randomness"},
     {"fake", "bypass", "momentum", "files"},
     {"grid"},
     {"network"},
-    {"graph", "morph"},
+    {"graph", "morph", "memory"},
     {"operators", "schedule", "elastic", "pruning"},
     {"methods", "search", "snapshot"},
-    {"searching"},
+    {"searching", "batching"},
     {"attach", "export"},
     {"report"},
     {"train"},

@@ -118,7 +118,9 @@ def test_method_follows_its_schedule_and_replays(row, tmp_path, monkeypatch):
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     fresh = Tower().state_dict()
     probe = Planted(model, row.found).probe
-    run = morphogen.attach(model, optimizer, method, example=image(), epochs=8, steps_per_epoch=9, probe=probe)
+    run = morphogen.attach(
+        model, optimizer, method, example=image(), epochs=8, steps_per_epoch=9, probe=probe, batch_size=2
+    )
     seen, morphed, epoch = [], [], 0
     while epoch < 8:
         run.begin_epoch(epoch)

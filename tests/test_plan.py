@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 import morphogen
 from morphogen.cli import main
+from morphogen.memory import Allocations, bytes_of, kept_tensors
 from morphogen.methods import AutoProg, Dense, Method, NetworkExpansion, Prog
 from morphogen.report.flops import cost
 from morphogen.report.plan import Supply, Training, plan
 from morphogen.report.plan.channels import rounded_up
-from morphogen.report.plan.memory import kept_bytes, saved_bytes
 from morphogen.report.plan.operations import Operations, divide
 from morphogen.report.plan.paths import keeps_momentum, spans_if
 from morphogen.report.plan.predict import Part, predict, step_with_data
@@ -248,15 +248,18 @@ def test_memory_of_a_net_counted_by_hand():
     images, labels = torch.randn(8, 3, 2, 2), torch.randint(10, (8,))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
 
-    def forward():
-        return F.cross_entropy(model(images), labels)
-
-    forward().backward()
+    loss = F.cross_entropy(model(images), labels)
+    loss.backward()
     optimizer.step()
     weights = 4 * (12 * 5 + 5 + 5 * 10 + 10)
-    assert kept_bytes(model, optimizer) == 3 * weights  # weights, gradients, momentum
-    # images, hidden values, log-probabilities, labels, and the sum of the classes' weights; no weights
-    assert saved_bytes(model, forward) == 4 * 8 * (12 + 5 + 10) + 8 * 8 + 4
+    assert bytes_of(kept_tensors(model, optimizer)) == 3 * weights  # weights, gradients, momentum
+    with Allocations([images, labels]) as allocations:
+        hidden = model[1](model[0](images))
+        output = model[2](hidden)
+        del hidden  # autograd keeps it
+        assert allocations.live == 4 * 8 * (12 + 5 + 10) + 8 * 8
+        del output
+        assert allocations.live == 4 * 8 * 12 + 8 * 8 and allocations.peak == 4 * 8 * (12 + 5 + 10) + 8 * 8
 
 
 # Whole plans

@@ -13,16 +13,18 @@ from timm.data.mixup import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from morphogen.cli import _parse
 from morphogen.errors import ConfigError
 from morphogen.methods import METHODS, Dense
 from morphogen.methods.method import Method
+from morphogen.schedule.cosine import cosine_share
 from morphogen.schedule.stages import Regularisation, Stage
 from morphogen.train.augment import seeded
 from morphogen.train.data import Data, load_data, loader_throughput
 from morphogen.train.images import read_random_crop
-from morphogen.train.loop import Run, _scheduler, build_optimizer
+from morphogen.train.loop import Run, build_optimizer
 from morphogen.train.models import build_model
 
 from batches import CPU, EVERYTHING, epoch_of, recipe, streamed
@@ -52,21 +54,29 @@ def test_mixed_labels_share_one():
 
 
 def test_the_learning_rate_by_hand():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    settings = recipe(epochs=5, warmup_epochs=2, lr=2.0)
-    scheduler = _scheduler(optimizer, 10, settings)
+    warmup = [0.001 + 0.999 * step / 4 for step in range(4)]
+    cosine = [(1 + math.cos(math.pi * step / 6)) / 2 for step in range(7)]
+    assert [cosine_share(step, 10, 4) for step in range(11)] == pytest.approx(warmup + cosine, abs=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(None, 4), (5, 2), (1, 0)])  # two fifths, as of the whole run
+def test_the_learning_rate_is_that_of_pytorchs_schedulers(steps, warmup, monkeypatch):
+    settings = recipe(epochs=5, warmup_epochs=2, lr=0.2, images=128)
+    run = Run(settings, load_data(settings), Dense(), "x", 0, steps)
     found = []
-    for _ in range(11):
-        found.append(optimizer.param_groups[0]["lr"])
+    monkeypatch.setattr(run.attached, "end_step", lambda: found.append(run.optimizer.param_groups[0]["lr"]))
+    assert len(list(run.epochs())) == run.total_epochs
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    scheduler = CosineAnnealingLR(optimizer, run.steps - warmup)
+    if warmup:
+        rise = LinearLR(optimizer, 1e-3, total_iters=warmup)
+        scheduler = SequentialLR(optimizer, [rise, scheduler], [warmup])
+    expected = []
+    for _ in range(run.steps):
+        expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    warmup = [0.002 + (2.0 - 0.002) * step / 4 for step in range(4)]
-    cosine = [1 + math.cos(math.pi * step / 6) for step in range(7)]
-    assert found == pytest.approx(warmup + cosine, abs=1e-12)
-    shortened = _scheduler(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0), 5, settings)
-    assert shortened._milestones == [2]  # two fifths, as of the whole run
-    shortest = _scheduler(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0), 1, recipe(epochs=5, warmup_epochs=4))
-    assert shortest.T_max == 1
+    assert found == pytest.approx(expected, abs=1e-6) and len(found) == (steps or 10)
 
 
 def test_the_average_follows_the_steps_and_is_what_is_tested_and_saved(tmp_path):
@@ -156,8 +166,8 @@ def test_the_loop_asks_for_what_the_method_says(monkeypatch):
     monkeypatch.setattr(run.attached, "end_step", lambda: steps.append(1))
     list(run.epochs())
     assert asked == [
-        (4, 0, [(8, 8)] * data.steps, "low-frequency", Regularisation(randaugment=0.5, erasing=0.0)),
-        (4, 1, [(16, 16)] * data.steps, "low-frequency", Regularisation(randaugment=1.0, erasing=0.0)),
+        (4, 0, [(8, 8)] * data.steps, "low-frequency", Regularisation(randaugment=0.5, erasing=0.0), 64),
+        (4, 1, [(16, 16)] * data.steps, "low-frequency", Regularisation(randaugment=1.0, erasing=0.0), 64),
     ]
     assert tested == [(8, 8), (16, 16), (16, 16)] and len(steps) == 2 * data.steps
     assert [stage.resolution for stage in run.ledger.stages] == [(8, 8), (16, 16)]

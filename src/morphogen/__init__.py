@@ -21,6 +21,7 @@ from .methods import (
     AutoProg,
     Combined,
     Dense,
+    DynamicBatch,
     EfficientTrain,
     GrowThenPrune,
     Method,
@@ -40,6 +41,7 @@ from .morph.entry import DepthOperator, Entry, depth_operator
 from .morph.growth import Gap, GrowthOperator, operator
 from .network import Network
 from .pruning.lasso import GroupLasso
+from .schedule.mini_batch import MiniBatch
 from .schedule.stages import Regularisation, Stage
 from .search import Candidate, Found, Probe
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, SubNetwork
@@ -60,6 +62,7 @@ __all__ = [
     "ConfigError",
     "Dense",
     "DepthOperator",
+    "DynamicBatch",
     "EfficientTrain",
     "Entry",
     "ExportError",
@@ -68,6 +71,7 @@ __all__ = [
     "GrowThenPrune",
     "GrowthOperator",
     "Method",
+    "MiniBatch",
     "Momentum",
     "MomentumNetwork",
     "MorphError",

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .batching import Batching
 from .errors import ConfigError
 from .fake import Example
 from .graph.trace import trace
+from .memory import StepMemory, kept_tensors
 from .methods import Method
 from .momentum import MomentumNetwork
 from .morph.commit import Receipt, morph
@@ -42,6 +44,8 @@ class Attached:
         steps_per_epoch: optimizer steps in an epoch, where the method needs to know.
         probe: what a method that searches measures candidates with.
         pruner: the group lasso at work, where the method prunes.
+        batching: sets the batch of each sub-network, where the method has a mini-batch.
+        first_batch: images in a step of the dense network, where they were given.
         momentum: the average that grown blocks will come from; None where none is needed any more.
         searching: the elastic supernet at work, in a stage with candidates.
         searches: the outcome of every search so far.
@@ -57,6 +61,8 @@ class Attached:
     steps_per_epoch: int | None = None
     probe: Probe | None = None
     pruner: Pruner | None = None
+    batching: Batching | None = None
+    first_batch: int | None = None
     momentum: MomentumNetwork | None = field(default=None, init=False)
     searching: Searching | None = field(default=None, init=False)
     searches: list[Found] = field(default_factory=list, init=False)
@@ -96,7 +102,20 @@ class Attached:
             self.searching.begin_epoch()
         receipt = self._reconfigure(before, epoch) or receipt
         lay_out_drop_path(self.network)
+        if self.batching is not None:
+            self.batching.follow(self.network.current)
+            self.batching.begin_epoch(self._kept_tensors())
         return receipt
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images in a step of this epoch, on each rank; None where `attach` was not told of any."""
+        return self.first_batch if self.batching is None else self.batching.size
+
+    @property
+    def lr_scale(self) -> float:
+        """What the learning rate of this epoch's steps is to be multiplied by, because of their batch."""
+        return 1.0 if self.batching is None else self.batching.lr_scale
 
     def next_epoch(self, epoch: int) -> int:
         """The epoch to train after this one.
@@ -150,6 +169,8 @@ class Attached:
             self.pruner.end_step()
         if self.momentum is not None:
             self.momentum.update_parameters(self.network.model)
+        if self.batching is not None and self.searching is None:  # a candidate is not the supernet
+            self.batching.end_step()
 
     def swapped(self) -> AbstractContextManager[None]:
         """Put this around a call of another method of the model than its `forward` (`forward_features`, say)."""
@@ -209,7 +230,7 @@ class Attached:
                 found=f"epoch {self._epoch}",
             )
         if stage.choose_at is not None and self.steps_per_epoch is not None:
-            steps = (stage.choose_at - stage.start) * self.steps_per_epoch
+            steps = (stage.choose_at - stage.start) * self._steps_in(stage)
             if steps < len(stage.candidates):
                 raise ConfigError(
                     "a search needs a step of every candidate",
@@ -262,6 +283,19 @@ class Attached:
     def _resized(self, images: torch.Tensor, resolution: tuple[int, int]) -> torch.Tensor:
         return resized(images, resolution, self.method.resizing)
 
+    def _steps_in(self, stage: Stage) -> int:
+        """Optimizer steps of an epoch of a stage; 0 where they are not known."""
+        steps = self.steps_per_epoch or 0
+        return steps if self.batching is None else self.batching.steps_of(stage.subnetwork, steps)
+
+    def _kept_tensors(self) -> list[torch.Tensor]:
+        """All that is there between two steps."""
+        trees, optimizers = self._followers()
+        copies = [*trees[1:], *([] if self.momentum is None else [self.momentum])]
+        return kept_tensors(self.network.model, *optimizers) + [
+            tensor for copy in copies for tensor in (*copy.parameters(), *copy.buffers())
+        ]
+
     def _followers(self) -> tuple[list[nn.Module], list[Optimizer]]:
         """The model and its averages, and its optimizers."""
         return [self.network.model, *_several(self.ema)], _several(self.optimizer)
@@ -272,7 +306,8 @@ class Attached:
         if self.method.momentum is None or not nexts:
             self.momentum = None
             return
-        steps = (self.stages[nexts[0]].start - self.stages[number].start) * (self.steps_per_epoch or 0)
+        spans = zip(self.stages[number : nexts[0]], self.stages[number + 1 : nexts[0] + 1], strict=True)
+        steps = sum((after.start - stage.start) * self._steps_in(stage) for stage, after in spans)
         decay = self.method.momentum.decay_over(steps)
         if self.momentum is None:
             self.momentum = MomentumNetwork(self.network.model, decay)
@@ -316,6 +351,8 @@ def attach(
     ema: nn.Module | Sequence[nn.Module] | None = None,
     probe: Probe | None = None,
     exclude: Iterable[str] = (),
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
 ) -> Attached:
     """Trace a model and bring it to the method's first sub-network; the loop stays the user's.
 
@@ -334,13 +371,17 @@ def attach(
         method: such as `NetworkExpansion(width=0.5, stages=5)`.
         example: an input of the size used in training; see `trace`.
         epochs: length of the run.
-        steps_per_epoch: optimizer steps in an epoch; for a momentum network whose horizon is a share of its stage.
+        steps_per_epoch: optimizer steps in an epoch (with `batch_size` images each); for a momentum network whose
+            horizon is a share of its stage.
         ema: averaged copies of the model to change along.
         probe: loss and data that a method which searches compares its candidates with.
         exclude: module paths to leave whole.
+        batch_size: images in a step of the dense network, on each rank; for a method with a mini-batch. The loop
+            then takes `run.batch_size` images and multiplies its learning rate with `run.lr_scale` in every epoch.
+        autocast: the type of autocast in training, for the memory that such a method reckons with.
 
     Raises:
-        ConfigError: the method does not fit the run's length or the model.
+        ConfigError: the method does not fit the run's length, the model or the first batch.
         TraceError, MorphError: see `trace` and `morph`; also where a later stage could not run.
     """
     if epochs < 1:
@@ -350,6 +391,12 @@ def attach(
             "the momentum network's horizon is a share of the stage, whose steps are not known",
             where=type(method).__name__,
             expected="attach(..., steps_per_epoch=...), or a decay",
+        )
+    if method.mini_batch is not None and batch_size is None:
+        raise ConfigError(
+            "the mini-batch is to grow, and the first one is not known",
+            where=type(method).__name__,
+            expected="attach(..., batch_size=...)",
         )
     network = trace(model, example, exclude=exclude)
     stages = _distinct(method.schedule(network, epochs))
@@ -362,6 +409,13 @@ def attach(
     rehearse(network, method.possible(network, epochs), method.depth_operator)
     policy = method.pruning(epochs)
     pruner = None if policy is None else Pruner(network, policy, _several(optimizer))
-    attached = Attached(network, method, stages, optimizer, ema, epochs, steps_per_epoch, probe, pruner)
+    batching = None
+    if method.mini_batch is not None and batch_size is not None:
+        copies = len(_several(ema)) + (method.momentum is not None)
+        memory = StepMemory(network, _several(optimizer), copies, autocast)
+        batching = Batching(method.mini_batch, memory, _several(optimizer), batch_size, steps_per_epoch)
+    attached = Attached(
+        network, method, stages, optimizer, ema, epochs, steps_per_epoch, probe, pruner, batching, batch_size
+    )
     attached.begin_epoch(0)
     return attached

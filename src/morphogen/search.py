@@ -23,6 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from .elastic import ElasticSupernet
 from .errors import ConfigError, TrainingError
 from .network import Network
+from .randomness import own_random
 from .subnet import SubNetwork, contains
 from .timing import now
 
@@ -311,19 +312,6 @@ def _seed(seed: int) -> None:
 
 
 @contextmanager
-def _own_random(device: torch.device) -> Iterator[None]:
-    numpy = sys.modules.get("numpy")
-    python, state = random.getstate(), None if numpy is None else numpy.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(state)
-
-
-@contextmanager
 def _undisturbed(network: Network, device: torch.device) -> Iterator[None]:
     """Afterwards buffers (running statistics), gradients, modes and random numbers are what they were."""
     model = network.model
@@ -334,7 +322,7 @@ def _undisturbed(network: Network, device: torch.device) -> Iterator[None]:
     for parameter, _ in grads:
         parameter.grad = None
     try:
-        with _own_random(device):
+        with own_random(device):
             yield
     finally:
         for place, name, buffer, value in buffers:

@@ -6,6 +6,7 @@ from ..spec import build
 from .autoprog import AutoProg, Supernet
 from .combined import Combined
 from .dense import Dense
+from .dynamic_batch import DynamicBatch
 from .efficient_train import EfficientTrain
 from .method import Method
 from .network_expansion import NetworkExpansion
@@ -19,6 +20,7 @@ from .stackbert import StackBERT
 METHODS: dict[str, type[Method]] = {
     "AutoProg": AutoProg,
     "Dense": Dense,
+    "DynamicBatch": DynamicBatch,
     "EfficientTrain": EfficientTrain,
     "GrowThenPrune": GrowThenPrune,
     "NetworkExpansion": NetworkExpansion,
@@ -51,6 +53,7 @@ __all__ = [
     "AutoProg",
     "Combined",
     "Dense",
+    "DynamicBatch",
     "EfficientTrain",
     "GrowThenPrune",
     "Method",

@@ -9,6 +9,7 @@ from ..errors import ConfigError
 from ..morph.entry import depth_named
 from ..network import Network
 from ..pruning.policy import Pruning
+from ..schedule.mini_batch import MiniBatch
 from ..schedule.stages import Regularisation, Stage
 from ..subnet import intersection
 from .method import Method
@@ -20,13 +21,13 @@ class Combined(Method):
 
     Channels and blocks are those alive in all of them, the resolution is the smallest. Operators come from the
     first method that needs one of the kind; images are resized as the first method says that does so in a way
-    of its own; regularisation is the weakest asked for.
+    of its own; regularisation is the weakest asked for; the mini-batch is that of the one method that has any.
 
     Attributes:
         methods: two or more.
 
     Raises:
-        ConfigError: fewer than two methods.
+        ConfigError: fewer than two methods, or several that change the mini-batch.
     """
 
     methods: tuple[Method, ...] = ()
@@ -34,6 +35,11 @@ class Combined(Method):
     def __post_init__(self) -> None:
         if len(self.methods) < 2:
             raise ConfigError("nothing to combine", expected="two methods or more", found=f"{len(self.methods)}")
+        batching = [type(m).__name__ for m in self.methods if m.mini_batch is not None]
+        if len(batching) > 1:
+            raise ConfigError(
+                "several methods change the mini-batch", expected="one at most", found=" and ".join(batching)
+            )
         deep = next((m for m in self.methods if depth_named(m.depth_operator).momentum), None)
         deep = deep or next((m for m in self.methods if m.depth_operator != Method.depth_operator), self.methods[0])
         wide = next((m for m in self.methods if m.operator != Method.operator), self.methods[0])
@@ -81,6 +87,11 @@ class Combined(Method):
     def restarts(self, epochs: int) -> tuple[int, ...]:
         """Those of all methods."""
         return tuple(sorted({epoch for method in self.methods for epoch in method.restarts(epochs)}))
+
+    @property
+    def mini_batch(self) -> MiniBatch | None:
+        """That of the one method that has any."""
+        return next((m.mini_batch for m in self.methods if m.mini_batch is not None), None)
 
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:
         """The weakest of all methods'."""

@@ -14,6 +14,7 @@ from ..morph.growth import GrowthOperator, named
 from ..network import Network
 from ..pruning.policy import Pruning
 from ..resize import check_resizing
+from ..schedule.mini_batch import MiniBatch
 from ..schedule.stages import Regularisation, Stage
 from ..subnet import SubNetwork
 
@@ -77,6 +78,11 @@ class Method(ABC):
     def restarts(self, epochs: int) -> tuple[int, ...]:
         """The epochs at which the recipe's learning-rate schedule begins anew; by default none."""
         return ()
+
+    @property
+    def mini_batch(self) -> MiniBatch | None:
+        """How the batch follows the sub-network; None keeps it what it is."""
+        return None
 
     def check_operators(self) -> None:
         """Raise MorphError for an unknown operator, ConfigError for an unknown resizing or a decay out of range."""

@@ -53,6 +53,7 @@ class StageCost:
         resolution: height and width of its sub-network's input.
         parameters: of the sub-network.
         training_flops: of a step; in a search the mean over the candidates that ran.
+        batch_size: images in a step.
         searching: whether it is an elastic supernet, whose candidates run in turn.
         steps: how many were taken.
     """
@@ -61,6 +62,7 @@ class StageCost:
     resolution: tuple[int, int] | None
     parameters: int
     training_flops: int
+    batch_size: int
     searching: bool = False
     steps: int = 0
 
@@ -106,14 +108,19 @@ class Ledger:
         return sum(stage.training_flops * stage.steps for stage in self.stages)
 
     @property
+    def samples(self) -> int:
+        """Images of all training steps."""
+        return sum(stage.batch_size * stage.steps for stage in self.stages)
+
+    @property
     def accuracy(self) -> float | None:
         """Test accuracy after the last epoch, percent; None before the first is over."""
         return self.epochs[-1].accuracy if self.epochs else None
 
     def note_memory(self, device: torch.device) -> None:
-        """Peak bytes: of the allocator on CUDA, of the whole process on a CPU."""
-        if device.type == "cuda":
-            self.peak_memory = torch.cuda.max_memory_allocated(device)
+        """Peak bytes so far: of the allocator on CUDA, of the whole process on a CPU."""
+        if device.type == "cuda":  # whose own figure begins anew in every epoch of a dynamic mini-batch
+            self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(device))
         else:
             self.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -129,6 +136,7 @@ class Ledger:
             "training_seconds": self.training_seconds,
             "seconds": dict(self.seconds),
             "flops": self.flops,
+            "samples": self.samples,
             "peak_memory": self.peak_memory,
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "morphs": [asdict(event) for event in self.morphs],

@@ -52,7 +52,7 @@ class Data(ABC):
     """A training set and a test set.
 
     Attributes:
-        steps: batches in an epoch; the last, incomplete one is left out.
+        steps: batches of the recipe's size in an epoch; the last, incomplete one is left out.
         teacher: name and checksum of what made the label maps; None without.
     """
 
@@ -90,24 +90,28 @@ class Data(ABC):
         sizes: Size | Sequence[Size] | None = None,
         resizing: str = "bilinear",
         strength: Regularisation = AS_THE_RECIPE_SAYS,
+        batch_size: int | None = None,
     ) -> Iterator[TrainBatch]:
         """Shuffled, augmented, normalised batches, the same for the same arguments.
 
-        With several sizes, batch k is batch k of an epoch wholly at `sizes[k]`.
+        With several sizes, batch k is batch k of an epoch wholly at `sizes[k]`. The images' order is the same at every
+        batch size.
 
         Args:
             seed: of the run.
             epoch: counted from 0.
-            sizes: height and width of the images, those of the current sub-network; or one for each of the `steps`,
-                where another sub-network runs in each; None is the full resolution.
+            sizes: height and width of the images, those of the current sub-network; or one for each of the epoch's
+                steps, where another sub-network runs in each; None is the full resolution.
             resizing: how they are brought to it, see `Method`.
             strength: shares of the recipe's RandAugment and erasing.
+            batch_size: images in a step; None is what the recipe says.
 
         Raises:
-            ConfigError: a number of sizes other than `steps`.
+            ConfigError: a number of sizes other than the epoch's steps.
         """
-        each = self._each_step(sizes)
-        return self._batches(seed, epoch, self.recipe.repeated_augmentation, each, resizing, strength)
+        batch_size = batch_size or self.recipe.batch_size
+        each = self._each_step(sizes, self.images // batch_size)
+        return self._batches(seed, epoch, self.recipe.repeated_augmentation, each, resizing, strength, batch_size)
 
     def subset(self, count: int, seed: int, strength: Regularisation = AS_THE_RECIPE_SAYS) -> Subset:
         """A fixed random part of the training images, augmented in a fixed way, to compare networks on.
@@ -147,7 +151,7 @@ class Data(ABC):
 
     @abstractmethod
     def _train_bytes(
-        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments
+        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, batch_size: int
     ) -> Iterator[TrainBatch]:
         """Augmented images, uint8, a batch for each size, at that size where they can be made so, else at their own."""
 
@@ -156,14 +160,21 @@ class Data(ABC):
         """As `_train_bytes`, for the test images."""
 
     def _batches(
-        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], resizing: str, strength: Regularisation
+        self,
+        seed: int,
+        epoch: int,
+        repeats: int,
+        sizes: Sequence[Size],
+        resizing: str,
+        strength: Regularisation,
+        batch_size: int,
     ) -> Iterator[TrainBatch]:
         """A batch for each size, each image `repeats` times in a row; see `train_batches`."""
         # Only a bilinear image can be made small to begin with.
         decoded = [self._made_at(size) if resizing == "bilinear" else self.size for size in sizes]
         magnitude, mean = self.recipe.randaugment * strength.randaugment, self.mean.flatten().tolist()
         augments = {size: rand_augment(magnitude, size, mean) for size in set(decoded)}
-        batches = self._train_bytes(seed, epoch, repeats, decoded, augments)
+        batches = self._train_bytes(seed, epoch, repeats, decoded, augments, batch_size)
         for step, size in enumerate(sizes):
             with seeded(seed, epoch, 0, step, device=self.device):
                 images, labels = next(batches)
@@ -173,12 +184,12 @@ class Data(ABC):
                     images, labels = self.mixup(images, labels)
             yield images, labels
 
-    def _each_step(self, sizes: Size | Sequence[Size] | None) -> Sequence[Size]:
+    def _each_step(self, sizes: Size | Sequence[Size] | None, steps: int) -> Sequence[Size]:
         """The size of each batch of an epoch."""
         if sizes is None or (sizes and isinstance(sizes[0], int)):
-            return [cast(Size, sizes or self.size)] * self.steps
-        if len(sizes) != self.steps:
-            raise ConfigError("not one size for each step", expected=f"{self.steps}", found=f"{len(sizes)}")
+            return [cast(Size, sizes or self.size)] * steps
+        if len(sizes) != steps:
+            raise ConfigError("not one size for each step", expected=f"{steps}", found=f"{len(sizes)}")
         return cast("Sequence[Size]", sizes)
 
     def _generator(self, seed: int, epoch: int) -> torch.Generator:
@@ -210,7 +221,8 @@ class Subset(Iterable[TrainBatch]):
 
     def __iter__(self) -> Iterator[TrainBatch]:
         sizes = [self.data.size] * self.steps
-        return self.data._batches(self.seed, _OF_A_SUBSET, 1, sizes, "bilinear", self.strength)
+        batch_size = self.data.recipe.batch_size
+        return self.data._batches(self.seed, _OF_A_SUBSET, 1, sizes, "bilinear", self.strength, batch_size)
 
 
 class MemoryData(Data):
@@ -243,12 +255,12 @@ class MemoryData(Data):
         return self.size
 
     def _train_bytes(
-        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments
+        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, batch_size: int
     ) -> Iterator[Batch]:
         """Random crops after padding, and horizontal flips where they keep the meaning."""
         generator, augment = self._generator(seed, epoch), augments[self.size]
         order = image_order(self.images, repeats, generator)
-        for chosen in order.to(self.device).split(self.recipe.batch_size)[: len(sizes)]:
+        for chosen in order.to(self.device).split(batch_size)[: len(sizes)]:
             images = crop_and_flip(self.train_images[chosen], self.crop, self.flip, generator)
             yield augmented(images, augment) if augment else images, self.train_labels[chosen]
 
@@ -277,22 +289,24 @@ class StreamData(Data):
         return size
 
     def _train_bytes(
-        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments
+        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, batch_size: int
     ) -> Iterator[TrainBatch]:
         """Random resized crops and horizontal flips."""
-        batch_size = self.recipe.batch_size
         order = image_order(self.images, repeats, self._generator(seed, epoch))[: len(sizes) * batch_size]
         items = [(position, index, sizes[position // batch_size]) for position, index in enumerate(order.tolist())]
-        yield from self._load(RandomCrops(self.train, augments, (seed, epoch, 1), self.maps), sampler=items)
+        crops = RandomCrops(self.train, augments, (seed, epoch, 1), self.maps)
+        yield from self._load(crops, batch_size, sampler=items)
 
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """Centre crops."""
-        yield from self._load(CentreCrops(self.test, size))
+        yield from self._load(CentreCrops(self.test, size), self.recipe.batch_size)
 
-    def _load(self, dataset: Dataset[tuple[Tensor, Any]], **options: Any) -> Iterator[tuple[Tensor, Any]]:
+    def _load(
+        self, dataset: Dataset[tuple[Tensor, Any]], batch_size: int, **options: Any
+    ) -> Iterator[tuple[Tensor, Any]]:
         loader = DataLoader(
             dataset,
-            self.recipe.batch_size,
+            batch_size,
             num_workers=self.recipe.workers,
             pin_memory=self.device.type == "cuda",
             **options,

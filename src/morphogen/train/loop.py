@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from ..attach import attach
 from ..errors import ConfigError, TrainingError
@@ -27,6 +24,7 @@ from ..report.flops import Cost, cost
 from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
 from ..report.outcome import predicted_speedup, saved_schedule
 from ..resize import check_resizing
+from ..schedule.cosine import cosine_share
 from ..search import Probe
 from ..subnet import SubNetwork
 from .config import Recipe
@@ -53,7 +51,7 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, data: Data, method: Method, label: str, seed: int, steps: int | None = None):
-        """`steps` shortens the run, and its learning-rate schedule, to so many steps.
+        """`steps` shortens the run, and its learning-rate schedule, to so many steps of the recipe's batch.
 
         Raises:
             MorphogenError: the model, the data and the method do not fit each other.
@@ -61,6 +59,7 @@ class Run:
         check_resizing(method.resizing)
         self.recipe, self.data, self.seed = recipe, data, seed
         self.device = recipe.torch_device()
+        _check_mini_batch(method, recipe)
         self.steps = recipe.epochs * data.steps if steps is None else steps
         self.ledger = Ledger(label, recipe.model, data.name, seed)
         self._random = self._random_state()
@@ -73,7 +72,6 @@ class Run:
             if recipe.channels_last:
                 self.model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
             self.optimizer = build_optimizer(self.model, recipe)
-            self.scheduler = _scheduler(self.optimizer, self.steps, recipe)
             self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
             example = data.example(recipe.batch_size).to(self.device)
             epochs = -(-self.steps // data.steps)
@@ -88,9 +86,10 @@ class Run:
                     ema=self.ema,
                     probe=self._probe(method, 0),
                     exclude=recipe.exclude,
+                    batch_size=recipe.batch_size,
+                    autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
                 )
-            self._prices: dict[SubNetwork, Cost] = {}
-            self._schedules: dict[int, dict[str, Any]] = {}
+            self._prices: dict[tuple[SubNetwork, int], Cost] = {}
             self._open_stage(0)
 
     @property
@@ -135,8 +134,7 @@ class Run:
             ledger.seconds["search"] += found.seconds
             ledger.seconds["morph"] -= found.seconds
             ledger.searches.append(found.record())
-        self._follow_schedule(number)
-        if len(attached.history) > len(ledger.history):
+        if len(attached.history) > len(ledger.history) or self.batch_size != ledger.stages[-1].batch_size:
             self._open_stage(number)
         if receipt is not None:
             before, after = ledger.epochs[-1].accuracy, self._evaluate()
@@ -163,15 +161,15 @@ class Run:
     def _train_epoch(self, number: int) -> float:
         """One pass over the data; returns the mean loss."""
         self.model.train()
-        done = number * self.data.steps
         losses: list[torch.Tensor] = []
         waited = self.ledger.seconds["data"]
         with self.ledger.clock("step", self.device):
-            for images, labels in itertools.islice(self._timed(self._batches(number)), self.steps - done):
+            for images, labels in itertools.islice(self._timed(self._batches(number)), self._steps_left(number)):
+                self._set_learning_rate(number, len(losses))
                 losses.append(self._step(images, labels))
                 if len(losses) % CHECK_EVERY == 0:
-                    _check_finite(losses[-CHECK_EVERY:], done + len(losses) - CHECK_EVERY)
-            _check_finite(losses, done)
+                    _check_finite(losses[-CHECK_EVERY:], number, len(losses) - CHECK_EVERY)
+            _check_finite(losses, number, 0)
         # The loop waits for its batches inside the step clock; that part is the data's.
         self.ledger.seconds["step"] -= self.ledger.seconds["data"] - waited
         with self.ledger.clock("accounting", self.device):
@@ -187,10 +185,34 @@ class Run:
         return self.data.train_batches(
             self.seed,
             number,
-            [attached.runs(step).resolution or self.data.size for step in range(self.data.steps)],
+            [attached.runs(step).resolution or self.data.size for step in range(self.data.images // self.batch_size)],
             attached.method.resizing,
             attached.regularisation(number),
+            self.batch_size,
         )
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a step of this epoch."""
+        return self.attached.batch_size or self.recipe.batch_size
+
+    def _steps_left(self, number: int) -> int:
+        """Steps of an epoch and of all after it, of this epoch's batch; a step that is begun counts."""
+        return -(-(self.steps - number * self.data.steps) * (self.data.images // self.batch_size) // self.data.steps)
+
+    def _set_learning_rate(self, number: int, step: int) -> None:
+        """That of a step of an epoch: by the share of the epoch that is over, however large its batches are.
+
+        A shortened run warms up for the same share of its steps. Where the method begins the schedule anew, each part
+        is like a run of its own.
+        """
+        done = (number + step / (self.data.images // self.batch_size)) * self.data.steps
+        restarts = [epoch * self.data.steps for epoch in self.attached.method.restarts(self.total_epochs)]
+        begin = max(at for at in (0, *restarts) if at <= done)
+        length = min(at for at in (*restarts, self.steps) if at > begin) - begin
+        share = cosine_share(done - begin, length, length * self.recipe.warmup_epochs // self.recipe.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * share * self.attached.lr_scale
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
         self.attached.begin_step()
@@ -203,7 +225,6 @@ class Run:
         self.attached.end_step()
         if self.ema is not None:
             self.ema.update(self.model)
-        self.scheduler.step()
         return loss.detach()
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
@@ -220,13 +241,6 @@ class Run:
         count = method.subset or min(max(LEAST_SUBSET, self.data.images // 25), self.data.images)
         strength = method.regularisation(epoch, self.total_epochs)
         return Probe(self._loss, self.data.subset(count, self.seed, strength))
-
-    def _follow_schedule(self, number: int) -> None:
-        """The learning rate of an epoch that begins again is that of its first time."""
-        if number in self._schedules:
-            self.scheduler.load_state_dict(self._schedules[number])
-        else:
-            self._schedules[number] = copy.deepcopy(self.scheduler.state_dict())
 
     def _timed(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
         """The batches, with the time until each is there on the data's account."""
@@ -263,15 +277,19 @@ class Run:
         with self.ledger.clock("accounting", self.device):
             price, resolution = self._price(network.current), network.current.resolution
             searching = self.attached.searching is not None
-            self.ledger.stages.append(StageCost(epoch, resolution, price.parameters, price.training, searching))
+            self.ledger.stages.append(
+                StageCost(epoch, resolution, price.parameters, price.training, self.batch_size, searching)
+            )
             self.ledger.history = [
                 {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
             ]
 
     def _price(self, subnetwork: SubNetwork) -> Cost:
-        if subnetwork not in self._prices:
-            self._prices[subnetwork] = cost(self.attached.network, subnetwork, self.recipe.batch_size)
-        return self._prices[subnetwork]
+        """Of the present batch."""
+        key = subnetwork, self.batch_size
+        if key not in self._prices:
+            self._prices[key] = cost(self.attached.network, *key)
+        return self._prices[key]
 
     @contextmanager
     def _own_random(self) -> Iterator[None]:
@@ -353,22 +371,25 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
 
 
-def _scheduler(optimizer: torch.optim.Optimizer, steps: int, recipe: Recipe) -> LRScheduler:
-    """Linear warm-up and a cosine to 0 over all steps; a shortened run warms up for the same share of its steps."""
-    warmup = steps * recipe.warmup_epochs // recipe.epochs
-    cosine = CosineAnnealingLR(optimizer, steps - warmup)
-    if not warmup:
-        return cosine
-    return SequentialLR(optimizer, [LinearLR(optimizer, 1e-3, total_iters=warmup), cosine], [warmup])
+def _check_mini_batch(method: Method, recipe: Recipe) -> None:
+    """Refuse batches that mixup and cutmix cannot pair."""
+    if method.mini_batch is not None and method.mini_batch.step % 2 and (recipe.mixup or recipe.cutmix):
+        raise ConfigError(
+            "mixup and cutmix pair the images of a batch",
+            where="DynamicBatch, step",
+            expected="an even number",
+            found=f"{method.mini_batch.step}",
+        )
 
 
-def _check_finite(losses: list[torch.Tensor], first_step: int) -> None:
+def _check_finite(losses: list[torch.Tensor], epoch: int, first_step: int) -> None:
+    """Refuse losses that are not numbers; the first of these is that of step `first_step` of the epoch."""
     finite = torch.stack(losses).isfinite()
     if not bool(finite.all()):
         bad = int((~finite).nonzero()[0])
         raise TrainingError(
             "the loss is not finite",
-            where=f"step {first_step + bad}",
+            where=f"epoch {epoch}, step {first_step + bad}",
             found=f"{float(losses[bad])}",
             todo="Lower the learning rate, or begin with a larger network",
         )

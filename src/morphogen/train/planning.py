@@ -99,6 +99,5 @@ def _supply(data: Data, recipe: Recipe, resizing: str) -> Supply:
         return Supply(lambda size: loader_throughput(data, size, 24, resizing), overlapped=False)
     small = copy(data)
     small.recipe = replace(recipe, batch_size=min(LOADER_BATCH, recipe.batch_size))
-    small.steps = data.images // small.recipe.batch_size
     batches = 8 * max(1, recipe.workers)
     return Supply(lambda size: loader_throughput(small, size, batches, resizing), overlapped=recipe.workers > 0)

@@ -177,7 +177,7 @@ def plan(
     if steps_per_epoch is None:
         notes.append(f"number of images not known: tracing ({traced + rehearsal:.1f} s) and morphs are left out")
     if device.type != "cuda":
-        notes.append("memory is added up from weights, gradients, optimizer state, averages and activations")
+        notes.append("memory is that of the tensors of a step; what operations need inside themselves is left out")
     runs = tuple(planner.run(found, spans, traced, rehearsal) for found, spans in planner.paths.items())
     return Plan(runs, planner.dense, epochs, planner.bench.batch_size, traced + rehearsal, tuple(notes))
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import ConfigError
+from ...memory import Allocations, bytes_of, kept_tensors
 from ...methods import Method
 from ...momentum import MomentumNetwork
 from ...morph.commit import morph
@@ -22,7 +23,6 @@ from ...network import Network
 from ...subnet import SubNetwork
 from ...timing import now, rounds_of
 from ..flops import cost
-from .memory import bytes_of, kept_bytes, saved_bytes, step_bytes
 from .operations import Operations, divide
 
 
@@ -63,7 +63,8 @@ class StepCost:
         average: one update of an averaged copy of the weights (EMA, momentum network), as a share of the step.
         operations: where the time of the forward and backward pass goes.
         kept: bytes that stay from step to step, averages left out.
-        activations: what a step needs besides at its peak, see `step_bytes`.
+        activations: what a step needs besides at its peak: read off the allocator on CUDA, else off the storages that
+            exist.
         copy: bytes of an averaged copy.
     """
 
@@ -215,9 +216,8 @@ class Bench:
         if not whole:
             self._go(subnetwork)
         step.take(*batch)  # the optimizer's state is there from here on
-        kept = kept_bytes(step.model, step.optimizer)
-        saved = saved_bytes(step.model, lambda: self.training.loss(step.model, *batch))
-        peak = self._peak(step, batch, kept, saved)
+        kept = bytes_of(kept_tensors(step.model, step.optimizer))
+        peak = self._peak(step, batch, kept)
         average = MomentumNetwork(step.model, 0.999)
         pieces: list[Callable[[], object]] = [
             partial(self.dense.take, *self._batch(network.dense, self.batch_size)),
@@ -243,12 +243,17 @@ class Bench:
             copy=bytes_of([*average.parameters(), *average.buffers()]),
         )
 
-    def _peak(self, step: Step, batch: tuple[torch.Tensor, Any], kept: int, saved: int) -> int:
-        take = partial(step.take, *batch)
+    def _peak(self, step: Step, batch: tuple[torch.Tensor, Any], kept: int) -> int:
+        """Bytes of a step at their most, the batch's own among them."""
         if self.device.type != "cuda":
-            return step_bytes(take, kept, saved, 0, self.device)
+            with Allocations([*kept_tensors(step.model, step.optimizer), *tree_leaves(batch)]) as allocations:
+                step.take(*batch)
+            return allocations.peak
         others = torch.cuda.memory_allocated(self.device) - kept - bytes_of(tree_leaves(batch))
-        return step_bytes(take, kept, saved, others, self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        step.take(*batch)
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - others
 
     def _go(self, subnetwork: SubNetwork) -> None:
         """Whatever the way; what the weights are does not matter."""

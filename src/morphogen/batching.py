@@ -1,0 +1,153 @@
+"""The mini-batch of a run: its policy, and the memory that it has (PruneTrain, section 4.3)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import distributed
+from torch.optim import Optimizer
+
+from .errors import ConfigError
+from .memory import StepMemory, bytes_of
+from .schedule.mini_batch import MiniBatch
+from .subnet import SubNetwork
+
+SECOND_MOMENTS = ("betas", "beta2", "beta2_decay", "rho", "centered", "initial_accumulator_value")
+"""Settings by which optimizers that divide by second moments are known: Adam's kin, Adafactor, Adadelta, RMSprop,
+Adagrad."""
+
+SETTLED = 3
+"""Steps after which gradients, optimizer state and workspaces are all there."""
+
+
+class Batching:
+    """How many images a step of the present sub-network takes.
+
+    The batch is a function of the sub-network, and changes only where that does. With several ranks it is each
+    rank's, as in the paper, the same on all.
+
+    Attributes:
+        size: images in a step.
+        factor: measured bytes by modelled ones; 1 until a step has been measured, on a CPU always.
+    """
+
+    def __init__(
+        self,
+        policy: MiniBatch,
+        memory: StepMemory,
+        optimizers: Sequence[Optimizer],
+        first: int,
+        steps_per_epoch: int | None = None,
+    ):
+        """Begin with the dense network.
+
+        Args:
+            policy: of the method.
+            memory: of the run's network.
+            optimizers: of the model.
+            first: images in a step of the dense network.
+            steps_per_epoch: with `first` images; where it is known, an epoch keeps one step at least.
+
+        Raises:
+            ConfigError: the first batch exceeds the limit, or the memory budget.
+        """
+        self.policy, self.memory, self.first, self.size, self.factor = policy, memory, first, first, 1.0
+        self._most = sys.maxsize if steps_per_epoch is None else first * steps_per_epoch
+        self._adaptive = any(key in group for o in optimizers for group in o.param_groups for key in SECOND_MOMENTS)
+        self._present = memory.network.dense
+        if policy.limit is not None and policy.limit < first:
+            raise ConfigError(
+                "the first batch is above the limit",
+                where="DynamicBatch",
+                expected=f"limit at least {first}",
+                found=f"{policy.limit}",
+            )
+        dense = memory.footprint(self._present, first).once
+        if policy.budget is not None and policy.budget < dense:
+            raise ConfigError(
+                "a memory budget below the first batch",
+                where="DynamicBatch",
+                expected=f"at least {dense:,} bytes ({_gib(dense)}), the dense network with {first} images",
+                found=f"{policy.budget:,} bytes ({_gib(policy.budget)})",
+                todo="Begin with a smaller batch, or raise the budget",
+            )
+        self._dense = dense
+        self._gauge = Gauge() if memory.network.fake.device.type == "cuda" else None
+
+    @property
+    def lr_scale(self) -> float:
+        """What the first batch's learning rate is multiplied by."""
+        return self.policy.lr_scale(self.size / self.first, self._adaptive)
+
+    def follow(self, subnetwork: SubNetwork) -> None:
+        """Set the batch of what trains from here on; it stays where the sub-network does.
+
+        Raises:
+            ConfigError: see `StepMemory.footprint`.
+        """
+        if subnetwork == self._present:
+            return
+        self._present, self.size = subnetwork, self.size_of(subnetwork)
+
+    def steps_of(self, subnetwork: SubNetwork, steps_per_epoch: int) -> int:
+        """Steps of an epoch that has so many with the first batch; one more where images were left over."""
+        return steps_per_epoch * self.first // self.size_of(subnetwork)
+
+    def size_of(self, subnetwork: SubNetwork) -> int:
+        """Images in a step of a sub-network.
+
+        Raises:
+            ConfigError: see `StepMemory.footprint`.
+        """
+        line = self.memory.footprint(subnetwork, self.first)
+        # Without a budget the measure of the dense network and of this one are off alike.
+        budget = self._dense if self.policy.budget is None else self.policy.budget / self.factor
+        return self.policy.size(self.first, self._most, lambda images: line.bytes(images) <= budget)
+
+    def begin_epoch(self, held: Iterable[torch.Tensor]) -> None:
+        """On CUDA, begin to measure; PyTorch's peak of allocated bytes counts from here on.
+
+        Args:
+            held: what is there and belongs to this network.
+        """
+        if self._gauge is not None:
+            self._gauge.begin(self.memory.network.fake.device, bytes_of(held))
+
+    def end_step(self) -> None:
+        """A step of the whole present sub-network is over; when enough are, its peak corrects the model."""
+        measured = self._gauge.end_step() if self._gauge is not None else None
+        if measured is not None:
+            modelled = self.memory.footprint(self._present, self.first).bytes(self.size)
+            self.factor = _of_all_ranks(measured / modelled)
+
+
+class Gauge:
+    """The peak of the first steps of an epoch, read off the allocator of a CUDA device."""
+
+    def __init__(self) -> None:
+        self._device, self._others, self._steps = torch.device("cuda"), 0, SETTLED
+
+    def begin(self, device: torch.device, own: int) -> None:
+        """Begin anew; of what is on the device, `own` bytes are the network's."""
+        torch.cuda.reset_peak_memory_stats(device)
+        self._device, self._others, self._steps = device, torch.cuda.memory_allocated(device) - own, 0
+
+    def end_step(self) -> int | None:
+        """Bytes at the peak without what is others', when so many steps are over as it takes; else None."""
+        self._steps += 1
+        return torch.cuda.max_memory_allocated(self._device) - self._others if self._steps == SETTLED else None
+
+
+def _of_all_ranks(factor: float) -> float:
+    """The largest, so that all ranks come to the same batch."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return factor
+    factors: list[float] = [factor] * distributed.get_world_size()
+    distributed.all_gather_object(factors, factor)
+    return max(factors)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"

@@ -1,0 +1,44 @@
+"""Larger batches where the sub-network leaves memory free (PruneTrain, SC 2019, section 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...network import Network
+from ...schedule.mini_batch import MiniBatch, Scaling
+from ...schedule.stages import Stage
+from ..method import Method
+
+
+@dataclass(frozen=True)
+class DynamicBatch(Method):
+    """Moves the batch and nothing else, so it goes with others: `NetworkExpansion(width=0.5) + DynamicBatch`.
+
+    Attributes:
+        budget: GiB of memory of a training step; None is what the dense network needs with the first batch.
+        step: images by which the batch grows.
+        limit: images that no batch exceeds.
+        scaling: of the learning rate with the batch: `linear`, `sqrt`, or None for what suits the optimizer.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
+
+    budget: float | None = None
+    step: int = 32
+    limit: int | None = None
+    scaling: Scaling | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.mini_batch  # checks the settings
+
+    @property
+    def mini_batch(self) -> MiniBatch:
+        """The settings as a policy."""
+        budget = None if self.budget is None else int(self.budget * 2**30)
+        return MiniBatch(budget, self.step, self.limit, self.scaling)
+
+    def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
+        """One stage with everything alive."""
+        return [Stage(0, network.dense)]

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from ..errors import ConfigError, TrainingError
 from ..methods import Method
 from ..program import first_line
 from ..report.flops import Cost, cost
-from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
+from ..report.inference import inference_speeds
+from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun, StageCost
 from ..report.outcome import predicted_speedup, saved_schedule
+from ..report.sparsity import densities, mapped_layers, output_maxima
 from ..resize import check_resizing
 from ..search import Probe
 from ..subnet import SubNetwork
@@ -64,12 +67,9 @@ class Run:
         self._random = self._random_state()
         with self._own_random():
             torch.manual_seed(seed)
-            self.model = build_model(recipe.model, data.num_classes, recipe.drop_path).to(self.device)
-            self.model.train()
+            self.model = self._dense_model().train()
             if recipe.token_labels:
                 check_predicts(self.model)
-            if recipe.channels_last:
-                self.model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
             self.optimizer = build_optimizer(self.model, recipe)
             self.scheduler = _scheduler(self.optimizer, self.steps, recipe)
             self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
@@ -90,6 +90,10 @@ class Run:
             self._prices: dict[SubNetwork, Cost] = {}
             self._schedules: dict[int, dict[str, Any]] = {}
             self._open_stage(0)
+            if self.attached.pruner is not None:
+                dense, threshold = self.attached.network.dense, self.attached.pruner.policy.threshold
+                self.ledger.pruned = PrunedRun(replace(self._stage_cost(0, dense), steps=self.steps), threshold)
+                self._mapped = mapped_layers(self.attached.network, recipe.sparsity_map)
 
     @property
     def total_epochs(self) -> int:
@@ -143,6 +147,10 @@ class Run:
         epoch = Epoch(number, loss, self._evaluate(), ledger.training_seconds)
         ledger.epochs.append(epoch)
         ledger.note_memory(self.device)
+        if ledger.pruned is not None:
+            with ledger.clock("accounting", self.device):
+                for layer, maxima in output_maxima(attached.network, self._mapped).items():
+                    ledger.pruned.sparsity.setdefault(layer, []).append(maxima)
         return epoch
 
     def _end(self) -> None:
@@ -157,6 +165,10 @@ class Run:
             ledger.morphs.append(
                 MorphEvent(self.total_epochs, before, last.accuracy, receipt.seconds, ledger.training_seconds)
             )
+        if ledger.pruned is not None:
+            with self._own_random(), ledger.clock("accounting", self.device), self._precision():
+                ledger.pruned.density = densities(self.attached.network, ledger.pruned.threshold)
+                ledger.pruned.inference = inference_speeds(self._dense_model(), self.result, self._example, self.device)
 
     def _train_epoch(self, number: int) -> float:
         """One pass over the data; returns the mean loss."""
@@ -259,17 +271,41 @@ class Run:
         """Enter the sub-network that trains from here on."""
         network = self.attached.network
         with self.ledger.clock("accounting", self.device):
-            price, resolution = self._price(network.current), network.current.resolution
             searching = self.attached.searching is not None
-            self.ledger.stages.append(StageCost(epoch, resolution, price.parameters, price.training, searching))
+            self.ledger.stages.append(self._stage_cost(epoch, network.current, searching))
             self.ledger.history = [
                 {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
             ]
 
+    def _stage_cost(self, epoch: int, subnetwork: SubNetwork, searching: bool = False) -> StageCost:
+        """What a stage of this sub-network costs, before its first step."""
+        price = self._price(subnetwork)
+        return StageCost(
+            epoch,
+            subnetwork.resolution,
+            price.parameters,
+            price.training,
+            searching,
+            inference_flops=price.forward // self.recipe.batch_size,
+            normalisation=price.normalisation,
+            layers=price.layers,
+        )
+
     def _price(self, subnetwork: SubNetwork) -> Cost:
         if subnetwork not in self._prices:
-            self._prices[subnetwork] = cost(self.attached.network, subnetwork, self.recipe.batch_size)
+            with self._precision():
+                self._prices[subnetwork] = cost(self.attached.network, subnetwork, self.recipe.batch_size)
         return self._prices[subnetwork]
+
+    def _dense_model(self) -> nn.Module:
+        """The recipe's model, made anew on the device."""
+        model = build_model(self.recipe.model, self.data.num_classes, self.recipe.drop_path).to(self.device)
+        if self.recipe.channels_last:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
+        return model
+
+    def _example(self, batch_size: int) -> torch.Tensor:
+        return self._laid_out(self.data.example(batch_size).to(self.device))
 
     @contextmanager
     def _own_random(self) -> Iterator[None]:

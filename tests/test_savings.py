@@ -13,6 +13,7 @@ from morphogen.methods import Dense, PruneTrain
 from morphogen.morph.commit import morph
 from morphogen.report.communication import WORKERS, all_reduce, run_bytes
 from morphogen.report.flops import cost
+from morphogen.report.savings.over_epochs import draw_memory
 from morphogen.report.savings.rows import saving_rows
 from morphogen.report.savings.shares import bytes_of_a_step, bytes_of_an_epoch, flops_of_a_step
 from morphogen.report.savings.write import PICTURES
@@ -191,8 +192,8 @@ def test_the_table_by_hand():
             "method": "M",
             "training FLOPs": "70.0",  # 20 of 40 whole steps, 10 of 800 / 1000
             "inference FLOPs": "50.0",
-            "norm. traffic": "75.0",
-            "communication": "62.5",
+            "norm. bytes": "75.0",
+            "all-reduce bytes": "62.5",
             "parameters": "25.0",
             "layers removed": "3 of 9",
             "images/s at 10": "300 (1.50x)",
@@ -205,6 +206,14 @@ def test_lines_over_epochs_by_hand():
     assert flops_of_a_step(record()) == [1, 0.4]
     assert bytes_of_a_step(record(), 64) == [1, 0.5]
     assert bytes_of_an_epoch(record(), 64) == [1, 0.25]
+
+
+def test_memory_is_drawn_where_it_was_counted(tmp_path):
+    run = record(model="net", data="digits")
+    for stage, mebibytes in zip([run["pruned"]["dense"], *run["stages"]], (40, 40, 30, 20), strict=True):
+        stage["memory"] = mebibytes * 2**20
+    draw_memory([run], tmp_path / "memory.png")
+    assert (tmp_path / "memory.png").stat().st_size > 5000
 
 
 # Runs

@@ -197,7 +197,7 @@ def _tell_savings(records: Sequence[dict[str, Any]]) -> None:
     """A table of what pruning saved, where a run pruned."""
     rows = saving_rows(records)
     if rows:
-        _console().print(as_table(rows, "what pruning left, in % of the dense network"))
+        _console().print(as_table(rows, "what pruning left, in % of the dense network", narrow=True))
 
 
 def run_plan(config: PlanConfig) -> int:

@@ -45,11 +45,16 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
     return rows
 
 
-def as_table(rows: Sequence[dict[str, str]], title: str = "") -> Table:
-    """A table for the terminal, the first column to the left, figures to the right."""
+def as_table(rows: Sequence[dict[str, str]], title: str = "", *, narrow: bool = False) -> Table:
+    """A table for the terminal, the first column to the left, figures to the right.
+
+    Where it is narrow, the headings of figures break at their spaces, which leaves room for the first column.
+    """
     table = Table(title=title or None, title_justify="left")
     for i, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        words = [*name.split(), *(row[name] for row in rows)]
+        widest = max(map(len, words)) if narrow and i else None
+        table.add_column(name, justify="right" if i else "left", overflow="fold", max_width=widest)
     for row in rows:
         table.add_row(*row.values())
     return table

@@ -24,8 +24,8 @@ def mapped_layers(network: Network, paths: Sequence[str] = ()) -> tuple[str, ...
 
     Args:
         network: any.
-        paths: of the layers, such as `layer1.0.conv1`; by default three consecutive ones in the middle of the model,
-            of one residual path where it has any.
+        paths: of the layers, such as `layer1.0.conv1`; by default up to three consecutive ones in the middle of the
+            model, of one residual path where a block stack has any.
 
     Raises:
         ConfigError: a path that is no layer whose output channels can change.

@@ -28,10 +28,10 @@ def draw_density(runs: Sequence[Record], path: Path) -> None:
             ("weights", f"weights of at least {run['pruned']['threshold']:g}", "steelblue"),
         ):
             axes.bar(range(len(layers)), [layer[key] for layer in run["pruned"]["density"]], color=colour, label=label)
-        axes.set_ylim(0, 1.05)
+        axes.set_ylim(0, 1.3)  # the legend is above the bars
         axes.set_ylabel("density")
         axes.set_title(f"{run['method']}, {run['model']} on {run['data']}, seed {run['seed']}", fontsize=9)
-        axes.legend(fontsize=8, loc="lower left")
+        axes.legend(fontsize=8, loc="upper right", ncols=2)
     if len(layers) <= NAMED:
         panels[-1].set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
     else:

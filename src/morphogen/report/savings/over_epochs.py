@@ -54,8 +54,8 @@ def draw_memory(runs: Sequence[Record], path: Path) -> None:
                 place = (stage["epoch"], stage["memory"] / MIB)
                 axes.annotate(f"batch {batch}", place, textcoords="offset points", xytext=(2, 4), fontsize=7)
     axes.set_ylabel("memory of a training step (MiB)")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    axes.legend(fontsize=8, loc="lower left")
     axes.set_title(_subject(runs), fontsize=9)
     figure.savefig(path, dpi=130)
 
@@ -77,22 +77,21 @@ def draw_communication(runs: Sequence[Record], path: Path) -> None:
 
 
 def _draw_workers(axes: Axes, runs: Sequence[Record]) -> None:
-    """Bytes of all workers in a mean epoch: the dense network's and each run's, with the share that it still sends."""
+    """Bytes of all workers in a mean epoch: the dense network's and each run's, and what share of them that is."""
     width = 0.8 / (len(runs) + 1)
     for i, run in enumerate([None, *runs]):
         totals = [workers * run_bytes(steps_of(run or runs[0], dense=run is None), workers) for workers in WORKERS]
-        bars = axes.bar(
+        axes.bar(
             [place + (i - len(runs) / 2) * width for place in range(len(WORKERS))],
             [total / epochs_of(run or runs[0])[-1] / GIB for total in totals],
             width,
             color="lightgray" if run is None else f"C{i - 1}",
-            label="dense" if run is None else run["method"],
+            label="dense" if run is None else f"{run['method']}: {communicated(run, MODELLED):.0%}",
         )
-        if run is not None:
-            axes.bar_label(bars, [f"{communicated(run, workers):.0%}" for workers in WORKERS], fontsize=7)
     axes.set_xticks(range(len(WORKERS)), [str(workers) for workers in WORKERS])
     axes.set_xlabel("workers")
     axes.set_ylabel("all-reduce of all workers, GiB an epoch")
+    axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # the legend is above the bars
     axes.legend(fontsize=8, loc="upper left")
 
 

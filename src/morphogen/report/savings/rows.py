@@ -15,16 +15,17 @@ MODELLED = 128
 def saving_rows(records: Sequence[Record]) -> list[dict[str, str]]:
     """One row a method that pruned, means over its seeds; none where no finished run pruned.
 
-    Training FLOPs, normalisation traffic and communication are of all steps, inference FLOPs and parameters of the
-    network at the end, all in percent of the dense network's; images a second are followed by the speedup.
+    Training FLOPs and the bytes of normalisation and of the all-reduce are of all steps, inference FLOPs and
+    parameters of the network at the end, all in percent of the dense network's; images a second are followed by the
+    speedup.
     """
     return [
         {
             "method": method,
             "training FLOPs": _percent(runs, lambda run: over_training(run, "training_flops")),
             "inference FLOPs": _percent(runs, lambda run: at_the_end(run, "inference_flops")),
-            "norm. traffic": _percent(runs, lambda run: over_training(run, "normalisation")),
-            "communication": _percent(runs, lambda run: communicated(run, MODELLED)),
+            "norm. bytes": _percent(runs, lambda run: over_training(run, "normalisation")),
+            "all-reduce bytes": _percent(runs, lambda run: communicated(run, MODELLED)),
             "parameters": _percent(runs, lambda run: at_the_end(run, "parameters")),
             "layers removed": _removed(runs),
             **_speeds(runs),

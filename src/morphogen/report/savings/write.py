@@ -29,5 +29,5 @@ def draw_savings(records: Sequence[Record], folder: Path) -> None:
     measured = [run for run in runs if all(stage["memory"] is not None for stage in run["stages"])]
     if measured:
         draw_memory(measured, folder / "memory.png")
-    for run in runs:
+    for run in (run for run in runs if run["pruned"]["sparsity"]):
         draw_sparsity(run, folder / f"sparsity_{by_file_name(run['method'])}_{run['seed']}.png")

@@ -41,6 +41,7 @@ class Attached:
         network: the traced model; `network.current` is what trains now, in a search the whole supernet.
         stages: the schedule of this run, as far as it is known.
         epochs: length of the run.
+        memory: of a step of any sub-network, modelled.
         steps_per_epoch: optimizer steps in an epoch, where the method needs to know.
         probe: what a method that searches measures candidates with.
         pruner: the group lasso at work, where the method prunes.
@@ -58,6 +59,7 @@ class Attached:
     optimizer: Optimizer | Sequence[Optimizer]
     ema: nn.Module | Sequence[nn.Module] | None
     epochs: int
+    memory: StepMemory
     steps_per_epoch: int | None = None
     probe: Probe | None = None
     pruner: Pruner | None = None
@@ -409,13 +411,13 @@ def attach(
     rehearse(network, method.possible(network, epochs), method.depth_operator)
     policy = method.pruning(epochs)
     pruner = None if policy is None else Pruner(network, policy, _several(optimizer))
+    copies = len(_several(ema)) + (method.momentum is not None)
+    memory = StepMemory(network, _several(optimizer), copies, autocast)
     batching = None
     if method.mini_batch is not None and batch_size is not None:
-        copies = len(_several(ema)) + (method.momentum is not None)
-        memory = StepMemory(network, _several(optimizer), copies, autocast)
         batching = Batching(method.mini_batch, memory, _several(optimizer), batch_size, steps_per_epoch)
     attached = Attached(
-        network, method, stages, optimizer, ema, epochs, steps_per_epoch, probe, pruner, batching, batch_size
+        network, method, stages, optimizer, ema, epochs, memory, steps_per_epoch, probe, pruner, batching, batch_size
     )
     attached.begin_epoch(0)
     return attached

@@ -8,6 +8,7 @@ import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
@@ -19,6 +20,8 @@ from .report.inspect import describe
 from .report.ledger import environment
 from .report.plan.show import stage_rows, told, total
 from .report.render import as_table, summary, write_results
+from .report.savings.rows import saving_rows
+from .report.savings.write import PICTURES, draw_savings
 from .report.searches import draw_searches, search_rows, search_title
 from .train.compare import compare
 from .train.config import CompareConfig, ExportConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
@@ -150,8 +153,9 @@ def run_train(config: TrainConfig) -> int:
     method = build_method(config.method)
     run = Run(config, load_data(config), method, config.method, config.seed)
     writable(config.output)
-    for name in ("schedule.json", "search.png"):  # of another run
-        (config.output / name).unlink(missing_ok=True)
+    for pattern in ("schedule.json", "search.png", *PICTURES):  # of another run
+        for path in config.output.glob(pattern):
+            path.unlink()
     try:
         with _bars() as tell:
             for epoch in run.epochs():
@@ -162,6 +166,7 @@ def run_train(config: TrainConfig) -> int:
     _console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy or 0:.2f}", **seconds}]))
     for search in run.ledger.searches:
         _console().print(as_table(search_rows(search), search_title(search)))
+    _tell_savings([run.ledger.record()])
     if run.ledger.predicted_speedup:
         print(f"by the step times in its searches, {run.ledger.predicted_speedup:.2f}x as fast as dense training")
     print(f"weights, ledger and schedule are in {config.output}")
@@ -177,6 +182,7 @@ def _save(run: Run, config: TrainConfig) -> None:
             (config.output / "schedule.json").write_text(json.dumps(record["schedule"]) + "\n")
         if record["searches"]:
             draw_searches(record["searches"], config.output / "search.png")
+        draw_savings([record], config.output)
     except OSError as error:
         raise ConfigError(f"cannot write the results ({error})", where=str(config.output)) from error
 
@@ -192,10 +198,18 @@ def run_compare(config: CompareConfig) -> int:
         for search in record.get("searches", ()) if record["seed"] == 0 else ():
             _console().print(as_table(search_rows(search), f"{record['method']}, {search_title(search)}"))
     _console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
+    _tell_savings(records)
     print(f"results.json, results.csv, summary.md and accuracy.png are in {config.output}")
     if failures:
         raise TrainingError("; ".join(failures))
     return 0
+
+
+def _tell_savings(records: Sequence[dict[str, Any]]) -> None:
+    """A table of what pruning saved, where a run pruned."""
+    rows = saving_rows(records)
+    if rows:
+        _console().print(as_table(rows, "what pruning left, in % of the dense network", narrow=True))
 
 
 def run_plan(config: PlanConfig) -> int:

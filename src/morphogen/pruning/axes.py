@@ -44,6 +44,10 @@ class ChannelAxis:
             return by_position[:, None]
         return torch.cat([by_position, by_position.new_zeros(1)])[self.places]
 
+    def maxima(self, weight: torch.Tensor) -> torch.Tensor:
+        """The largest absolute value in each channel of the weight."""
+        return self.laid_out(weight.abs().amax([dim for dim in range(weight.ndim) if dim != self.dim])).amax(1)
+
     def spread(self, by_channel: torch.Tensor, fixed: float, ndim: int) -> torch.Tensor:
         """One figure a position from one a channel, shaped to be multiplied with the weight."""
         if self.index is not None:

@@ -36,10 +36,9 @@ def sparse_part(network: Network, threshold: float, multiple_of: int = 1) -> Sub
     for name, axes in channel_axes(network).items():
         if within(name, gone):
             continue
-        magnitudes = tensor_named(network.model, name).detach().abs()
+        weight = tensor_named(network.model, name).detach()
         for axis in axes:
-            by_position = magnitudes.amax([dim for dim in range(magnitudes.ndim) if dim != axis.dim])
-            strength.scatter_reduce_(0, axis.units, axis.laid_out(by_position).amax(1).double().cpu(), "amax")
+            strength.scatter_reduce_(0, axis.units, axis.maxima(weight).double().cpu(), "amax")
     channels, start = {}, 0
     for group in network.groups:
         mine = strength[start : start + group.size]

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,8 +22,10 @@ from ..files import replaced
 from ..methods import Method
 from ..program import first_line
 from ..report.flops import Cost, cost
-from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
+from ..report.inference import inference_speeds
+from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun, StageCost
 from ..report.outcome import predicted_speedup, saved_schedule
+from ..report.sparsity import densities, mapped_layers, output_maxima
 from ..resize import check_resizing
 from ..schedule.cosine import cosine_share
 from ..search import Probe
@@ -65,12 +68,9 @@ class Run:
         self._random = self._random_state()
         with self._own_random():
             torch.manual_seed(seed)
-            self.model = build_model(recipe.model, data.num_classes, recipe.drop_path).to(self.device)
-            self.model.train()
+            self.model = self._dense_model().train()
             if recipe.token_labels:
                 check_predicts(self.model)
-            if recipe.channels_last:
-                self.model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
             self.optimizer = build_optimizer(self.model, recipe)
             self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
             example = data.example(recipe.batch_size).to(self.device)
@@ -91,6 +91,12 @@ class Run:
                 )
             self._prices: dict[tuple[SubNetwork, int], Cost] = {}
             self._open_stage(0)
+            if self.attached.pruner is not None:
+                dense, threshold = self.attached.network.dense, self.attached.pruner.policy.threshold
+                self.ledger.pruned = PrunedRun(
+                    replace(self._stage_cost(0, dense, recipe.batch_size), steps=self.steps), threshold
+                )
+                self._mapped = mapped_layers(self.attached.network, recipe.sparsity_map)
 
     @property
     def total_epochs(self) -> int:
@@ -143,6 +149,10 @@ class Run:
         epoch = Epoch(number, loss, self._evaluate(), ledger.training_seconds)
         ledger.epochs.append(epoch)
         ledger.note_memory(self.device)
+        if ledger.pruned is not None:
+            with ledger.clock("accounting", self.device):
+                for layer, maxima in output_maxima(attached.network, self._mapped).items():
+                    ledger.pruned.sparsity.setdefault(layer, []).append(maxima)
         return epoch
 
     def _end(self) -> None:
@@ -157,6 +167,10 @@ class Run:
             ledger.morphs.append(
                 MorphEvent(self.total_epochs, before, last.accuracy, receipt.seconds, ledger.training_seconds)
             )
+        if ledger.pruned is not None:
+            with self._own_random(), ledger.clock("accounting", self.device), self._precision():
+                ledger.pruned.density = densities(self.attached.network, ledger.pruned.threshold)
+                ledger.pruned.inference = inference_speeds(self._dense_model(), self.result, self._example, self.device)
 
     def _train_epoch(self, number: int) -> float:
         """One pass over the data; returns the mean loss."""
@@ -174,7 +188,7 @@ class Run:
         self.ledger.seconds["step"] -= self.ledger.seconds["data"] - waited
         with self.ledger.clock("accounting", self.device):
             stage = self.ledger.stages[-1]
-            flops = sum(self._price(self.attached.runs(step)).training for step in range(len(losses)))
+            flops = sum(self._price(self.attached.runs(step), self.batch_size).training for step in range(len(losses)))
             stage.training_flops = (stage.training_flops * stage.steps + flops) // (stage.steps + len(losses))
             stage.steps += len(losses)
         return float(torch.stack(losses).mean())
@@ -275,21 +289,53 @@ class Run:
         """Enter the sub-network that trains from here on."""
         network = self.attached.network
         with self.ledger.clock("accounting", self.device):
-            price, resolution = self._price(network.current), network.current.resolution
             searching = self.attached.searching is not None
-            self.ledger.stages.append(
-                StageCost(epoch, resolution, price.parameters, price.training, self.batch_size, searching)
-            )
+            self.ledger.stages.append(self._stage_cost(epoch, network.current, self.batch_size, searching))
             self.ledger.history = [
                 {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
             ]
 
-    def _price(self, subnetwork: SubNetwork) -> Cost:
-        """Of the present batch."""
-        key = subnetwork, self.batch_size
+    def _stage_cost(self, epoch: int, subnetwork: SubNetwork, batch_size: int, searching: bool = False) -> StageCost:
+        """What a stage of this sub-network costs, before its first step."""
+        price = self._price(subnetwork, batch_size)
+        return StageCost(
+            epoch,
+            subnetwork.resolution,
+            price.parameters,
+            price.training,
+            batch_size,
+            searching,
+            inference_flops=price.forward // batch_size,
+            normalisation=price.normalisation,
+            layers=price.layers,
+            memory=self._memory(subnetwork, batch_size),
+        )
+
+    def _price(self, subnetwork: SubNetwork, batch_size: int) -> Cost:
+        key = subnetwork, batch_size
         if key not in self._prices:
-            self._prices[key] = cost(self.attached.network, *key)
+            with self._precision():
+                self._prices[key] = cost(self.attached.network, *key)
         return self._prices[key]
+
+    def _memory(self, subnetwork: SubNetwork, batch_size: int) -> int | None:
+        """Bytes of a step as modelled, in runs that are about memory; None where a step cannot be modelled."""
+        if self.attached.pruner is None and self.attached.batching is None:
+            return None
+        try:
+            return self.attached.memory.bytes(subnetwork, batch_size)
+        except ConfigError:
+            return None
+
+    def _dense_model(self) -> nn.Module:
+        """The recipe's model, made anew on the device."""
+        model = build_model(self.recipe.model, self.data.num_classes, self.recipe.drop_path).to(self.device)
+        if self.recipe.channels_last:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
+        return model
+
+    def _example(self, batch_size: int) -> torch.Tensor:
+        return self._laid_out(self.data.example(batch_size).to(self.device))
 
     @contextmanager
     def _own_random(self) -> Iterator[None]:

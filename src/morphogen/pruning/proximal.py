@@ -44,6 +44,6 @@ def _step(optimizer: Optimizer, group: Mapping, parameter: torch.Tensor, coeffic
     if moment is None:
         momentum = float(group.get("momentum", 0.0))
         return Step(length * (1 - float(group.get("dampening", 0.0))) / (1 - momentum) if momentum else length)
-    count = float(state.get("step", 0))
-    bias = 1 - group["betas"][1] ** count if "betas" in group and count else 1.0
+    # The count may be a tensor on a GPU, which is not waited for.
+    bias = 1 - group["betas"][1] ** state["step"] if "betas" in group and "step" in state else 1.0
     return Step(length, (moment / bias).sqrt_().add_(group.get("eps", 1e-8)))

@@ -127,3 +127,7 @@ def assert_survivors_equal(net, before, old: morphogen.SubNetwork, new: morphoge
                 left = left.index_select(dim, both[mask_old[axis]].nonzero().flatten())
                 right = right.index_select(dim, both[mask_new[axis]].nonzero().flatten())
         assert torch.equal(left, right), key
+
+
+def tensors(model):
+    return dict([*model.named_parameters(), *model.named_buffers()])

@@ -132,5 +132,14 @@ METHODS = [
     ),
     MethodRow(morphogen.AutoProg(stages=4, search_epochs=1), found=((12, 4, 8),)),  # whole: no more searches
     MethodRow(morphogen.Supernet(dimensions=("depth", "resolution", "width"))),
+    # What these take out is read off the weights, which `test_prunetrain.py` plants; here nothing is sparse.
+    MethodRow(morphogen.PruneTrain(interval=2)),
+    MethodRow(morphogen.PruneTrain(interval=3, start=0.25, multiple_of=4, proximal=True)),
+    MethodRow(morphogen.OneTime()),
+    MethodRow(morphogen.SSL()),
+    MethodRow(morphogen.GrowThenPrune(start=0.5), channels=(6, 6, 9, 9, 12, 12, 12, 12)),
+    MethodRow(
+        morphogen.Combined((morphogen.ProgStack(), morphogen.PruneTrain(interval=2))), blocks=(1, 2, 2, 4, 4, 4, 4, 4)
+    ),
     MethodRow(retrain, blocks=(2, 2, 3, 3, 3, 3, 4, 4), side=(4, 4, 5, 5, 7, 7, 8, 8)),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 
@@ -9,6 +10,10 @@ import timm
 import torch
 from timm.models.volo import VOLO
 from torch import nn
+
+import morphogen
+from morphogen.bypass import Bypass
+from morphogen.fake import FakeModel
 
 
 class Plain(nn.Module):
@@ -237,3 +242,40 @@ def small(name: str, **settings) -> tuple[nn.Module, int]:
 
 def image(batch: int = 2, size: int = 8) -> torch.Tensor:
     return torch.randn(batch, 3, size, size)
+
+
+def deit(depth=6, **settings):
+    return small("deit_tiny_patch16_224", depth=depth, img_size=16, **settings)[0]
+
+
+@functools.cache
+def structure(depth):
+    return morphogen.trace(Stacked(depth), torch.randn(2, 3)).structure
+
+
+def numbered(depth):
+    """A stack whose blocks carry their numbers, without tracing it anew."""
+    model = Stacked(depth)
+    return morphogen.Network(model, structure(depth), FakeModel(model, torch.randn(2, 3)))
+
+
+def alive(model, stack):
+    """The modules of a stack that are no stand-ins."""
+    return [m for m in map(model.get_submodule, stack.blocks) if not isinstance(m, Bypass)]
+
+
+def numbers(network):
+    return [round(block.read.weight.mean().item()) for block in alive(network.model, network.stacks[0])]
+
+
+def teacher(classes=3, seed=1):
+    torch.manual_seed(seed)
+    return timm.create_model("resnet10t", num_classes=classes).eval()
+
+
+def tiny_volo(**settings):
+    """16 tokens of an image of 64 x 64."""
+    shape = {"layers": [1, 1], "embed_dims": [8, 8], "num_heads": [2, 2], "downsamples": (True, False)}
+    return VOLO(
+        **shape, outlook_attention=(True, False), img_size=64, stem_hidden_dim=8, **{"num_classes": 5} | settings
+    ).train()

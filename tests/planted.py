@@ -1,4 +1,4 @@
-"""Searches whose outcome is known: equal times, and a probe whose loss is least for the candidate that is to win."""
+"""Outcomes that are known: searches whose loss is least for the candidate that is to win, and sparse channels."""
 
 from __future__ import annotations
 
@@ -89,3 +89,14 @@ def found_schedule(folder: Path, best: Sequence[Size]) -> Path:
     file = folder / "schedule.json"
     file.write_text(json.dumps(saved_schedule(run).to_dict()))
     return file
+
+
+def plant_sparse(net: morphogen.Network, target: morphogen.SubNetwork, value: float = 0.0) -> None:
+    """Give every weight that the present sub-network has and `target` has not this value, in all layers."""
+    alive, now = net.structure.alive_mask(target), net.structure.alive_mask(net.current)
+    with torch.no_grad():
+        for name, layout in net.structure.present(net.current).items():
+            for dim, axis in enumerate(layout.axes):
+                if axis is not None and layout.role.kind == "weight":
+                    gone = (~alive[axis[now[axis]]]).nonzero().flatten()
+                    net.model.get_parameter(name).index_fill_(dim, gone, value)

@@ -9,14 +9,14 @@ ROOT = Path(__file__).parent.parent / "src" / "morphogen"
 LAYERS = [
     {"errors", "timing"},
     {"subnet", "spec", "program", "depth", "resize", "randomness"},
-    {"fake", "bypass", "momentum"},
+    {"fake", "bypass", "momentum", "files"},
     {"grid"},
     {"network"},
     {"graph", "morph", "memory"},
-    {"operators", "schedule", "elastic"},
+    {"operators", "schedule", "elastic", "pruning"},
     {"methods", "search", "snapshot"},
     {"searching", "batching"},
-    {"attach"},
+    {"attach", "export"},
     {"report"},
     {"train"},
     {"cli"},
@@ -55,7 +55,7 @@ def test_methods_do_not_import_each_other():
 
 
 def test_the_core_needs_torch_alone():
-    blocked = ["torchvision", "timm", "rich", "matplotlib", "jsonargparse", "sklearn", "PIL", "yaml"]
+    blocked = "torchvision timm rich matplotlib jsonargparse sklearn PIL yaml safetensors onnx onnxscript".split()
     code = f"""
 import sys
 for name in {blocked}: sys.modules[name] = None

@@ -18,7 +18,7 @@ from checks import (
     take_steps,
 )
 from nets import NETS, Residual, Tower, image
-from planted import Planted, sized
+from planted import Planted, plant_sparse, sized
 
 
 def test_masked_dense_notices_a_wrong_running_mean():
@@ -147,3 +147,14 @@ def test_a_planted_search_notices_channels_blocks_and_side():
     for wrong in ((6, 4, 8), (12, 3, 8), (12, 4, 7)):
         planted.best = [wrong]
         assert planted.loss(*batch).item() == 1.0
+
+
+def test_planted_sparsity_is_in_every_weight_of_what_goes_and_in_nothing_else():
+    net = morphogen.trace(Residual(), image())
+    plant_sparse(net, net.subnetwork(alive={"conv1": range(1, 12)}))
+    zeros = {name: (tensor == 0).sum().item() for name, tensor in net.model.named_parameters() if tensor.ndim > 1}
+    assert zeros == {"stem.weight": 0, "conv1.weight": 8 * 9, "conv2.weight": 8 * 9, "fc.weight": 0}
+    morphogen.morph(net, net.subnetwork(alive={"conv1": range(6, 12)}))
+    plant_sparse(net, net.subnetwork(alive={"conv1": range(8, 12)}), value=2.0)  # by dense position
+    (planted,) = {tuple((net.model.conv1.weight == 2).all((1, 2, 3)).tolist())}
+    assert planted == (True, True, False, False, False, False)

@@ -1,4 +1,6 @@
-"""Two ranks on the CPU: whatever each measures on its own, they sample, search and extract the same."""
+"""Two ranks on the CPU: whatever each measures on its own, they sample, search, extract and prune the same."""
+
+from unittest import mock
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import morphogen
 from morphogen import searching
 from morphogen.search import search
 
-from nets import Tower, image
+from nets import Residual, Tower, image
 from planted import sized
 
 LOSSES = ({2: 1.0, 3: 1.1, 4: 2.0}, {2: 4.0, 3: 1.0, 4: 5.0})
@@ -81,3 +83,56 @@ def agree(one, two, recycle):
     for name, value in one[3].items():
         if "running" not in name:  # statistics are each rank's own
             assert torch.equal(value, two[3][name]), name
+
+
+COLLECTIVES = "all_reduce all_gather all_gather_object broadcast broadcast_object_list barrier reduce gather scatter"
+
+
+def prune_work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    mocks = {name: mock.Mock(side_effect=getattr(distributed, name)) for name in COLLECTIVES.split()}
+    for proximal in (True, False):
+        with mock.patch.multiple(distributed, **mocks):
+            result = prune(rank, proximal)
+        torch.save((*result, {name: call.call_count for name, call in mocks.items()}), f"{folder}/{proximal}{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def prune(rank: int, proximal: bool):
+    torch.manual_seed(0)
+    model = Residual()
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
+    method = morphogen.PruneTrain(ratio=0.9, interval=1, threshold=3e-2, proximal=proximal)
+    run = morphogen.attach(model, optimizer, method, example=image(4), epochs=3)
+    torch.manual_seed(1 + rank)  # each its own data
+    losses = []
+    for epoch in range(3):
+        run.begin_epoch(epoch)
+        wrapped = DistributedDataParallel(model)
+        for _ in range(8):
+            loss = (1 + rank) * torch.nn.functional.cross_entropy(wrapped(image(4)), torch.randint(10, (4,)))
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            run.penalised(loss).backward()
+            optimizer.step()
+            run.end_step()
+    run.end()
+    history = [(epoch, subnetwork.to_json()) for epoch, subnetwork in run.history]
+    return run.pruner.coefficient, losses, history, {name: p.detach() for name, p in model.named_parameters()}
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="no torch.distributed")
+def test_two_ranks_prune_the_same_and_talk_once(tmp_path):
+    multiprocessing.spawn(prune_work, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    model = Residual()
+    penalty = morphogen.GroupLasso(morphogen.trace(model, image()))().item()
+    for runs, proximal in enumerate((True, False), 1):
+        one, two = (torch.load(tmp_path / f"{proximal}{rank}.pt") for rank in (0, 1))
+        assert one[0] == two[0] == pytest.approx(9 * (one[1][0] + two[1][0]) / 2 / penalty)
+        assert one[1][0] != two[1][0]
+        assert one[2] == two[2] and len(one[2]) > 1
+        assert all(torch.equal(value, two[3][name]) for name, value in one[3].items())
+        for calls in (one[4], two[4]):
+            assert calls.pop("all_reduce") == runs and not any(calls.values())

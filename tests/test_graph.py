@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 import morphogen
+from morphogen.fake import tensor_named
 from morphogen.graph.axes import reshape
 from morphogen.graph.slots import Slots
 
+from checks import masked_dense
 from nets import Plain, image
 
 
@@ -31,16 +33,60 @@ class Unknown(nn.Module):
 
 def test_an_unknown_op_names_itself_the_module_and_the_way_out():
     net = morphogen.trace(Unknown(), image())
-    for ask in (lambda: net.subnetwork(width=0.5), lambda: net.subnetwork(alive={"last": (0, 1)})):
-        with pytest.raises(
-            morphogen.SubNetworkError, match=r"odd: .*no rule for the op aten.special_erfcx.*exclude=.*CONTRIBUTING"
-        ):
-            ask()
+    with pytest.raises(
+        morphogen.SubNetworkError, match=r"odd: .*no rule for the op aten.special_erfcx.*exclude=.*CONTRIBUTING"
+    ):
+        net.subnetwork(width=0.5)
     morphogen.morph(net, net.subnetwork(resolution=4))  # nothing but width needs the rule
     net = morphogen.trace(Unknown(), image(), exclude=["odd"])
     assert [group.name for group in net.groups] == ["last"]
     morphogen.morph(net, net.subnetwork(width=0.5))
     assert net.model.last.out_channels == 4 and net.model.conv.out_channels == 8
+
+
+class Surrounded(nn.Module):
+    """An op without a rule in one branch of a residual block, reading half of a concatenation."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.before = nn.Conv2d(8, 6, 3, padding=1)
+        self.left, self.right = nn.Conv2d(6, 8, 1), nn.Conv2d(6, 4, 1)
+        self.back = nn.Conv2d(12, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
+        self.inner, self.outer = nn.Linear(8, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.before(x)
+        y = torch.cat([torch.special.erfcx(self.left(y).relu()), self.right(y)], 1)
+        return self.outer(self.inner((x + self.norm(self.back(y))).mean((2, 3))).relu())
+
+
+@pytest.mark.parametrize("make", [Unknown, Surrounded])
+def test_groups_that_an_unknown_op_does_not_read_change_all_the_same(make):
+    """Poison: what goes is NaN before, so that whatever of it were still read would be seen."""
+    model = make()
+    net = morphogen.trace(model, image())
+    groups = {group.name: group.size for group in net.groups}
+    assert groups == ({"last": 8} if make is Unknown else {"stem": 8, "before": 6, "right": 4, "inner": 16})
+    for _ in range(4):
+        alive = {name: torch.randperm(size)[: size // 2].tolist() for name, size in groups.items()}
+        target = net.subnetwork(alive=alive)
+        expected = masked_dense(net, target).eval()
+        kept = net.structure.alive_mask(target)
+        with torch.no_grad():
+            for name, layout in net.structure.tensors.items():
+                for dim, axis in enumerate(layout.axes):
+                    if axis is not None:
+                        gone = (~kept[axis]).nonzero().flatten()
+                        tensor_named(model, name).index_fill_(dim, gone, float("nan"))
+            morphogen.morph(net, target)
+            x = image()
+            assert model.eval()(x).isfinite().all()
+            torch.testing.assert_close(model(x), expected(x), rtol=1e-5, atol=1e-6)
+        morphogen.morph(net, net.dense)
+        assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
 def test_models_that_cannot_be_exported_are_refused():

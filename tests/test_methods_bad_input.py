@@ -49,6 +49,22 @@ AT_ONCE = {
     "AutoProg by magic": (lambda: morphogen.AutoProg(depth_operator="magic"), r"no depth operator 'magic'"),
     "Supernet of ratio 2": (lambda: morphogen.Supernet(ratio=2), r"Supernet: ratio out of range.*found 2"),
     "Retrain without a file": (lambda: build_method("Retrain(file='none.json')"), r"none.json: not a growth schedule"),
+    "a penalty ratio of 0": (lambda: morphogen.PruneTrain(ratio=0.0), r"penalty ratio.*0 < ratio < 1, found 0\.0"),
+    "a penalty ratio of 1": (lambda: morphogen.SSL(ratio=1.0), r"penalty ratio.*0 < ratio < 1, found 1\.0"),
+    "a penalty ratio in percent": (lambda: build_method("OneTime(ratio=25)"), r"penalty ratio.*found 25"),
+    "a penalty ratio of nan": (lambda: morphogen.PruneTrain(ratio=float("nan")), r"penalty ratio.*found nan"),
+    "an interval of 0": (lambda: morphogen.PruneTrain(interval=0), r"PruneTrain: interval.*at least 1, found 0"),
+    "half an interval": (lambda: morphogen.PruneTrain(interval=2.5), r"interval.*found 2\.5"),  # pyright: ignore
+    "a penalty from the end on": (lambda: morphogen.PruneTrain(start=1.0), r"PruneTrain: start.*0 <= start < 1"),
+    "a threshold of 0": (lambda: morphogen.PruneTrain(threshold=0.0), r"threshold above 0.*found threshold 0\.0"),
+    "multiples of 0": (lambda: morphogen.PruneTrain(multiple_of=0), r"from 1, found .*multiple_of 0"),
+    "OneTime at the end": (lambda: morphogen.OneTime(at=1.0), r"OneTime: at out of range.*found 1\.0"),
+    "OneTime before it starts": (lambda: morphogen.OneTime(start=0.6), r"OneTime: at.*start < at < 1, found 0\.5"),
+    "an interval of OneTime": (lambda: build_method("OneTime(interval=3)"), r"OneTime has no setting 'interval'"),
+    "SSL in no order": (lambda: morphogen.SSL(trained=0.9), r"SSL: shares.*0 < trained < sparse < 1, found 0\.9 and"),
+    "a start of SSL": (lambda: build_method("SSL(start=0.5)"), r"SSL has no setting 'start'"),
+    "GrowThenPrune from nothing": (lambda: morphogen.GrowThenPrune(width=0.0), r"GrowThenPrune: .*0 < width <= 1"),
+    "GrowThenPrune by magic": (lambda: morphogen.GrowThenPrune(operator="magic"), r"no growth operator 'magic'"),
     "an unknown setting": (lambda: build_method("Prog(depth=0.5)"), r"Prog has no setting 'depth'.*ratio, stages"),
     "a text for a number": (lambda: build_method("Prog(ratio='half')"), r"bad value for 'ratio'.*a number"),
     "no call": (lambda: build_method("Prog(0.5)"), r"NAME\(key=value, \.\.\.\)"),
@@ -126,6 +142,45 @@ WHEN_ATTACHED = {
         morphogen.Combined((morphogen.AutoProg(stages=2), morphogen.NetworkExpansion(stages=2))),
         SEARCH,
         r"AutoProg \+ NetworkExpansion: .*cannot be combined.*Retrain",
+    ),
+    "AutoProg and pruning": (
+        Tower,
+        morphogen.Combined((morphogen.AutoProg(stages=2), morphogen.PruneTrain())),
+        SEARCH,
+        r"AutoProg \+ PruneTrain: .*cannot be combined",
+    ),
+    "an interval longer than the run": (
+        Tower,
+        morphogen.PruneTrain(interval=9),
+        {},
+        r"PruneTrain: the reconfiguration interval is longer than the run; expected at most 8 epochs, found 9",
+    ),
+    "an interval longer than what is left": (
+        Tower,
+        morphogen.GrowThenPrune(start=0.5, interval=5),
+        {},
+        r"GrowThenPrune: the reconfiguration interval.*at most 4 epochs, found 5",
+    ),
+    "OneTime in one epoch": (Tower, morphogen.OneTime(), {"epochs": 1}, r"never be reconfigured.*an epoch after 0"),
+    "SSL in one epoch": (Tower, morphogen.SSL(), {"epochs": 1}, r"SSL: .*at least an epoch"),
+    "GrowThenPrune without growth": (Tower, morphogen.GrowThenPrune(start=0.0), {}, r"GrowThenPrune: a stage needs"),
+    "nothing to prune": (
+        lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 10, 8), torch.nn.Flatten()),
+        morphogen.PruneTrain(),
+        {},
+        r"nothing of this model can be pruned; expected a convolution.*inspect",
+    ),
+    "nothing to prune but what is excluded": (
+        Plain,
+        morphogen.PruneTrain(),
+        {"exclude": ["conv2"]},
+        r"nothing of this model can be pruned",
+    ),
+    "two methods that prune": (
+        Tower,
+        morphogen.Combined((morphogen.PruneTrain(), morphogen.OneTime())),
+        {},
+        r"PruneTrain \+ OneTime: only one of several methods can prune; expected one, found 2",
     ),
     "Supernet and another method": (
         Tower,
@@ -264,3 +319,50 @@ def test_a_decay_needs_no_steps():
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     run = morphogen.attach(model, optimizer, morphogen.Prog(decay=0.998), example=image(), epochs=4)
     assert run.momentum is not None and run.momentum.decay == 0.998
+
+
+def pruning(model, **settings):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    return morphogen.attach(model, optimizer, morphogen.PruneTrain(**settings), example=image(), epochs=4)
+
+
+BEFORE_A_COEFFICIENT = {
+    "nan": (float("nan"), r"coefficient cannot be set on this batch.*not zero, found loss nan, sum"),
+    "infinite": (float("inf"), r"found loss inf"),
+    "zero": (0.0, r"found loss 0, sum"),
+    "negative": (-1.0, r"found loss -1, sum"),
+}
+
+
+@pytest.mark.parametrize("what", BEFORE_A_COEFFICIENT)
+def test_a_first_loss_that_sets_no_coefficient(what):
+    value, text = BEFORE_A_COEFFICIENT[what]
+    run = pruning(Tower())
+    with pytest.raises(morphogen.TrainingError, match=text) as error:
+        run.penalised(torch.tensor(value))
+    assert "\n" not in str(error.value)
+    assert run.pruner is not None and run.pruner.coefficient is None
+    assert run.penalised(torch.tensor(3.0)).item() == pytest.approx(4.0)
+
+
+def test_weights_of_zero_set_no_coefficient():
+    model = Tower()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    with pytest.raises(morphogen.TrainingError, match=r"found loss 1, sum of the channels' norms 0"):
+        pruning(model).penalised(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("proximal", [False, True])
+def test_a_loss_that_holds_the_penalty_already(proximal):
+    model = Tower()
+    run = pruning(model, proximal=proximal)
+    lasso = morphogen.GroupLasso(run.network)
+    task = model(image()).square().mean()
+    losses = [task + 0.01 * lasso(), (0.5 * lasso() + task) / 4, 0.1 * lasso()]
+    if not proximal:
+        losses += [run.penalised(task), run.penalised(task) / 2 + 1]
+    for loss in losses:
+        with pytest.raises(morphogen.ConfigError, match=r"holds the group lasso penalty already.*once.*GroupLasso"):
+            run.penalised(loss)
+    run.penalised(task)

@@ -5,25 +5,32 @@
     morphogen.morph(net, half, optimizer=optimizer)
     morphogen.morph(net, net.dense, optimizer=optimizer)
 
-or a method in one's own loop: `morphogen.attach`.
+or a method in one's own loop: `morphogen.attach`. A trained network leaves by `morphogen.save` and comes back by
+`morphogen.load`.
 """
 
 from . import operators as operators  # enters the growth operators in the table
 from .attach import Attached, attach
 from .elastic import ElasticSupernet
-from .errors import ConfigError, MorphError, MorphogenError, SubNetworkError, TraceError, TrainingError
+from .errors import ConfigError, ExportError, MorphError, MorphogenError, SubNetworkError, TraceError, TrainingError
+from .export.programs import save_onnx, save_program
+from .export.weights import load, save
 from .graph.trace import trace
 from .methods import (
+    SSL,
     AutoProg,
     Combined,
     Dense,
     DynamicBatch,
     EfficientTrain,
+    GrowThenPrune,
     Method,
     NetworkExpansion,
+    OneTime,
     Prog,
     ProgressiveResizing,
     ProgStack,
+    PruneTrain,
     Retrain,
     StackBERT,
     Supernet,
@@ -33,6 +40,7 @@ from .morph.commit import Change, Receipt, morph
 from .morph.entry import DepthOperator, Entry, depth_operator
 from .morph.growth import Gap, GrowthOperator, operator
 from .network import Network
+from .pruning.lasso import GroupLasso
 from .schedule.mini_batch import MiniBatch
 from .schedule.stages import Regularisation, Stage
 from .search import Candidate, Found, Probe
@@ -57,7 +65,10 @@ __all__ = [
     "DynamicBatch",
     "EfficientTrain",
     "Entry",
+    "ExportError",
     "Gap",
+    "GroupLasso",
+    "GrowThenPrune",
     "GrowthOperator",
     "Method",
     "MiniBatch",
@@ -67,13 +78,16 @@ __all__ = [
     "MorphogenError",
     "Network",
     "NetworkExpansion",
+    "OneTime",
     "PinnedAxis",
     "Prog",
     "ProgStack",
     "ProgressiveResizing",
+    "PruneTrain",
     "Receipt",
     "Regularisation",
     "Retrain",
+    "SSL",
     "StackBERT",
     "Stage",
     "SubNetwork",
@@ -83,7 +97,11 @@ __all__ = [
     "TrainingError",
     "attach",
     "depth_operator",
+    "load",
     "morph",
     "operator",
+    "save",
+    "save_onnx",
+    "save_program",
     "trace",
 ]

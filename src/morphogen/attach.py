@@ -24,12 +24,13 @@ from .morph.entry import depth_named
 from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
 from .network import Network
+from .pruning.pruner import Pruner
 from .resize import resized
 from .schedule.stages import Regularisation, Stage
 from .search import Found, Probe
 from .searching import Searching
 from .snapshot import Snapshot
-from .subnet import SubNetwork
+from .subnet import SubNetwork, intersection
 
 
 @dataclass
@@ -40,8 +41,10 @@ class Attached:
         network: the traced model; `network.current` is what trains now, in a search the whole supernet.
         stages: the schedule of this run, as far as it is known.
         epochs: length of the run.
+        memory: of a step of any sub-network, modelled.
         steps_per_epoch: optimizer steps in an epoch, where the method needs to know.
         probe: what a method that searches measures candidates with.
+        pruner: the group lasso at work, where the method prunes.
         batching: sets the batch of each sub-network, where the method has a mini-batch.
         first_batch: images in a step of the dense network, where they were given.
         momentum: the average that grown blocks will come from; None where none is needed any more.
@@ -56,8 +59,10 @@ class Attached:
     optimizer: Optimizer | Sequence[Optimizer]
     ema: nn.Module | Sequence[nn.Module] | None
     epochs: int
+    memory: StepMemory
     steps_per_epoch: int | None = None
     probe: Probe | None = None
+    pruner: Pruner | None = None
     batching: Batching | None = None
     first_batch: int | None = None
     momentum: MomentumNetwork | None = field(default=None, init=False)
@@ -65,13 +70,19 @@ class Attached:
     searches: list[Found] = field(default_factory=list, init=False)
     history: list[tuple[int, SubNetwork]] = field(default_factory=list, init=False)
     _stage: Stage | None = field(default=None, init=False)
-    _epoch: int = field(default=0, init=False)
+    _epoch: int = field(default=-1, init=False)
+    _left: SubNetwork = field(init=False)
+    """The dense network without what has been pruned."""
     _kept: Snapshot | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._left = self.network.dense
 
     def begin_epoch(self, epoch: int) -> Receipt | None:
         """Call before the first batch of every epoch, counted from 0; morphs where the schedule says.
 
-        A search that is over is decided first: the candidates are measured, and the best goes on training.
+        A search that is over is decided first: the candidates are measured, and the best goes on training. Last of all
+        the network is reconfigured, where the method prunes and an interval is over.
 
         Returns:
             What the morph did, or None where the network stays as it is.
@@ -85,12 +96,13 @@ class Attached:
             raise ConfigError("epoch out of range", expected="epochs counted from 0", found=f"{epoch}")
         receipt = self._decide() if self._search_is_over(epoch) else None
         number = max(i for i, stage in enumerate(self.stages) if stage.start <= epoch)
-        stage, self._epoch = self.stages[number], epoch
+        stage, before, self._epoch = self.stages[number], self._epoch, epoch
         self.network.drop_path_scale = self.regularisation(epoch).drop_path
         if stage != self._stage:
             receipt = self._enter(stage, number) or receipt
         elif self.searching is not None:
             self.searching.begin_epoch()
+        receipt = self._reconfigure(before, epoch) or receipt
         lay_out_drop_path(self.network)
         if self.batching is not None:
             self.batching.follow(self.network.current)
@@ -135,14 +147,28 @@ class Attached:
         runs = self.network.current if self.searching is None else self.searching.begin_step()
         return images if images is None or runs.resolution is None else self._resized(images, runs.resolution)
 
+    def penalised(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss with the group lasso, where the method prunes in this epoch; see `Pruner.penalised`.
+
+        Args:
+            loss: a scalar, of the task alone. Scale what is returned (1 / k for k accumulated gradients, a GradScaler's
+                scale), not this.
+        """
+        if self.pruner is None or not self.pruner.policy.penalises(self._epoch):
+            return loss
+        return self.pruner.penalised(loss)
+
     def end_step(self) -> None:
-        """Call after every optimizer step: a supernet is whole again, the momentum network follows.
+        """Call after every optimizer step: a supernet is whole again, the momentum network follows, a penalty that
+        works as a proximal step takes it.
 
         Raises:
             ConfigError: in a search, without `begin_step`.
         """
         if self.searching is not None:
             self.searching.end_step()
+        if self.pruner is not None and self.pruner.policy.penalises(self._epoch):
+            self.pruner.end_step()
         if self.momentum is not None:
             self.momentum.update_parameters(self.network.model)
         if self.batching is not None and self.searching is None:  # a candidate is not the supernet
@@ -152,10 +178,11 @@ class Attached:
         """Put this around a call of another method of the model than its `forward` (`forward_features`, say)."""
         return nullcontext() if self.searching is None else self.searching.supernet.swapped()
 
-    def end(self) -> None:
-        """Call when training is over: what a method keeps in the model while it trains goes."""
+    def end(self) -> Receipt | None:
+        """Call when training is over: what is sparse, and what a method keeps in the model while it trains, goes."""
         self.close()
         fold_factors(*self._followers())
+        return self._reconfigure(self._epoch, self.epochs)
 
     def close(self) -> None:
         """Make an elastic supernet an ordinary network; where training stops in the middle of a search."""
@@ -217,24 +244,43 @@ class Attached:
         if stage.choose_at is not None and not self.method.recycle:
             fold_factors(*self._followers())
             self._kept = Snapshot(self.network, *self._followers(), self.momentum)
-        receipt = self._morph(stage.subnetwork) if stage.subnetwork != self.network.current else None
-        self.history.append((self._epoch, stage.subnetwork))
+        target = intersection([stage.subnetwork, self._left])
+        receipt = self._morph(target) if target != self.network.current else None
+        self.history.append((self._epoch, target))
         self._average_for(number)
         if stage.candidates:
             self.searching = Searching(self.network, stage)
         self._stage = stage
         return receipt
 
-    def _morph(self, target: SubNetwork) -> Receipt:
-        return morph(
+    def _reconfigure(self, before: int, epoch: int) -> Receipt | None:
+        """Take out what has become sparse, where an interval was over between two epochs."""
+        if self.pruner is None or not any(before < at <= epoch for at in self.pruner.policy.at):
+            return None
+        old, left = self.network.current, self.pruner.left()
+        if left == old:
+            return None
+        receipt = self._morph(left, grows=False)
+        self._left = _without(self._left, old, left)
+        self.history.append((epoch, left))
+        return receipt
+
+    def _morph(self, target: SubNetwork, *, grows: bool = True) -> Receipt:
+        averages, momentum = _several(self.ema), self.momentum
+        if momentum is not None and not grows:  # an average like any other: nothing comes from it
+            averages, momentum = [*averages, momentum], None
+        receipt = morph(
             self.network,
             target,
             optimizer=self.optimizer,
-            ema=self.ema,
+            ema=averages,
             operator=self.method.operator,
             depth_operator=self.method.depth_operator,
-            momentum=self.momentum,
+            momentum=momentum,
         )
+        if self.pruner is not None:
+            self.pruner.follow()
+        return receipt
 
     def _resized(self, images: torch.Tensor, resolution: tuple[int, int]) -> torch.Tensor:
         return resized(images, resolution, self.method.resizing)
@@ -277,6 +323,15 @@ class Attached:
         )
 
 
+def _without(whole: SubNetwork, old: SubNetwork, new: SubNetwork) -> SubNetwork:
+    """A sub-network without what is in `old` and no more in `new`."""
+    channels, blocks = (
+        {name: tuple(sorted({*all_of_it} - ({*was[name]} - {*now[name]}))) for name, all_of_it in mine.items()}
+        for mine, was, now in ((whole.channels, old.channels, new.channels), (whole.blocks, old.blocks, new.blocks))
+    )
+    return replace(whole, channels=channels, blocks=blocks)
+
+
 def _distinct(stages: Sequence[Stage]) -> list[Stage]:
     """The stages that differ from the one before."""
     return [s for i, s in enumerate(stages) if i == 0 or replace(s, start=stages[i - 1].start) != stages[i - 1]]
@@ -307,11 +362,13 @@ def attach(
         for epoch in range(90):
             run.begin_epoch(epoch)
             ...
+            run.penalised(loss).backward()  # where the method prunes
             optimizer.step()
-            run.end_step()  # where the method keeps a momentum network
+            run.end_step()  # where it keeps a momentum network, or takes proximal steps
+        run.end()
 
     Args:
-        model: the dense network, on its device; it is changed in place and ends dense.
+        model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned.
         optimizer: its optimizer or optimizers, made from `model.parameters()`.
         method: such as `NetworkExpansion(width=0.5, stages=5)`.
         example: an input of the size used in training; see `trace`.
@@ -352,11 +409,15 @@ def attach(
             expected="attach(..., probe=morphogen.Probe(loss=..., subset=...))",
         )
     rehearse(network, method.possible(network, epochs), method.depth_operator)
+    policy = method.pruning(epochs)
+    pruner = None if policy is None else Pruner(network, policy, _several(optimizer))
+    copies = len(_several(ema)) + (method.momentum is not None)
+    memory = StepMemory(network, _several(optimizer), copies, autocast)
     batching = None
     if method.mini_batch is not None and batch_size is not None:
-        copies = len(_several(ema)) + (method.momentum is not None)
-        memory = StepMemory(network, _several(optimizer), copies, autocast)
         batching = Batching(method.mini_batch, memory, _several(optimizer), batch_size, steps_per_epoch)
-    attached = Attached(network, method, stages, optimizer, ema, epochs, steps_per_epoch, probe, batching, batch_size)
+    attached = Attached(
+        network, method, stages, optimizer, ema, epochs, memory, steps_per_epoch, probe, pruner, batching, batch_size
+    )
     attached.begin_epoch(0)
     return attached

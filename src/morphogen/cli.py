@@ -1,4 +1,4 @@
-"""The command line: `morphogen train`, `compare`, `plan`, `inspect`, `label-maps`."""
+"""The command line: `morphogen train`, `compare`, `plan`, `inspect`, `export`, `label-maps`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
@@ -19,10 +20,13 @@ from .report.inspect import describe
 from .report.ledger import environment
 from .report.plan.show import stage_rows, told, total
 from .report.render import as_table, summary, write_results
+from .report.savings.rows import saving_rows
+from .report.savings.write import PICTURES, draw_savings
 from .report.searches import draw_searches, search_rows, search_title
 from .train.compare import compare
-from .train.config import CompareConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
+from .train.config import CompareConfig, ExportConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
 from .train.data import load_data, training_images
+from .train.export import export_run
 from .train.loop import Run, writable
 from .train.models import build_model
 from .train.planning import plan_recipe
@@ -47,11 +51,21 @@ EXAMPLES = {
   morphogen inspect resnet50
   morphogen inspect timm:convnext_nano --shares "[0.25, 0.5]"
   morphogen inspect mypackage.nets:build --image_size 64""",
+    "export": """examples:
+  morphogen export
+  morphogen export runs/vit --onnx true
+  morphogen export runs/vit --program true --output deploy""",
     "label-maps": """examples:
   morphogen label-maps --data imagenet:/data/imagenet --teacher dm_nfnet_f6 --image_size 576 --output maps
   morphogen label-maps --data /data/flowers \\
       --teacher "resnet50(checkpoint_path='teacher.safetensors', num_classes=102)" --output maps""",
 }
+
+OPTIONAL = {
+    "plan": ("model", "as in train"),
+    "export": ("run", "output folder of `morphogen train` (default: runs/train)"),
+}
+"""The settings that may be given without a name, first."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +134,10 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
             sub.add_class_arguments(kind, skip={"model"}, as_group=False)
         else:
             sub.add_argument("--config", action="config", help="YAML file with the keys below")
-            if name == "plan":
-                sub.add_argument("model", nargs="?", type=str, default=SUPPRESS, help="as in train")
-            sub.add_class_arguments(kind, skip={"model"} if name == "plan" else set(), as_group=False)
+            first, told = OPTIONAL.get(name, ("", ""))
+            if first:
+                sub.add_argument(first, nargs="?", type=str, default=SUPPRESS, help=told)
+            sub.add_class_arguments(kind, skip={first}, as_group=False)
         commands.add_subcommand(name, sub, help=str(run.__doc__).partition(";")[0].partition(".")[0])
     try:
         parsed = parser.parse_args(arguments)
@@ -138,8 +153,9 @@ def run_train(config: TrainConfig) -> int:
     method = build_method(config.method)
     run = Run(config, load_data(config), method, config.method, config.seed)
     writable(config.output)
-    for name in ("schedule.json", "search.png"):  # of another run
-        (config.output / name).unlink(missing_ok=True)
+    for pattern in ("schedule.json", "search.png", *PICTURES):  # of another run
+        for path in config.output.glob(pattern):
+            path.unlink()
     try:
         with _bars() as tell:
             for epoch in run.epochs():
@@ -150,6 +166,7 @@ def run_train(config: TrainConfig) -> int:
     _console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy or 0:.2f}", **seconds}]))
     for search in run.ledger.searches:
         _console().print(as_table(search_rows(search), search_title(search)))
+    _tell_savings([run.ledger.record()])
     if run.ledger.predicted_speedup:
         print(f"by the step times in its searches, {run.ledger.predicted_speedup:.2f}x as fast as dense training")
     print(f"weights, ledger and schedule are in {config.output}")
@@ -165,6 +182,7 @@ def _save(run: Run, config: TrainConfig) -> None:
             (config.output / "schedule.json").write_text(json.dumps(record["schedule"]) + "\n")
         if record["searches"]:
             draw_searches(record["searches"], config.output / "search.png")
+        draw_savings([record], config.output)
     except OSError as error:
         raise ConfigError(f"cannot write the results ({error})", where=str(config.output)) from error
 
@@ -180,10 +198,18 @@ def run_compare(config: CompareConfig) -> int:
         for search in record.get("searches", ()) if record["seed"] == 0 else ():
             _console().print(as_table(search_rows(search), f"{record['method']}, {search_title(search)}"))
     _console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
+    _tell_savings(records)
     print(f"results.json, results.csv, summary.md and accuracy.png are in {config.output}")
     if failures:
         raise TrainingError("; ".join(failures))
     return 0
+
+
+def _tell_savings(records: Sequence[dict[str, Any]]) -> None:
+    """A table of what pruning saved, where a run pruned."""
+    rows = saving_rows(records)
+    if rows:
+        _console().print(as_table(rows, "what pruning left, in % of the dense network", narrow=True))
 
 
 def run_plan(config: PlanConfig) -> int:
@@ -228,6 +254,13 @@ def run_inspect(config: InspectConfig) -> int:
         if rows:
             cells = [{key: f"{v:,}" if isinstance(v, int) else str(v) for key, v in row.items()} for row in rows]
             console.print(as_table(cells, title))
+    return 0
+
+
+def run_export(config: ExportConfig) -> int:
+    """Write a trained network as safetensors with its sub-network, for ONNX and `torch.export` too if asked for."""
+    for path in export_run(config):
+        print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
@@ -291,5 +324,6 @@ COMMANDS = {
     "compare": (CompareConfig, run_compare),
     "plan": (PlanConfig, run_plan),
     "inspect": (InspectConfig, run_inspect),
+    "export": (ExportConfig, run_export),
     "label-maps": (LabelMapsConfig, run_label_maps),
 }

@@ -36,3 +36,7 @@ class ConfigError(MorphogenError):
 
 class TrainingError(MorphogenError):
     """Training could not go on, such as a loss that is not finite."""
+
+
+class ExportError(MorphogenError):
+    """A trained network that cannot be written to a file, or a file that cannot be loaded onto a model."""

@@ -122,9 +122,9 @@ class Network:
         Raises:
             SubNetworkError: a share outside (0, 1], an unknown group or stack, an index that does not exist,
                 a depth without a block, a resolution below one patch, or a width where an op of the model
-                has no rule.
+                has no rule: groups named in `alive` can change then (that op reads none of them).
         """
-        if self.structure.unread and (alive or width is not None):
+        if self.structure.unread and width is not None:
             self._refuse_width()
         shares = _shares(width, [group.name for group in self.groups], "width")
         if not isinstance(multiple_of, int) or multiple_of < 1:
@@ -217,8 +217,6 @@ class Network:
                     expected=f"sorted, each once, from 0 to {group.size - 1}",
                     found=f"{units}",
                 )
-        if self.structure.unread and subnetwork.channels != self.dense.channels:
-            self._refuse_width()
         for stack in self.stacks:
             units = subnetwork.blocks.get(stack.name)
             if not units:

@@ -80,6 +80,8 @@ class BlockStack:
             input through. For each, whether it belongs to a layer whose output is the branch's, so that
             scaling what the layer returns does the same. None where the blocks have no residual branches that
             could be silenced.
+        bottlenecks: for each unit and each of its residual branches, the weights that all paths of the branch lead
+            through; with one of them zero, the branch is constant. Empty where `writers` is None.
     """
 
     name: str
@@ -88,6 +90,7 @@ class BlockStack:
     output: Any = field(default=None, repr=False, compare=False)
     drop_path: tuple[tuple[DropPath, ...], ...] = field(default=(), repr=False)
     writers: Mapping[str, bool] | None = field(default=None, repr=False)
+    bottlenecks: tuple[tuple[frozenset[str], ...], ...] = field(default=(), repr=False)
 
     @property
     def size(self) -> int:
@@ -240,6 +243,8 @@ class Structure:
     """Stochastic depth outside block stacks."""
     unread: Mapping[str, str] = field(default_factory=dict)
     """Ops without a rule, and a module that runs each; what they read stays whole."""
+    exclude: tuple[str, ...] = ()
+    """Module paths that the user left whole."""
 
     def absent(self, subnetwork: SubNetwork) -> tuple[str, ...]:
         """The module paths of the blocks that are out in a sub-network, in the model's order."""

@@ -1,13 +1,15 @@
 """Which tensors write into a block's residual stream: with all of them zero, the block passes its input on.
 
 A block computes y = x + f(x), perhaps several times over. The last layer of each branch f (its weight and
-bias, a normalisation's scale and shift, a layer scale) is found by walking back from the additions.
+bias, a normalisation's scale and shift, a layer scale) is found by walking back from the additions. So are the
+weights that everything in f comes through: with one of them zero, f is constant.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 
@@ -29,6 +31,7 @@ READERS = {
     "group_norm": ("weight", "bias"),
     "addmm": ("self", "mat2"),
 }
+WEIGHTED = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 ZERO_STAYS_ZERO = (
     SAME
     | IDEMPOTENT
@@ -45,8 +48,25 @@ Written = dict[str, bool]
 """Tensors, and whether each belongs to a layer that is called, so that its output can be scaled instead."""
 
 
-def residual_writers(program: torch.export.ExportedProgram, names: dict[str, str]) -> dict[str, Written | None]:
-    """For each module of the program, the tensors that write into its residual stream, or None.
+@dataclass(frozen=True)
+class Residual:
+    """The residual branches of a block.
+
+    Attributes:
+        writers: the tensors that write into its residual stream.
+        bottlenecks: for each branch, the weights of convolutions and linear layers that all its paths lead through.
+    """
+
+    writers: Written
+    bottlenecks: tuple[frozenset[str], ...]
+
+    def __or__(self, other: Residual) -> Residual:
+        """The branches of both."""
+        return Residual(self.writers | other.writers, self.bottlenecks + other.bottlenecks)
+
+
+def residual_branches(program: torch.export.ExportedProgram, names: dict[str, str]) -> dict[str, Residual | None]:
+    """For each module of the program, its residual branches, or None where it is not made of such.
 
     Args:
         program: the dense network in evaluation mode.
@@ -58,18 +78,19 @@ def residual_writers(program: torch.export.ExportedProgram, names: dict[str, str
             for path, _ in (node.meta.get("nn_module_stack") or {}).values():
                 if path:
                     inside.setdefault(path, []).append(node)
-    return {path: _Branches(nodes, names).writers() for path, nodes in inside.items()}
+    inputs = frozenset(map(str, program.graph_signature.user_inputs))
+    return {path: _Branches(nodes, names, inputs).found() for path, nodes in inside.items()}
 
 
 class _Branches:
     """The residual branches of one module."""
 
-    def __init__(self, nodes: list[torch.fx.Node], names: dict[str, str]):
-        self.nodes, self.names = nodes, names
+    def __init__(self, nodes: list[torch.fx.Node], names: dict[str, str], inputs: frozenset[str]):
+        self.nodes, self.names, self.inputs = nodes, names, inputs
         self.own = set(nodes)
 
-    def writers(self) -> Written | None:
-        """The writers of all branches between the module's input and its output."""
+    def found(self) -> Residual | None:
+        """All branches between the module's input and its output."""
         leaving = [node for node in self.nodes if any(user not in self.own for user in node.users)]
         if len(leaving) != 1:
             return None
@@ -77,12 +98,12 @@ class _Branches:
         if walked is not None and walked[1] in self.own:
             joined = self._joined(walked[1])
             walked = None if joined is None else (walked[0] | joined, walked[1])
-        return walked[0] if walked and walked[0] else None
+        return walked[0] if walked and walked[0].writers else None
 
-    def _along(self, node: torch.fx.Node) -> tuple[Written, torch.fx.Node] | None:
-        """From a value back along the residual stream: the writers of the branches added on the way, and where
-        the stream comes from. None where a branch has no writer."""
-        found: Written = {}
+    def _along(self, node: torch.fx.Node) -> tuple[Residual, torch.fx.Node] | None:
+        """From a value back along the residual stream: the branches added on the way, and where the stream comes
+        from. None where a branch has no writer."""
+        found = Residual({}, ())
         while node in self.own:
             op, inputs = op_name(node.target), node.all_input_nodes
             if op in SAME | IDEMPOTENT | VIEWS and inputs:
@@ -95,15 +116,15 @@ class _Branches:
             written = self._writer(branch)
             if written is None:
                 return None
-            found |= written
+            found |= Residual(written, (self._bottlenecks(branch),))
             node = stream[0]
         return found, node
 
-    def _joined(self, node: torch.fx.Node) -> Written | None:
+    def _joined(self, node: torch.fx.Node) -> Residual | None:
         """The writers of an input that is cut into neighbouring ranges and put together again by `cat`."""
         if op_name(node.target) != "cat":
             return None
-        found: Written = {}
+        found = Residual({}, ())
         dim, end, size = node.args[1] if len(node.args) > 1 else 0, 0, 0
         for part in node.all_input_nodes:
             walked = self._along(part)
@@ -143,6 +164,26 @@ class _Branches:
         # A factor that is a parameter (a layer scale) comes before what it scales.
         ordered = sorted(inputs, key=lambda i: i.name not in self.names)
         return next((written for i in ordered if (written := self._writer(i)) is not None), None)
+
+    def _bottlenecks(self, branch: torch.fx.Node) -> frozenset[str]:
+        """The weights without whose layers nothing from outside the module would reach the end of a branch."""
+        layers = [node for node in self.nodes if op_name(node.target) in WEIGHTED]
+        through = [self._parameters(node, ("weight",)) for node in layers if not self._reached(branch, node)]
+        return frozenset(name for names in through for name in names or ())
+
+    def _reached(self, branch: torch.fx.Node, without: torch.fx.Node) -> bool:
+        """Whether a value depends on what comes from outside the module other than through one of its nodes."""
+        open_, seen = [branch], {without}
+        while open_:
+            node = open_.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self.own:
+                open_ += node.all_input_nodes
+            elif node.op != "placeholder" or node.name in self.inputs:  # neither a parameter nor a buffer
+                return True
+        return False
 
     def _parameters(self, node: torch.fx.Node, which: tuple[str, ...]) -> Written | None:
         assert isinstance(node.target, torch._ops.OpOverload)

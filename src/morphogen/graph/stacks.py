@@ -18,6 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from ..fake import FakeModel, quiet
 from ..subnet import BlockStack, DropPath, FixedBlock, is_inside, within
+from .residual import Residual
 from .silence import can_be_silent
 
 LONGEST_PERIOD = 4
@@ -25,8 +26,8 @@ LONGEST_PERIOD = 4
 
 KEPT_BY_PYTORCH = frozenset(vars(nn.Module()))
 
-Writers = Mapping[str, Mapping[str, bool] | None]
-"""For each module, the tensors that write into its residual stream (see `residual.py`)."""
+Branches = Mapping[str, Residual | None]
+"""For each module, its residual branches."""
 
 
 @dataclass
@@ -58,7 +59,7 @@ class _Block:
 
 
 def find_stacks(
-    fake: FakeModel, model: nn.Module, writers: Writers
+    fake: FakeModel, model: nn.Module, branches: Branches
 ) -> tuple[tuple[BlockStack, ...], tuple[FixedBlock, ...]]:
     """The block stacks of a model in its order, and the blocks beside them that stay, with the reason."""
     calls = _watch(fake)
@@ -78,7 +79,7 @@ def find_stacks(
                 start += 1
                 continue
             run = chain[start : start + period * repeats]
-            stacks.append(_stack(run, period, model, writers))
+            stacks.append(_stack(run, period, model, branches))
             start += len(run)
     outer = [
         stack
@@ -274,14 +275,15 @@ def _hands_on(block: _Block) -> bool:
     return all(tuple(leaf.shape) in given for leaf in block.outputs if isinstance(leaf, torch.Tensor))
 
 
-def _stack(run: list[_Block], period: int, model: nn.Module, writers: Writers) -> BlockStack:
+def _stack(run: list[_Block], period: int, model: nn.Module, branches: Branches) -> BlockStack:
     passes = _passes(run[0], run[1])
     assert passes is not None
     units = [run[i : i + period] for i in range(0, len(run), period)]
-    found = [writers.get(block.path) for block in run]
-    silent = None not in found and all(
-        can_be_silent(block.module, block.arguments, passes, [name[len(block.path) + 1 :] for name in names or ()])
-        for block, names in zip(units[0], found, strict=False)
+    found = [branches.get(block.path) for block in run]
+    known = [each for each in found if each is not None]
+    silent = len(known) == len(run) and all(
+        can_be_silent(block.module, block.arguments, passes, [name[len(block.path) + 1 :] for name in each.writers])
+        for block, each in zip(units[0], known, strict=False)
     )
     return BlockStack(
         _name(run, model),
@@ -289,7 +291,13 @@ def _stack(run: list[_Block], period: int, model: nn.Module, writers: Writers) -
         passes,
         run[0].output,
         tuple(tuple(drop for block in unit for drop in drop_path_of(block.module, block.path)) for unit in units),
-        None if not silent else {name: alone for names in found for name, alone in (names or {}).items()},
+        {name: alone for each in known for name, alone in each.writers.items()} if silent else None,
+        tuple(
+            tuple(branch for each in known[i : i + period] for branch in each.bottlenecks)
+            for i in range(0, len(run), period)
+        )
+        if silent
+        else (),
     )
 
 

@@ -35,7 +35,7 @@ from ..subnet import (
     within,
 )
 from .groups import TracedTensor, derive_groups
-from .residual import residual_writers
+from .residual import residual_branches
 from .rules import RULES, Call, Value
 from .slots import Axis, Slots
 from .stacks import drop_path_of, find_stacks
@@ -71,7 +71,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     program = _export(model, example, training=False)
     forward = {False: walk.read(program)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
-    writers = residual_writers(program, parameters)
+    branches = residual_branches(program, parameters)
     try:
         program = _export(model, example, training=True)
     except TraceError as error:
@@ -84,7 +84,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     groups, pinned, number = derive_groups(walk.slots, tensors)
     layouts = _Layouts(number)
     fake = _fake(model, example)
-    stacks, fixed_blocks = _without_excluded(*find_stacks(fake, model, writers), frozenset(exclude))
+    stacks, fixed_blocks = _without_excluded(*find_stacks(fake, model, branches), frozenset(exclude))
     inside = frozenset(path for stack in stacks for path in stack.blocks)
     structure = Structure(
         groups,
@@ -97,6 +97,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         fixed_blocks=fixed_blocks,
         drop_path=tuple(drop for drop in drop_path_of(model) if not within(drop.path, inside)),
         unread=walk.unruled,
+        exclude=exclude,
     )
     return Network(model, structure, fake)
 

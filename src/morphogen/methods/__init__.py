@@ -13,6 +13,7 @@ from .network_expansion import NetworkExpansion
 from .prog import Prog
 from .progressive_resizing import ProgressiveResizing
 from .progstack import ProgStack
+from .prunetrain import SSL, GrowThenPrune, OneTime, PruneTrain
 from .retrain import Retrain
 from .stackbert import StackBERT
 
@@ -21,11 +22,15 @@ METHODS: dict[str, type[Method]] = {
     "Dense": Dense,
     "DynamicBatch": DynamicBatch,
     "EfficientTrain": EfficientTrain,
+    "GrowThenPrune": GrowThenPrune,
     "NetworkExpansion": NetworkExpansion,
+    "OneTime": OneTime,
     "Prog": Prog,
     "ProgStack": ProgStack,
     "ProgressiveResizing": ProgressiveResizing,
+    "PruneTrain": PruneTrain,
     "Retrain": Retrain,
+    "SSL": SSL,
     "StackBERT": StackBERT,
     "Supernet": Supernet,
 }
@@ -44,16 +49,20 @@ def build_method(text: str) -> Method:
 
 __all__ = [
     "METHODS",
+    "SSL",
     "AutoProg",
     "Combined",
     "Dense",
     "DynamicBatch",
     "EfficientTrain",
+    "GrowThenPrune",
     "Method",
     "NetworkExpansion",
+    "OneTime",
     "Prog",
     "ProgStack",
     "ProgressiveResizing",
+    "PruneTrain",
     "Retrain",
     "StackBERT",
     "Supernet",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..morph.entry import depth_named
 from ..network import Network
+from ..pruning.policy import Pruning
 from ..schedule.mini_batch import MiniBatch
 from ..schedule.stages import Regularisation, Stage
 from ..subnet import intersection
@@ -70,6 +71,22 @@ class Combined(Method):
             )
             for start in starts
         ]
+
+    def pruning(self, epochs: int) -> Pruning | None:
+        """That of the one method that prunes."""
+        policies = [policy for method in self.methods if (policy := method.pruning(epochs)) is not None]
+        if len(policies) > 1:
+            raise ConfigError(
+                "only one of several methods can prune",
+                where=" + ".join(type(method).__name__ for method in self.methods),
+                expected="one",
+                found=f"{len(policies)}",
+            )
+        return policies[0] if policies else None
+
+    def restarts(self, epochs: int) -> tuple[int, ...]:
+        """Those of all methods."""
+        return tuple(sorted({epoch for method in self.methods for epoch in method.restarts(epochs)}))
 
     @property
     def mini_batch(self) -> MiniBatch | None:

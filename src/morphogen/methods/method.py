@@ -12,6 +12,7 @@ from ..momentum import Momentum
 from ..morph.entry import DepthOperator, depth_named
 from ..morph.growth import GrowthOperator, named
 from ..network import Network
+from ..pruning.policy import Pruning
 from ..resize import check_resizing
 from ..schedule.mini_batch import MiniBatch
 from ..schedule.stages import Regularisation, Stage
@@ -65,6 +66,18 @@ class Method(ABC):
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:
         """How strong the recipe's regularisation is in an epoch; by default as the recipe says."""
         return Regularisation()
+
+    def pruning(self, epochs: int) -> Pruning | None:
+        """How a run of so many epochs prunes on top of its stages; by default not at all.
+
+        Raises:
+            ConfigError: the settings do not fit the run's length.
+        """
+        return None
+
+    def restarts(self, epochs: int) -> tuple[int, ...]:
+        """The epochs at which the recipe's learning-rate schedule begins anew; by default none."""
+        return ()
 
     @property
     def mini_batch(self) -> MiniBatch | None:

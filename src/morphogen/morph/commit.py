@@ -114,8 +114,8 @@ def morph(
     network.check(target)
     fill, growth = named(operator), depth_named(depth_operator)
     optimizers = _as_list(optimizer, Optimizer, "optimizer")
-    averages = [_averaged(module) for module in _as_list(ema, nn.Module, "ema")]
-    restarted = None if momentum is None else _averaged(_as_list(momentum, nn.Module, "momentum")[0])
+    averages = [averaged(module) for module in _as_list(ema, nn.Module, "ema")]
+    restarted = None if momentum is None else averaged(_as_list(momentum, nn.Module, "momentum")[0])
     entering = list(entering_blocks(network, network.current, target))
     check_operator(growth.momentum and restarted is None, growth.silent, entering, depth_operator)
     structure, current, model = network.structure, network.current, network.model
@@ -211,7 +211,7 @@ def _as_list(value: Any, kind: type, name: str) -> list[Any]:
     return values
 
 
-def _averaged(ema: nn.Module) -> nn.Module:
+def averaged(ema: nn.Module) -> nn.Module:
     """The copy of the model inside AveragedModel, ModelEmaV3 and their like."""
     inner = getattr(ema, "module", None)
     return inner if isinstance(inner, nn.Module) else ema

@@ -56,6 +56,10 @@ class StageCost:
         batch_size: images in a step.
         searching: whether it is an elastic supernet, whose candidates run in turn.
         steps: how many were taken.
+        inference_flops: of one image.
+        normalisation: bytes that normalisation moves in a step, see `NormalisationTraffic`.
+        layers: convolution and linear layers of the sub-network.
+        memory: bytes of a step; None where it was not counted.
     """
 
     epoch: int
@@ -65,6 +69,54 @@ class StageCost:
     batch_size: int
     searching: bool = False
     steps: int = 0
+    inference_flops: int = 0
+    normalisation: int = 0
+    layers: int = 0
+    memory: int | None = None
+
+
+@dataclass
+class LayerDensity:
+    """What is left of a layer of the dense network.
+
+    Attributes:
+        layer: its path.
+        channels: share of its weights that the remaining input and output channels hold.
+        weights: share of its weights that are there and not near zero.
+    """
+
+    layer: str
+    channels: float
+    weights: float
+
+
+@dataclass
+class InferenceSpeed:
+    """Images a second at a batch size, of the dense network and of the one that training left."""
+
+    batch: int
+    dense: float
+    pruned: float
+
+
+@dataclass
+class PrunedRun:
+    """What a run that prunes notes besides.
+
+    Attributes:
+        dense: what the dense network costs, and the steps that it would take for as many epochs.
+        threshold: a channel, or a weight, counts as zero below it.
+        sparsity: for each layer that is mapped and each epoch, the largest absolute weight of every output channel of
+            the dense layer at the epoch's end, 0 where it has been taken out.
+        density: of every layer at the end.
+        inference: speed at the end.
+    """
+
+    dense: StageCost
+    threshold: float
+    sparsity: dict[str, list[list[float]]] = field(default_factory=dict)
+    density: list[LayerDensity] = field(default_factory=list)
+    inference: list[InferenceSpeed] = field(default_factory=list)
 
 
 @dataclass
@@ -85,6 +137,8 @@ class Ledger:
     predicted_speedup: float | None = None
     """Dense time by this run's, from the step times that its searches measured."""
     peak_memory: int = 0
+    pruned: PrunedRun | None = None
+    """None for a run that does not prune."""
     stopped: str | None = None
     """Why the run ended early; None for a finished one."""
 
@@ -145,6 +199,7 @@ class Ledger:
             "searches": self.searches,
             "schedule": self.schedule,
             "predicted_speedup": self.predicted_speedup,
+            "pruned": None if self.pruned is None else asdict(self.pruned),
         }
 
 

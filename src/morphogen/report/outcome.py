@@ -9,8 +9,11 @@ from ..schedule.saved import SETTINGS, SavedSchedule, found_stages
 
 
 def saved_schedule(run: Attached) -> SavedSchedule | None:
-    """The schedule of a run, what was searched as if it had been known; None for a supernet that never chose."""
-    if any(stage.candidates and stage.choose_at is None for stage in run.stages):
+    """The schedule of a run, what was searched as if it had been known.
+
+    None for a supernet that never chose, and for a run that pruned: what it left out was read off its own weights.
+    """
+    if run.pruner is not None or any(stage.candidates and stage.choose_at is None for stage in run.stages):
         return None
     settings = {name: getattr(run.method, name) for name in SETTINGS}
     for name in ("operator", "depth_operator"):  # functions of the user's own go by their names

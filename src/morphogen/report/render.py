@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
+from .records import Record, by_file_name, by_method
+from .savings.rows import saving_rows
+from .savings.write import draw_savings
 from .searches import draw_searches
-
-Record = dict[str, Any]
-
-
-def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records of each method, in the order of their first."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record["method"], []).append(record)
-    return groups
 
 
 def _mean(runs: Sequence[Record], key: str) -> float | None:
@@ -54,11 +45,16 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
     return rows
 
 
-def as_table(rows: Sequence[dict[str, str]], title: str = "") -> Table:
-    """A table for the terminal, the first column to the left, figures to the right."""
+def as_table(rows: Sequence[dict[str, str]], title: str = "", *, narrow: bool = False) -> Table:
+    """A table for the terminal, the first column to the left, figures to the right.
+
+    Where it is narrow, the headings of figures break at their spaces, which leaves room for the first column.
+    """
     table = Table(title=title or None, title_justify="left")
     for i, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        words = [*name.split(), *(row[name] for row in rows)]
+        widest = max(map(len, words)) if narrow and i else None
+        table.add_column(name, justify="right" if i else "left", overflow="fold", max_width=widest)
     for row in rows:
         table.add_row(*row.values())
     return table
@@ -73,7 +69,7 @@ def as_markdown(rows: Sequence[dict[str, str]]) -> str:
 def write_results(records: Sequence[Record], folder: Path) -> None:
     """`results.json` (one record a run), `results.csv` (its scalars), `summary.md` and `accuracy.png`.
 
-    For every run that searched, also what it saw, and its schedule for `Retrain`.
+    For every run that searched, also what it saw, and its schedule for `Retrain`; where runs pruned, what that saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(records, indent=1) + "\n")
@@ -86,18 +82,15 @@ def write_results(records: Sequence[Record], folder: Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in flat for key in row)))
         writer.writeheader()
         writer.writerows(flat)
-    (folder / "summary.md").write_text(as_markdown(summary(records)) + "\n")
+    tables = [rows for rows in (summary(records), saving_rows(records)) if rows]
+    (folder / "summary.md").write_text("\n\n".join(map(as_markdown, tables)) + "\n")
     draw_accuracy(records, folder / "accuracy.png")
+    draw_savings(records, folder)
     for record in records:
         if record.get("searches"):
             name = f"{by_file_name(record['method'])}_{record['seed']}"
             draw_searches(record["searches"], folder / f"search_{name}.png")
             (folder / f"schedule_{name}.json").write_text(json.dumps(record["schedule"]) + "\n")
-
-
-def by_file_name(method: str) -> str:
-    """A method as it may stand in a file's name."""
-    return re.sub(r"[^A-Za-z0-9.=]+", "_", method).strip("_")
 
 
 def draw_accuracy(records: Sequence[Record], path: Path) -> None:

@@ -153,7 +153,9 @@ class _Log:
 
 def _recipe(config: CompareConfig) -> Record:
     """What decides how a run goes."""
-    return {k: v for k, v in asdict(config).items() if k not in ("methods", "seeds", "output", "workers")}
+    return {
+        k: v for k, v in asdict(config).items() if k not in ("methods", "seeds", "output", "workers", "sparsity_map")
+    }
 
 
 def speedups(record: Record, dense: Record) -> dict[str, float | None]:

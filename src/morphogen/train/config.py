@@ -56,6 +56,8 @@ class Recipe:
         precision: `float32`, or `bfloat16` autocast.
         channels_last: keep images and weights in channels-last memory format.
         exclude: module paths of the model that no method changes, such as `["layer4"]`.
+        sparsity_map: paths of the layers whose channels a method that prunes shows over the epochs; by default three
+            of one residual path.
         workers: processes that decode images which do not fit into memory.
         device: `auto` takes a GPU where there is one.
     """
@@ -84,6 +86,7 @@ class Recipe:
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
     exclude: list[str] = field(default_factory=list)
+    sparsity_map: list[str] = field(default_factory=list)
     workers: int = 2
     device: str = "auto"
 
@@ -254,3 +257,20 @@ class LabelMapsConfig:
             value = getattr(self, key)
             if value is not None and value < lowest:
                 raise ConfigError(f"{key} out of range", expected=f"at least {lowest}", found=f"{value}")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to write of a trained network.
+
+    Attributes:
+        run: output folder of `morphogen train`, with its `model.pt`.
+        output: folder for the files, by default the run's own.
+        onnx: write `model.onnx` too, for batches of any size at the resolution it was trained to.
+        program: write `model.pt2` too, likewise, which `torch.export.load` reads.
+    """
+
+    run: str = "runs/train"
+    output: Path | None = None
+    onnx: bool = False
+    program: bool = False

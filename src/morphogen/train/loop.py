@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,11 +17,15 @@ from torch.nn import functional as F
 
 from ..attach import attach
 from ..errors import ConfigError, TrainingError
+from ..export.weights import metadata_of
+from ..files import replaced
 from ..methods import Method
 from ..program import first_line
 from ..report.flops import Cost, cost
-from ..report.ledger import Epoch, Ledger, MorphEvent, StageCost
+from ..report.inference import inference_speeds
+from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun, StageCost
 from ..report.outcome import predicted_speedup, saved_schedule
+from ..report.sparsity import densities, mapped_layers, output_maxima
 from ..resize import check_resizing
 from ..schedule.cosine import cosine_share
 from ..search import Probe
@@ -63,12 +68,9 @@ class Run:
         self._random = self._random_state()
         with self._own_random():
             torch.manual_seed(seed)
-            self.model = build_model(recipe.model, data.num_classes, recipe.drop_path).to(self.device)
-            self.model.train()
+            self.model = self._dense_model().train()
             if recipe.token_labels:
                 check_predicts(self.model)
-            if recipe.channels_last:
-                self.model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
             self.optimizer = build_optimizer(self.model, recipe)
             self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
             example = data.example(recipe.batch_size).to(self.device)
@@ -89,6 +91,12 @@ class Run:
                 )
             self._prices: dict[tuple[SubNetwork, int], Cost] = {}
             self._open_stage(0)
+            if self.attached.pruner is not None:
+                dense, threshold = self.attached.network.dense, self.attached.pruner.policy.threshold
+                self.ledger.pruned = PrunedRun(
+                    replace(self._stage_cost(0, dense, recipe.batch_size), steps=self.steps), threshold
+                )
+                self._mapped = mapped_layers(self.attached.network, recipe.sparsity_map)
 
     @property
     def total_epochs(self) -> int:
@@ -113,7 +121,7 @@ class Run:
                     epoch = self._epoch(number)
                 yield epoch
                 number = self.attached.next_epoch(number)
-            self.attached.end()
+            self._end()
             saved = saved_schedule(self.attached)
             self.ledger.schedule = saved.to_dict() if saved else None
             self.ledger.predicted_speedup = predicted_speedup(self.attached)
@@ -141,7 +149,28 @@ class Run:
         epoch = Epoch(number, loss, self._evaluate(), ledger.training_seconds)
         ledger.epochs.append(epoch)
         ledger.note_memory(self.device)
+        if ledger.pruned is not None:
+            with ledger.clock("accounting", self.device):
+                for layer, maxima in output_maxima(attached.network, self._mapped).items():
+                    ledger.pruned.sparsity.setdefault(layer, []).append(maxima)
         return epoch
+
+    def _end(self) -> None:
+        """What a method takes out when training is over."""
+        ledger, last = self.ledger, self.ledger.epochs[-1]
+        with self._own_random(), ledger.clock("morph", self.device):
+            receipt = self.attached.end()
+        if receipt is not None:
+            self._open_stage(self.total_epochs)
+            before, last.accuracy = last.accuracy, self._evaluate()
+            last.seconds = ledger.training_seconds
+            ledger.morphs.append(
+                MorphEvent(self.total_epochs, before, last.accuracy, receipt.seconds, ledger.training_seconds)
+            )
+        if ledger.pruned is not None:
+            with self._own_random(), ledger.clock("accounting", self.device), self._precision():
+                ledger.pruned.density = densities(self.attached.network, ledger.pruned.threshold)
+                ledger.pruned.inference = inference_speeds(self._dense_model(), self.result, self._example, self.device)
 
     def _train_epoch(self, number: int) -> float:
         """One pass over the data; returns the mean loss."""
@@ -159,7 +188,7 @@ class Run:
         self.ledger.seconds["step"] -= self.ledger.seconds["data"] - waited
         with self.ledger.clock("accounting", self.device):
             stage = self.ledger.stages[-1]
-            flops = sum(self._price(self.attached.runs(step)).training for step in range(len(losses)))
+            flops = sum(self._price(self.attached.runs(step), self.batch_size).training for step in range(len(losses)))
             stage.training_flops = (stage.training_flops * stage.steps + flops) // (stage.steps + len(losses))
             stage.steps += len(losses)
         return float(torch.stack(losses).mean())
@@ -188,10 +217,14 @@ class Run:
     def _set_learning_rate(self, number: int, step: int) -> None:
         """That of a step of an epoch: by the share of the epoch that is over, however large its batches are.
 
-        A shortened run warms up for the same share of its steps.
+        A shortened run warms up for the same share of its steps. Where the method begins the schedule anew, each part
+        is like a run of its own.
         """
         done = (number + step / (self.data.images // self.batch_size)) * self.data.steps
-        share = cosine_share(done, self.steps, self.steps * self.recipe.warmup_epochs // self.recipe.epochs)
+        restarts = [epoch * self.data.steps for epoch in self.attached.method.restarts(self.total_epochs)]
+        begin = max(at for at in (0, *restarts) if at <= done)
+        length = min(at for at in (*restarts, self.steps) if at > begin) - begin
+        share = cosine_share(done - begin, length, length * self.recipe.warmup_epochs // self.recipe.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * share * self.attached.lr_scale
 
@@ -199,7 +232,7 @@ class Run:
         self.attached.begin_step()
         loss = self._loss(images, labels)
         self.optimizer.zero_grad()
-        loss.backward()
+        self.attached.penalised(loss).backward()
         if self.recipe.clip_grad:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
         self.optimizer.step()
@@ -256,21 +289,53 @@ class Run:
         """Enter the sub-network that trains from here on."""
         network = self.attached.network
         with self.ledger.clock("accounting", self.device):
-            price, resolution = self._price(network.current), network.current.resolution
             searching = self.attached.searching is not None
-            self.ledger.stages.append(
-                StageCost(epoch, resolution, price.parameters, price.training, self.batch_size, searching)
-            )
+            self.ledger.stages.append(self._stage_cost(epoch, network.current, self.batch_size, searching))
             self.ledger.history = [
                 {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
             ]
 
-    def _price(self, subnetwork: SubNetwork) -> Cost:
-        """Of the present batch."""
-        key = subnetwork, self.batch_size
+    def _stage_cost(self, epoch: int, subnetwork: SubNetwork, batch_size: int, searching: bool = False) -> StageCost:
+        """What a stage of this sub-network costs, before its first step."""
+        price = self._price(subnetwork, batch_size)
+        return StageCost(
+            epoch,
+            subnetwork.resolution,
+            price.parameters,
+            price.training,
+            batch_size,
+            searching,
+            inference_flops=price.forward // batch_size,
+            normalisation=price.normalisation,
+            layers=price.layers,
+            memory=self._memory(subnetwork, batch_size),
+        )
+
+    def _price(self, subnetwork: SubNetwork, batch_size: int) -> Cost:
+        key = subnetwork, batch_size
         if key not in self._prices:
-            self._prices[key] = cost(self.attached.network, *key)
+            with self._precision():
+                self._prices[key] = cost(self.attached.network, *key)
         return self._prices[key]
+
+    def _memory(self, subnetwork: SubNetwork, batch_size: int) -> int | None:
+        """Bytes of a step as modelled, in runs that are about memory; None where a step cannot be modelled."""
+        if self.attached.pruner is None and self.attached.batching is None:
+            return None
+        try:
+            return self.attached.memory.bytes(subnetwork, batch_size)
+        except ConfigError:
+            return None
+
+    def _dense_model(self) -> nn.Module:
+        """The recipe's model, made anew on the device."""
+        model = build_model(self.recipe.model, self.data.num_classes, self.recipe.drop_path).to(self.device)
+        if self.recipe.channels_last:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
+        return model
+
+    def _example(self, batch_size: int) -> torch.Tensor:
+        return self._laid_out(self.data.example(batch_size).to(self.device))
 
     @contextmanager
     def _own_random(self) -> Iterator[None]:
@@ -295,18 +360,21 @@ class Run:
     def save(self, path: Path) -> None:
         """Write the weights, the sub-network they belong to, and the momentum network where there is one.
 
-        A file already there stays until the new one is whole.
+        A file already there stays until the new one is whole; `morphogen export` reads it.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part")
-        content = {"state_dict": self.result.state_dict(), "subnetwork": self.attached.network.current.to_json()}
+        notes = {
+            "model": self.recipe.model,
+            "num_classes": f"{self.data.num_classes}",
+            "drop_path": f"{self.recipe.drop_path}",
+            "mean": json.dumps(self.data.mean.tolist()),  # of the images, by channel, from 0 to 1
+            "std": json.dumps(self.data.std.tolist()),
+        }
+        content = {"state_dict": self.result.state_dict(), **metadata_of(self.attached.network, notes)}
         if self.attached.momentum is not None:
             content["momentum"] = self.attached.momentum.state_dict()
-        with open(aside, "wb") as file:
+        with replaced(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
 
 
 def writable(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""A trained network leaves: weights with their sub-network, and programs that run without its code."""

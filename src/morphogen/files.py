@@ -1,0 +1,33 @@
+"""Files that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from .errors import ExportError
+from .program import first_line
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that takes the place of `path` when it is whole; what was there stays until then.
+
+    Raises:
+        ExportError: it cannot be written; nothing is left of it.
+    """
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise ExportError(f"cannot write the file ({first_line(error)})", where=str(path)) from error
+    finally:
+        if aside.is_file():
+            aside.unlink()

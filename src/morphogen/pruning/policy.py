@@ -1,0 +1,56 @@
+"""When a network is sparsified and reconfigured, and how strongly: plain data that a method gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How a run prunes.
+
+    Attributes:
+        ratio: the group lasso penalty's share of the whole loss on the first batch it is applied to (PruneTrain,
+            equation 3), in (0, 1).
+        at: the epochs before which the network is reconfigured, ascending; the run's length stands for its end.
+        start: the first epoch with the penalty.
+        stop: the first epoch without it again; None where it stays.
+        threshold: a channel none of whose weights is as large as this is sparse.
+        multiple_of: channel counts stay at multiples of this, by keeping the strongest of those about to go.
+        proximal: apply the penalty as a proximal step after the optimizer's instead of through the loss.
+
+    Raises:
+        ConfigError: a value out of range, or nothing between start and the last reconfiguration.
+    """
+
+    ratio: float
+    at: tuple[int, ...]
+    start: int = 0
+    stop: int | None = None
+    threshold: float = 1e-4
+    multiple_of: int = 1
+    proximal: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise ConfigError(
+                "the lasso penalty ratio is out of range", expected="0 < ratio < 1", found=f"{self.ratio}"
+            )
+        if not self.threshold > 0 or not isinstance(self.multiple_of, int) or self.multiple_of < 1:
+            raise ConfigError(
+                "out of range",
+                expected="threshold above 0, multiple_of a whole number from 1",
+                found=f"threshold {self.threshold}, multiple_of {self.multiple_of}",
+            )
+        if not self.at or self.at[-1] <= self.start:
+            raise ConfigError(
+                "the network would never be reconfigured",
+                expected=f"an epoch after {self.start}, where the penalty starts",
+                found=f"{self.at}",
+            )
+
+    def penalises(self, epoch: int) -> bool:
+        """Whether an epoch trains with the penalty."""
+        return self.start <= epoch and (self.stop is None or epoch < self.stop)

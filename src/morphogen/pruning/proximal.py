@@ -1,0 +1,49 @@
+"""How far a proximal step of the group lasso goes, in the units of an optimizer's own step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.optim import Optimizer
+
+from .lasso import Step
+
+SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
+"""Under these names PyTorch's and timm's adaptive optimizers keep the average of squared gradients."""
+
+
+def proximal_steps(
+    weights: Mapping[str, torch.Tensor], optimizers: Sequence[Optimizer], coefficient: float
+) -> dict[str, Step]:
+    """By how much to shrink the norms of each weight's channels after an optimizer step.
+
+    As much as the penalty's gradient would move them in the long run, were it in the loss: the learning rate times the
+    coefficient, by 1 - momentum where there is one, by the root of the averaged squared gradient where the optimizer
+    divides by that (an adaptive proximal step; Yun, Lozano and Yang, Adaptive proximal gradient methods, NeurIPS 2021).
+
+    Args:
+        weights: parameters by name.
+        optimizers: that train them; a weight that none trains stays as it is.
+        coefficient: lambda of the penalty.
+    """
+    names = {id(weight): name for name, weight in weights.items()}
+    steps = dict.fromkeys(weights, Step(0.0))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in names:
+                    steps[names[id(parameter)]] = _step(optimizer, group, parameter, coefficient)
+    return steps
+
+
+def _step(optimizer: Optimizer, group: Mapping, parameter: torch.Tensor, coefficient: float) -> Step:
+    state = optimizer.state.get(parameter, {})
+    length = float(group["lr"]) * coefficient
+    moment = next((state[name] for name in SECOND_MOMENTS if name in state), None)
+    if moment is None:
+        momentum = float(group.get("momentum", 0.0))
+        return Step(length * (1 - float(group.get("dampening", 0.0))) / (1 - momentum) if momentum else length)
+    # The count may be a tensor on a GPU, which is not waited for.
+    bias = 1 - group["betas"][1] ** state["step"] if "betas" in group and "step" in state else 1.0
+    return Step(length, (moment / bias).sqrt_().add_(group.get("eps", 1e-8)))

@@ -1,0 +1,69 @@
+"""What of the dense network's cost a run that pruned has left, stage by stage and over the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..communication import all_reduce, run_bytes
+from ..records import Record
+
+
+def pruned_runs(records: Sequence[Record]) -> list[Record]:
+    """The finished runs that pruned; records from before there was pruning have none of this."""
+    return [record for record in records if record.get("pruned") and not record["stopped"]]
+
+
+def over_training(run: Record, key: str) -> float | None:
+    """Share of what the dense network's steps need, such as of `training_flops`; None where they need none of it."""
+    dense = run["pruned"]["dense"]
+    whole = dense[key] * dense["steps"]
+    return sum(stage[key] * stage["steps"] for stage in run["stages"]) / whole if whole else None
+
+
+def at_the_end(run: Record, key: str) -> float:
+    """Share of what the dense network needs, such as of `inference_flops`, in the network that training left."""
+    return run["stages"][-1][key] / run["pruned"]["dense"][key]
+
+
+def communicated(run: Record, workers: int) -> float:
+    """Bytes that each of so many workers would send, as a share of the dense network's."""
+    return run_bytes(steps_of(run), workers) / run_bytes(steps_of(run, dense=True), workers)
+
+
+def steps_of(run: Record, *, dense: bool = False) -> list[tuple[int, int]]:
+    """(parameters, steps) of each stage, or of the dense network in its stead."""
+    stages = [run["pruned"]["dense"]] if dense else run["stages"]
+    return [(stage["parameters"], stage["steps"]) for stage in stages]
+
+
+def flops_of_a_step(run: Record) -> list[float]:
+    """FLOPs of a step of each trained stage as a share of the dense network's, with the dense run's batch."""
+    dense = run["pruned"]["dense"]["training_flops"]
+    return [stage["training_flops"] / batch_growth(stage, run) / dense for stage in trained_stages(run)]
+
+
+def bytes_of_a_step(run: Record, workers: int) -> list[float]:
+    """Bytes that a worker sends in a step of each trained stage, as a share of the dense network's."""
+    dense = all_reduce(run["pruned"]["dense"]["parameters"], workers).total
+    return [all_reduce(stage["parameters"], workers).total / dense for stage in trained_stages(run)]
+
+
+def bytes_of_an_epoch(run: Record, workers: int) -> list[float]:
+    """The same of an epoch, which has fewer steps where the batch has grown."""
+    growths = [batch_growth(stage, run) for stage in trained_stages(run)]
+    return [share / growth for share, growth in zip(bytes_of_a_step(run, workers), growths, strict=True)]
+
+
+def trained_stages(run: Record) -> list[Record]:
+    """The stages that took steps: not what a reconfiguration after the last epoch left."""
+    return [stage for stage in run["stages"] if stage["steps"]]
+
+
+def epochs_of(run: Record) -> list[int]:
+    """The first epoch of each trained stage, and the run's length behind them."""
+    return [*(stage["epoch"] for stage in trained_stages(run)), run["epochs"][-1]["epoch"] + 1]
+
+
+def batch_growth(stage: Record, run: Record) -> float:
+    """The images of a stage's step by those of the dense run's."""
+    return stage.get("batch_size", 1) / run["pruned"]["dense"].get("batch_size", 1)

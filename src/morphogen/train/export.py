@@ -1,0 +1,72 @@
+"""From a run's output folder to files that leave it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ExportError
+from ..export.programs import save_onnx, save_program
+from ..export.weights import restore, save
+from ..network import Network
+from ..program import first_line
+from .config import ExportConfig
+from .loop import writable
+from .models import build_model
+
+NOTES = ("model", "num_classes", "drop_path", "mean", "std")
+TODO = "Give the output folder of `morphogen train`"
+
+
+def export_run(config: ExportConfig) -> list[Path]:
+    """Write what a run trained; returns the files.
+
+    Raises:
+        ExportError: there is no such run, it cannot be read, or its network cannot be written.
+        ConfigError: its model cannot be built here, or the folder not be written to.
+    """
+    network, notes = load_run(Path(config.run) / "model.pt")
+    output = config.output or Path(config.run)
+    writable(output)
+    args, _ = network.fake.inputs(None)
+    example = torch.zeros(2, args[0].shape[1], *(network.current.resolution or ()))
+    written = [output / "model.safetensors"]
+    save(network, written[0], notes=notes)
+    for wanted, write, name in ((config.onnx, save_onnx, "model.onnx"), (config.program, save_program, "model.pt2")):
+        if wanted:
+            write(network.model, example, output / name)
+            written.append(output / name)
+    return written
+
+
+def load_run(path: Path) -> tuple[Network, dict[str, str]]:
+    """The trained network of a `model.pt`, and what it says of how the model was built.
+
+    Raises:
+        ExportError: no such file, one that was not written by `Run.save`, or weights that do not fit the model.
+        ConfigError: the model cannot be built here.
+    """
+    content = _content(path)
+    tensors: dict[str, torch.Tensor] = content["state_dict"]
+    metadata = {name: value for name, value in content.items() if isinstance(value, str)}
+    notes = {name: metadata[name] for name in NOTES}
+    model = build_model(notes["model"], int(notes["num_classes"]), float(notes["drop_path"]))
+    return restore(model, tensors, metadata, where=str(path)), notes
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ExportError("no trained network there", where=str(path), todo=TODO) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ExportError(f"cannot read the file ({first_line(error)})", where=str(path), todo=TODO) from error
+    known = isinstance(content, dict) and all(isinstance(content.get(name), str) for name in NOTES)
+    if not known or not isinstance(content.get("state_dict"), dict):
+        raise ExportError(
+            "not a trained network with its sub-network and the name of its model", where=str(path), todo=TODO
+        )
+    return content

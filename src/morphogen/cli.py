@@ -195,7 +195,7 @@ def run_compare(config: CompareConfig) -> int:
         raise TrainingError("; ".join(failures))
     write_results(records, config.output)
     for record in records:
-        for search in record.get("searches", ()) if record["seed"] == 0 else ():
+        for search in record.get("searches", ()) if record["seed"] == config.first_seed else ():
             _console().print(as_table(search_rows(search), f"{record['method']}, {search_title(search)}"))
     _console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
     _tell_savings(records)

@@ -220,7 +220,8 @@ class _Planner:
         smaller = bench.fit_batch(bench.window)
 
         def measured(part: SubNetwork) -> StepCost:
-            progress(len(bench.costs), max(len(todo), len(bench.costs) + 1))
+            if part not in bench.costs:
+                progress(len(bench.costs), max(len(todo), len(bench.costs) + 1))
             return bench.cost(part)
 
         if smallest == largest:

@@ -98,7 +98,7 @@ def recommend(costs: Sequence[PrunedCost]) -> Widths:
     times = totals(costs, "time_share")
     best = min(multiple for multiple, time in times.items() if time <= SLACK * min(times.values()))
     if best == 1:
-        why = f"rounding channel counts up saves no more than {SLACK - 1:.0%} of the steps of pruned networks"
+        why = f"rounding channel counts up saves no more than {SLACK - 1:.0%} of the step time of pruned networks"
     else:
         flops = totals(costs, "flop_share")
         why = (

@@ -4,8 +4,8 @@
 
 Runs `morphogen compare` with the config (finished runs are kept, so it goes on where it was stopped), then SSL, which
 begins with a trained network and so gets two and a half times the epochs: as long as dense training, then as long
-again with the penalty at full size, then half as long to fine-tune. Its runs are appended to ssl.jsonl; they do not take
-turns with the others, their FLOPs and accuracy count, their times are of the same core, right after.
+again with the penalty at full size, then half as long to fine-tune. Its runs are appended to ssl.jsonl; they do not
+take turns with the others, their FLOPs and accuracy count, their times are of the same core, right after.
 Writes prunetrain.md beside the comparison's own results and pictures.
 """
 

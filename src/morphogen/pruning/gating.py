@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,7 +16,6 @@ from torch import nn
 from ..morph.tensors import like
 from ..network import Network
 from .axes import channel_axes
-from .sparsity import channel_maxima
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """What can be gated: layers of just these types, without groups."""
@@ -59,7 +58,7 @@ class Gated(nn.Module):
             layer.out_channels, layer.in_channels = weight.shape[:2]
         self.register_parameter("bias", None)
         if self.outputs is not None:
-            self.register_parameter("bias", layer.bias)
+            self.bias = cast(nn.Parameter | None, layer.bias)
             layer.register_parameter("bias", None)
         self.layer = layer
 
@@ -95,15 +94,17 @@ def gated(network: Network, threshold: float = 1e-4) -> nn.Module:
         Convolutions with groups, transposed ones and subclasses stay as they are.
     """
     model = copy.deepcopy(network.model)
-    maxima = channel_maxima(network)
     for name, axes in channel_axes(network).items():
         path, _, leaf = name.rpartition(".")
         layer: Any = model.get_submodule(path)
         if type(layer) not in Layer.__args__ or leaf != "weight" or getattr(layer, "groups", 1) != 1:
             continue
-        dense = [torch.ones(size, dtype=torch.bool, device=layer.weight.device) for size in layer.weight.shape[:2]]
-        for axis, maximum in zip(axes, maxima[name], strict=True):
-            dense[axis.dim] = axis.spread(~(maximum < threshold), True, layer.weight.ndim).flatten()
+        magnitudes = layer.weight.detach().abs()
+        dense = [torch.ones(size, dtype=torch.bool, device=magnitudes.device) for size in magnitudes.shape[:2]]
+        for axis in axes:
+            by_position = magnitudes.amax([dim for dim in range(magnitudes.ndim) if dim != axis.dim])
+            sparse = axis.laid_out(by_position).amax(1) < threshold  # NaN is not
+            dense[axis.dim] = axis.spread(~sparse, True, magnitudes.ndim).flatten()
         if not all(each.all() for each in dense):
             model.set_submodule(path, Gated(layer, *dense))
     return model

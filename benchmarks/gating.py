@@ -209,7 +209,9 @@ def draw_layers(rows: list[dict], title: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", nargs="*", default=[], help="MODEL=FILE, a model of Figure 6 and a run of it with ten classes")
+    parser.add_argument(
+        "--weights", nargs="*", default=[], help="MODEL=FILE: a model of Figure 6, a run with 10 classes"
+    )
     parser.add_argument("--intensities", type=float, nargs="+", default=[0.0, 0.2, 0.4, 0.6])
     parser.add_argument("--owns", type=float, nargs="+", default=[0.02, 0.05, 0.2])
     parser.add_argument("--intensity", type=float, default=0.3, help="of Figure 7")

@@ -130,9 +130,12 @@ def layer_times(options: argparse.Namespace) -> list[dict]:
     for name in names:
         x = torch.randn(options.batch_size, *shapes[name], device=device).contiguous(memory_format=memory_format)
         gate = other.get_submodule(name)
-        assert isinstance(gate, Gated) and gate.inputs is not None
-        dense = x.index_select(1, gate.inputs).contiguous(memory_format=memory_format)
-        for layer, images in ((union.get_submodule(name), x), (gate, x), (gate.layer, dense)):
+        inner, dense = gate, x  # where by chance nothing is sparse
+        if isinstance(gate, Gated):
+            inner = gate.layer
+            if gate.inputs is not None:
+                dense = x.index_select(1, gate.inputs).contiguous(memory_format=memory_format)
+        for layer, images in ((union.get_submodule(name), x), (gate, x), (inner, dense)):
             pieces.append(training_pass(layer.to(memory_format=memory_format), images))
     medians = [statistics.median(times) for times in rounds_of(pieces, device, options.seconds)]
     triples = zip(medians[::3], medians[1::3], medians[2::3], strict=True)
@@ -206,7 +209,9 @@ def draw_layers(rows: list[dict], title: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", nargs="*", default=[], help="MODEL=FILE, a model of Figure 6 and a run's weights")
+    parser.add_argument(
+        "--weights", nargs="*", default=[], help="MODEL=FILE: a model of Figure 6, a run with 10 classes"
+    )
     parser.add_argument("--intensities", type=float, nargs="+", default=[0.0, 0.2, 0.4, 0.6])
     parser.add_argument("--owns", type=float, nargs="+", default=[0.02, 0.05, 0.2])
     parser.add_argument("--intensity", type=float, default=0.3, help="of Figure 7")

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 import morphogen
 from morphogen.cli import main
+from morphogen.errors import ConfigError
 from morphogen.memory import Allocations, bytes_of, kept_tensors
-from morphogen.methods import AutoProg, Dense, Method, NetworkExpansion, Prog
+from morphogen.methods import AutoProg, Dense, GrowThenPrune, Method, NetworkExpansion, Prog, PruneTrain
+from morphogen.pruning.sparsity import sparse_part
 from morphogen.report.flops import cost
 from morphogen.report.plan import Supply, Training, plan
 from morphogen.report.plan.channels import rounded_up
@@ -20,11 +22,14 @@ from morphogen.report.plan.operations import Operations, divide
 from morphogen.report.plan.paths import keeps_momentum, spans_if
 from morphogen.report.plan.predict import Part, predict, step_with_data
 from morphogen.report.plan.reasons import Findings, Rounded, reasons
-from morphogen.report.plan.show import duration, stage_rows, told, total
+from morphogen.report.plan.show import duration, stage_rows, told, total, width_rows
 from morphogen.report.plan.steps import Bench, StepCost
+from morphogen.report.plan.widths import SHARES, SPREAD, PrunedCost, pruned, recommend
 from morphogen.schedule.stages import Stage
+from morphogen.train.models import build_model
 
-from nets import Plain, Tower, image
+from nets import NETS, Plain, Tower, image
+from planted import plant_sparse
 
 CPU = torch.device("cpu")
 EVEN = Operations(0.9, ("relu",))
@@ -240,6 +245,130 @@ def test_channels_are_rounded_up_within_the_group():
     assert rounded_up(network, odd, 32) == network.dense
 
 
+# Widths
+
+
+def costs(*times):
+    """Of multiples of 1, 8, 16, 32, whose steps take these shares of dense in all; FLOPs grow by a tenth of them."""
+    return [
+        PrunedCost(share, multiple, (10 + i) / 30, time * part)
+        for share, part in ((0.75, 0.5), (0.25, 0.5))
+        for i, (multiple, time) in enumerate(zip((1, 8, 16, 32), times, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    "times, multiple, sentence",
+    [
+        # the best is 1.00: up to 1.02 counts as equal, and the smallest is taken
+        ((1.25, 1.10, 1.00, 1.10), 16, "0.80 of the time that they take with irregular channel counts, with 1.20 of"),
+        ((1.25, 1.019, 1.00, 1.10), 8, "0.82 of the time that they take with irregular channel counts, with 1.10 of"),
+        ((1.25, 1.021, 1.00, 1.10), 16, "0.80 of the time"),
+        ((1.25, 1.021, 1.019, 1.00), 16, "0.82 of the time"),
+        ((1.25, 1.20, 1.15, 1.00), 32, "with 1.30 of the FLOPs"),
+        ((1.019, 1.01, 1.00, 1.10), 1, "saves no more than 2% of the step time"),
+        ((1.00, 1.10, 1.20, 1.30), 1, "saves no more than 2% of the step time"),
+    ],
+)
+def test_the_smallest_multiple_about_as_fast_as_the_best(times, multiple, sentence):
+    widths = recommend(costs(*times))
+    assert widths.multiple_of == multiple
+    assert widths.recommendation.startswith(f"multiple_of={multiple}: ") and sentence in widths.recommendation
+
+
+def test_a_row_for_each_multiple():
+    rows = width_rows(recommend(costs(1.25, 1.10, 1.00, 1.10)))
+    assert [row["multiple_of"] for row in rows] == ["1", "8", "16", "32"]
+    assert list(rows[2].values()) == ["16", "0.400", "0.500", "0.400", "0.500", "1.000"]
+    assert list(rows[0])[1:] == ["FLOPs at 0.75", "time at 0.75", "FLOPs at 0.25", "time at 0.25", "time in all"]
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return morphogen.trace(build_model(VIT, 10), image(size=16))
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return morphogen.trace(build_model("resnet8", 10), image())
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_pruned_networks_are_legal_and_near_their_share(name, request):
+    network = request.getfixturevalue(name)
+    for share in SHARES:
+        part = pruned(network, share)
+        cost(network, part)  # runs, on fake tensors
+        assert part == pruned(network, share)
+        assert (part.blocks, part.resolution) == (network.dense.blocks, network.dense.resolution)
+        for group in network.groups:
+            assert abs(len(part.channels[group.name]) - share * group.size) <= SPREAD * share * group.size + 0.5
+        left = sum(map(len, part.channels.values())) / sum(group.size for group in network.groups)
+        assert left == pytest.approx(share, abs=0.05)
+        assert any(len(units) % 8 for units in part.channels.values())
+
+
+def test_one_group_is_pruned_more_than_another_and_always_the_same():
+    network = morphogen.trace(wide(), image())
+    counts = [[len(units) for units in pruned(network, share).channels.values()] for share in SHARES]
+    assert counts == [[41, 63], [35, 56], [19, 26]]  # of 64 and 96, and those of any other run
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_multiples_are_those_of_pruning(name):
+    """What is measured has as many channels as a method with this `multiple_of` would leave."""
+    network = morphogen.trace(NETS[name](), image())
+    with torch.no_grad():
+        for parameter in network.model.parameters():
+            parameter.copy_(torch.rand_like(parameter) + 0.5)
+    odd = pruned(network, 0.25)
+    plant_sparse(network, odd)
+    for multiple in (1, 3, 4, 8, 16, 32):
+        left, rounded = sparse_part(network, 1e-4, multiple), rounded_up(network, odd, multiple)
+        assert {name: len(units) for name, units in left.channels.items()} == {
+            name: len(units) for name, units in rounded.channels.items()
+        }
+
+
+def test_a_group_smaller_than_the_multiple_stays_whole():
+    network = morphogen.trace(Plain(), image())  # of 8 and 16 channels
+    for multiple, sizes in ((16, [8, 16]), (8, [8, 8])):
+        assert [len(units) for units in rounded_up(network, pruned(network, 0.25), multiple).channels.values()] == sizes
+
+
+def wide():
+    return nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 96, 1), nn.Flatten(), nn.Linear(96 * 64, 10))
+
+
+def in_sixteens(bench, part):
+    """A device that takes channels sixteen at a time."""
+    bench.dense_times.append(1.0)
+    blocks = sum(-(-len(units) // 16) for units in part.channels.values())
+    flops = cost(bench.network, part, bench.batch_size).training
+    return StepCost(1, flops, blocks / 10 + 0.1 * (len(part.channels["0"]) % 16 > 0), 0.5, 0.0, 0.0, EVEN, 1, 1, 1)
+
+
+@pytest.mark.parametrize("method", [PruneTrain(), GrowThenPrune(), Dense()])
+def test_a_device_that_likes_sixteens_is_found_out(method, monkeypatch):
+    windows, progress = [], []
+    monkeypatch.setattr(Bench, "_measured", in_sixteens)
+    monkeypatch.setattr(Bench, "fit_batch", lambda self, seconds: windows.append(seconds))
+    result = plan(wide(), method, training(), epochs=20, seconds=6.0, progress=lambda *seen: progress.append(seen))
+    distinct = progress[-1][1]
+    assert {total for _, total in progress} == {distinct} and windows == [6.0 / distinct]
+    note = any("what pruning takes out" in note for note in result.notes)
+    if isinstance(method, Dense):
+        assert result.widths is None and distinct == 1 and not note
+    else:
+        assert result.widths is not None and result.widths.multiple_of == 16 and note
+        assert [c.multiple_of for c in result.widths.costs] == 3 * [1, 8, 16, 32]
+
+
+def test_nothing_to_prune():
+    with pytest.raises(ConfigError, match="nothing of this model can be pruned"):
+        plan(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), PruneTrain(), training(), epochs=4, seconds=0.1)
+
+
 # Memory
 
 
@@ -374,9 +503,30 @@ def test_the_command_prints_a_table_and_takes_a_recipe(whole_batch, tmp_path, ca
         assert part in text
 
 
+def test_the_command_recommends_a_multiple(whole_batch, capsys):
+    small = ["plan", "nets:Plain", "--image_size", "8", "--num_classes", "10", "--method", "PruneTrain", *QUICK]
+    assert main(small) == 0
+    text = capsys.readouterr().out
+    for part in ("FLOPs at 0.75", "time at 0.25", "time in all", "\nmultiple_of=", "what pruning takes out"):
+        assert part in text
+
+
+def test_the_command_recommends_a_multiple_for_the_mlp_of_a_vision_transformer(whole_batch, capsys):
+    shallow = VIT.replace("depth=4", "depth=2")
+    arguments = ["--image_size", "16", "--num_classes", "10", "--method", "PruneTrain", "--json", "true"]
+    assert main(["plan", shallow, *QUICK, *arguments]) == 0
+    widths = json.loads(capsys.readouterr().out)["widths"]
+    assert [(c["share"], c["multiple_of"]) for c in widths["costs"]] == [
+        (share, multiple) for share in SHARES for multiple in (1, 8, 16, 32)
+    ]
+    assert all(0 < c["flop_share"] <= 1 and c["time_share"] > 0 for c in widths["costs"])
+    assert widths["recommendation"].startswith(f"multiple_of={widths['multiple_of']}: ")
+
+
 BAD = {
     "no method": (["--method", "Prgo"], "no method 'Prgo'"),
     "a method that does not fit": (["--method", "NetworkExpansion(stages=2)"], "width cannot change|no channels"),
+    "a method that never prunes": (["--method", "PruneTrain(interval=9)"], "interval is longer than the run"),
     "too few epochs": (["--method", "Prog", "--epochs", "2"], "a stage needs at least one epoch"),
     "no images": (["--images", "3", "--method", "Prog"], "fewer training images than one batch"),
     "no time": (["--seconds", "0"], "seconds above 0"),

@@ -18,7 +18,7 @@ from .errors import ConfigError, MorphogenError, TrainingError
 from .methods import build_method
 from .report.inspect import describe
 from .report.ledger import environment
-from .report.plan.show import stage_rows, told, total
+from .report.plan.show import stage_rows, told, total, width_rows
 from .report.render import as_table, summary, write_results
 from .report.savings.rows import saving_rows
 from .report.savings.write import PICTURES, draw_savings
@@ -46,7 +46,8 @@ EXAMPLES = {
     "plan": """examples:
   morphogen plan resnet50 --method "Prog(ratio=0.5)" --batch_size 128 --images 1281167
   morphogen plan "resnet20(width=32)" --method "NetworkExpansion(stages=3)" --data cifar10:/data/cifar10 --epochs 60
-  morphogen plan --config recipes/deit_small.yaml --method Prog --batch_size 128 --json true""",
+  morphogen plan --config recipes/deit_small.yaml --method Prog --batch_size 128 --json true
+  morphogen plan resnet50 --method PruneTrain --batch_size 128 --seconds 300""",
     "inspect": """examples:
   morphogen inspect resnet50
   morphogen inspect timm:convnext_nano --shares "[0.25, 0.5]"
@@ -195,7 +196,7 @@ def run_compare(config: CompareConfig) -> int:
         raise TrainingError("; ".join(failures))
     write_results(records, config.output)
     for record in records:
-        for search in record.get("searches", ()) if record["seed"] == 0 else ():
+        for search in record.get("searches", ()) if record["seed"] == config.first_seed else ():
             _console().print(as_table(search_rows(search), f"{record['method']}, {search_title(search)}"))
     _console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
     _tell_savings(records)
@@ -232,6 +233,10 @@ def run_plan(config: PlanConfig) -> int:
         print(total(run))
         for line in told(run):
             print(f"  {line}")
+    if plan.widths:
+        title = "pruned networks, by the share of the channels left: a step's FLOPs and time, of dense"
+        _console().print(as_table(width_rows(plan.widths), title))
+        print(plan.widths.recommendation)
     for note in plan.notes:
         print(f"note: {note}")
     return 0

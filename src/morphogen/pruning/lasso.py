@@ -11,9 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from ..fake import tensor_named
 from ..network import Network
+from .alike import Alike, alike, stacked, wide
 from .axes import ChannelAxis, channel_axes
-
-Axes = Mapping[str, tuple[ChannelAxis, ...]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class GroupLasso:
         trained = {name for name, parameter in network.model.named_parameters() if parameter.requires_grad}
         self.axes = {name: axes for name, axes in channel_axes(network).items() if name in trained}
         self.weights = {name: tensor_named(network.model, name) for name in self.axes}
+        self._kinds = alike(self.weights, self.axes)
 
     def __call__(self) -> torch.Tensor:
         """The penalty, a scalar in float32 (float64 where the weights are), without a coefficient.
@@ -51,7 +51,8 @@ class GroupLasso:
         Its gradient is that of the closed form: a weight divided by the norm of its output channel, plus the same by
         that of its input channel; zero in a channel of zeros.
         """
-        return _Penalty.apply(self.axes, *self.weights.values())  # pyright: ignore[reportReturnType]
+        weights = [self.weights[name] for kind in self._kinds for name in kind.names]
+        return _Penalty.apply(self._kinds, *weights)  # pyright: ignore[reportReturnType]
 
     @torch.no_grad()
     def shrink(self, steps: Mapping[str, Step]) -> None:
@@ -63,50 +64,44 @@ class GroupLasso:
         Args:
             steps: for each weight by name how far.
         """
-        for name, axes in self.axes.items():
-            weight, step = self.weights[name], steps[name]
-            for axis in axes:
-                length = step.length if step.scale is None else step.length / _means(step.scale, axis)
-                kept = (1 - length / _norms(weight, axis)).clamp_(min=0)  # of an empty channel: 1 - inf, or 1 - 0 / 0
-                weight.mul_(axis.spread(kept.nan_to_num_(1.0), 1.0, weight.ndim).to(weight.dtype))
+        for kind in self._kinds:
+            weights = [self.weights[name] for name in kind.names]
+            values = stacked(weights)
+            for axis in kind.axes:
+                norms = kind.sums(values.square(), axis).sqrt_()
+                lengths = _lengths([steps[name] for name in kind.names], weights, kind, axis)
+                kept = (1 - lengths / norms).clamp_(min=0)  # of an empty channel: 1 - inf, or 1 - 0 / 0
+                values = values * kind.spread(kept.nan_to_num_(1.0), axis, 1.0, weights[0].ndim)
+            torch._foreach_copy_(weights, list(values.unbind()))
 
 
-def wide(weight: torch.Tensor) -> torch.Tensor:
-    """A weight in at least float32, in which its squares can be added up."""
-    return weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
-
-
-def _sums(entries: torch.Tensor, dim: int) -> torch.Tensor:
-    """Sums over all axes but one, the first axis first: the order in which memory is read in any memory format."""
-    if dim == 0:
-        return entries.flatten(1).sum(1) if entries.is_contiguous() else entries.sum(tuple(range(1, entries.ndim)))
-    entries = entries.sum(0)
-    others = tuple(d for d in range(entries.ndim) if d != dim - 1)
-    return entries.sum(others) if others else entries
-
-
-def _norms(weight: torch.Tensor, axis: ChannelAxis) -> torch.Tensor:
-    """The l2 norm of each channel of an axis."""
-    return axis.laid_out(_sums(wide(weight).square(), axis.dim)).sum(1).sqrt_()
-
-
-def _means(entries: torch.Tensor, axis: ChannelAxis) -> torch.Tensor:
-    """Mean over each channel of an axis."""
-    count = torch.full((entries.shape[axis.dim],), entries.numel() / entries.shape[axis.dim], device=entries.device)
-    return axis.laid_out(_sums(entries, axis.dim)).sum(1) / axis.laid_out(count).sum(1)
+def _lengths(steps: list[Step], weights: list[torch.Tensor], kind: Alike, axis: ChannelAxis) -> float | torch.Tensor:
+    """By how much the channels of weights that are alike shrink: one figure, (N, 1) or (N, channels)."""
+    first = steps[0].length
+    if all(step.length == first for step in steps):
+        lengths = first
+    else:
+        lengths = torch.tensor([[step.length] for step in steps], device=weights[0].device)
+    if all(step.scale is None for step in steps):
+        return lengths
+    scales = [
+        torch.ones_like(weight) if step.scale is None else step.scale
+        for step, weight in zip(steps, weights, strict=True)
+    ]
+    return lengths / kind.means(stacked(scales), axis)
 
 
 class _Penalty(torch.autograd.Function):
     """Norms forward; backward in closed form, so that one pass over each weight makes its whole gradient."""
 
     @staticmethod
-    def forward(ctx: Any, axes: Axes, *weights: torch.Tensor) -> torch.Tensor:
-        norms: list[torch.Tensor] = []
-        for weight, of_weight in zip(weights, axes.values(), strict=True):
-            squares = wide(weight).square()
-            norms += [axis.laid_out(_sums(squares, axis.dim)).sum(1) for axis in of_weight]
+    def forward(ctx: Any, kinds: list[Alike], *weights: torch.Tensor) -> torch.Tensor:
+        norms, rest = [], iter(weights)
+        for kind in kinds:
+            squares = stacked([next(rest) for _ in kind.names]).square()
+            norms += [kind.sums(squares, axis).flatten() for axis in kind.axes]
         lengths = torch.cat(norms).sqrt_()
-        ctx.axes, ctx.sizes = axes, [len(each) for each in norms]
+        ctx.kinds, ctx.sizes = kinds, [len(each) for each in norms]
         ctx.save_for_backward(lengths, *weights)
         return lengths.sum()
 
@@ -115,8 +110,12 @@ class _Penalty(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         lengths, *weights = ctx.saved_tensors
         factors = iter(torch.where(lengths > 0, grad_outputs[0] / lengths, 0).split(ctx.sizes))
-        gradients = []
-        for weight, of_weight in zip(weights, ctx.axes.values(), strict=True):
-            factor = sum(axis.spread(next(factors), 0.0, weight.ndim) for axis in of_weight)
-            gradients.append((wide(weight) * factor).to(weight.dtype))
+        gradients, rest = [], iter(weights)
+        for kind in ctx.kinds:
+            alike_weights = [next(rest) for _ in kind.names]
+            ndim = alike_weights[0].ndim
+            each = [kind.spread(next(factors).view(len(kind.names), -1), axis, 0.0, ndim) for axis in kind.axes]
+            factor = each[0] if len(each) == 1 else each[0] + each[1]
+            products = torch._foreach_mul([wide(weight) for weight in alike_weights], list(factor.unbind()))
+            gradients += [product.to(weight.dtype) for product, weight in zip(products, alike_weights, strict=True)]
         return None, *gradients

@@ -17,6 +17,9 @@ from .data import Data, load_data
 from .loop import Run, writable
 
 Record = dict[str, Any]
+BESIDE_THE_RECIPE = ("methods", "seeds", "first_seed", "output", "workers", "sparsity_map")
+"""Settings that leave the outcome of a run as it is."""
+
 Progress = Callable[[str, int, int, float], None]
 """Told after every epoch: the run's label, epochs done, epochs in all, accuracy."""
 
@@ -41,7 +44,7 @@ def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> tupl
     data = load_data(config)
     log = _Log(config, data)
     failures: list[str] = []
-    for seed in range(config.seeds):
+    for seed in config.all_seeds:
         todo = [label for label in methods if (label, seed) not in log.records]
         runs = [Run(config, data, methods[label], label, seed) for label in todo]
         writable(config.output)
@@ -63,12 +66,12 @@ def _budgets(labels: list[str], log: _Log, seed: int) -> list[str]:
 
 
 def _run_in_time_of(label: str, seed: int, recipe: Recipe, data: Data, log: _Log, progress: Progress) -> list[str]:
-    """A dense run whose schedule is shortened so that it takes as long as a method did."""
+    """A dense run shortened so that it takes as long as a method did; none where the method took longer than dense."""
     short = in_time_of(label)
-    if (short, seed) in log.records:
-        return []
     dense, method = log.records["Dense", seed], log.records[label, seed]
-    share = min(1.0, method["training_seconds"] / dense["training_seconds"])
+    share = method["training_seconds"] / dense["training_seconds"]
+    if (short, seed) in log.records or share >= 1:
+        return []
     steps = max(1, round(share * recipe.epochs * data.steps))
     return _in_turn([Run(recipe, data, Dense(), short, seed, steps)], log, progress)
 
@@ -142,20 +145,17 @@ class _Log:
         labels = ["Dense"]
         for label in config.methods:
             labels += [label, in_time_of(label)]
-        seeds = range(config.seeds)
         return [
             {**self.records[label, seed], **speedups(self.records[label, seed], self.records["Dense", seed])}
             for label in labels
-            for seed in seeds
+            for seed in config.all_seeds
             if (label, seed) in self.records and ("Dense", seed) in self.records
         ]
 
 
 def _recipe(config: CompareConfig) -> Record:
     """What decides how a run goes."""
-    return {
-        k: v for k, v in asdict(config).items() if k not in ("methods", "seeds", "output", "workers", "sparsity_map")
-    }
+    return {key: value for key, value in asdict(config).items() if key not in BESIDE_THE_RECIPE}
 
 
 def speedups(record: Record, dense: Record) -> dict[str, float | None]:

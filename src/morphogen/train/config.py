@@ -175,25 +175,32 @@ class CompareConfig(Recipe):
     Attributes:
         methods: what to compare with dense training.
         seeds: runs of each.
+        first_seed: of these runs, so that several machines can share the work.
         output: folder for the results; finished runs found there are kept, not run again.
     """
 
     methods: list[str] = field(default_factory=lambda: ["NetworkExpansion(multiple_of=8)"])
     seeds: int = 1
+    first_seed: int = 0
     output: Path = Path("runs/compare")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 1 or not self.methods:
+        if self.seeds < 1 or self.first_seed < 0 or not self.methods:
             raise ConfigError(
                 "nothing to compare",
-                expected="at least one method and one seed",
-                found=f"{len(self.methods)} methods, {self.seeds} seeds",
+                expected="at least one method and one seed, from 0 on",
+                found=f"{len(self.methods)} methods, {self.seeds} seeds from {self.first_seed} on",
             )
         if len(set(self.methods)) < len(self.methods) or "Dense" in self.methods:
             raise ConfigError(
                 "a method is there twice", expected="each once; Dense is always there", found=", ".join(self.methods)
             )
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds of the runs."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,12 @@ from dataclasses import replace
 from ...network import Network
 from ...subnet import SubNetwork
 
+MULTIPLES = (8, 16, 32)
+"""What channel numbers are rounded up to, to see whether the device likes it."""
+
 
 def rounded_up(network: Network, subnetwork: SubNetwork, multiple: int) -> SubNetwork:
-    """The sub-network with the channels of every group rounded up to a multiple, as far as the group goes."""
+    """The sub-network with the channels of every group rounded up to a multiple, or to all that the group has."""
     channels = dict(subnetwork.channels)
     for group in network.groups:
         alive = channels[group.name]

@@ -18,15 +18,13 @@ from ...schedule.stages import Stage
 from ...subnet import SubNetwork
 from ...timing import now
 from ..flops import cost
-from .channels import rounded_up
+from .channels import MULTIPLES, rounded_up
 from .operations import Operations
 from .paths import Choose, Span, keeps_momentum, runs_in, spans_if
 from .predict import Part, Prediction, predict, step_with_data
 from .reasons import Findings, Rounded, reasons
 from .steps import Bench, StepCost, Training
-
-MULTIPLES = (8, 16, 32)
-"""What channel numbers are rounded up to, to see whether the device likes it."""
+from .widths import PrunedCost, Widths, pruned_networks, recommend
 
 Progress = Callable[[int, int], None]
 """Told before every sub-network: how many are measured, and how many there will be."""
@@ -112,6 +110,8 @@ class Plan:
         epochs: length of the run.
         batch_size: images in a measured step; fewer than in a step of the run where `notes` say so.
         trace_seconds: reading the model, and trying the schedule out on fake tensors.
+        widths: what pruned networks would cost, and at which multiple their channel counts should stay; None where
+            the method does not prune.
         notes: what was left out or done otherwise than asked.
     """
 
@@ -120,6 +120,7 @@ class Plan:
     epochs: int
     batch_size: int
     trace_seconds: float
+    widths: Widths | None
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,7 +145,8 @@ def plan(
         print(plan(model, Prog(), training, epochs=100).runs[0].prediction.speedup)
 
     Each sub-network takes turns with the dense network. A method that searches is followed twice: as if every search
-    found the fastest candidate, and as if it found the largest; the searches' own evaluations are left out.
+    found the fastest candidate, and as if it found the largest; the searches' own evaluations are left out. For a
+    method that prunes, sub-networks such as pruning leaves are measured too, to say what `multiple_of` it should have.
 
     Args:
         model: the dense network, on its device; it is changed.
@@ -180,8 +182,10 @@ def plan(
         notes.append("the dynamic mini-batch is left out: all steps have the first batch")
     if device.type != "cuda":
         notes.append("memory is that of the tensors of a step; what operations need inside themselves is left out")
+    if planner.pruned:
+        notes.append("what pruning takes out is known only in training: stages and speedup are without it")
     runs = tuple(planner.run(found, spans, traced, rehearsal) for found, spans in planner.paths.items())
-    return Plan(runs, planner.dense, epochs, planner.bench.batch_size, traced + rehearsal, tuple(notes))
+    return Plan(runs, planner.dense, epochs, planner.bench.batch_size, traced + rehearsal, planner.widths, tuple(notes))
 
 
 class _Planner:
@@ -189,12 +193,14 @@ class _Planner:
 
     Attributes:
         paths: the stages of each way the run can go, by what its searches are taken to find.
+        pruned: sub-networks such as pruning leaves, by share and multiple; empty where the method does not prune.
     """
 
     def __init__(self, method: Method, bench: Bench, epochs: int, steps_per_epoch: int | None, supply: Supply | None):
         self.method, self.bench, self.network = method, bench, bench.network
         self.epochs, self.steps_per_epoch, self.supply = epochs, steps_per_epoch, supply
         self.paths: dict[str, list[Span]] = {}
+        self.pruned = pruned_networks(self.network) if method.pruning(epochs) is not None else {}
         self._supplied: dict[tuple[int, int] | None, float] = {}
         self._training_flops: dict[SubNetwork, int] = {}
 
@@ -208,12 +214,14 @@ class _Planner:
         # Before anything is measured, FLOPs stand in for time: to know how much there is to do.
         smallest = self._spans_if(lambda parts: min(parts, key=self._flops))
         largest = self._spans_if(self._largest)
-        todo = {part for span in [*smallest, *largest] for part in self._parts(span.stage)} | {network.dense}
+        todo = {part for span in [*smallest, *largest] for part in self._parts(span.stage)}
+        todo |= {network.dense, *self.pruned.values()}
         bench.window = seconds / len(todo)
         smaller = bench.fit_batch(bench.window)
 
         def measured(part: SubNetwork) -> StepCost:
-            progress(len(bench.costs), max(len(todo), len(bench.costs) + 1))
+            if part not in bench.costs:
+                progress(len(bench.costs), max(len(todo), len(bench.costs) + 1))
             return bench.cost(part)
 
         if smallest == largest:
@@ -231,6 +239,7 @@ class _Planner:
         for part in [
             network.dense,
             *(p for spans in self.paths.values() for span in spans for p in self._parts(span.stage)),
+            *self.pruned.values(),
         ]:
             measured(part)
         progress(len(bench.costs), len(bench.costs))
@@ -262,6 +271,20 @@ class _Planner:
         """Dense training, as one stage."""
         return self._stage(Stage(0, self.network.dense), self.epochs, self.network.dense, False)
 
+    @property
+    def widths(self) -> Widths | None:
+        """What pruned networks would cost, from what was measured."""
+        if not self.pruned:
+            return None
+        dense, ema = self._cost(self.network.dense), self.bench.training.ema
+        costs = {key: self._cost(part) for key, part in self.pruned.items()}
+        return recommend(
+            [
+                PrunedCost(share, multiple, c.flops / dense.flops, self._seconds(c, ema) / self._seconds(dense, ema))
+                for (share, multiple), c in costs.items()
+            ]
+        )
+
     def _part(self, stage: StagePlan) -> Part:
         seconds = stage.seconds
         if self.supply is not None and stage.loader_images_per_second is not None:
@@ -273,10 +296,8 @@ class _Planner:
         network, bench, subnetwork = self.network, self.bench, stage.subnetwork
         costs = [self._cost(part) for part in runs_in(stage)]
         dense, ema = self._cost(network.dense), bench.training.ema
-        usual = bench.dense_seconds * bench.cost(network.dense).growth(self._images / bench.batch_size)
-        dense_seconds = usual * (1 + ema * dense.average)
-        seconds = fmean(usual * c.time * (1 + (ema + momentum) * c.average) for c in costs)
-        flops, time_share = fmean(c.flops for c in costs), seconds / dense_seconds
+        seconds = fmean(self._seconds(c, ema + momentum) for c in costs)
+        flops, time_share = fmean(c.flops for c in costs), seconds / self._seconds(dense, ema)
         halves = [c.half for c in costs if c.half is not None]
         supplied = None
         if self.supply is not None:
@@ -327,6 +348,12 @@ class _Planner:
         """What a step of the run costs."""
         bench = self.bench
         return bench.cost(part).scaled(self._images / bench.batch_size, bench.cost(self.network.dense))
+
+    def _seconds(self, price: StepCost, averages: int) -> float:
+        """Seconds of a step of the run that ends with the update of so many averaged copies."""
+        bench = self.bench
+        usual = bench.dense_seconds * bench.cost(self.network.dense).growth(self._images / bench.batch_size)
+        return usual * price.time * (1 + averages * price.average)
 
     def _parts(self, stage: Stage) -> list[SubNetwork]:
         """All sub-networks to measure for a stage, those that take its steps first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .planner import Plan, Run, StagePlan
+from .widths import Widths, totals
 
 
 def stage_rows(plan: Plan, run: Run) -> list[dict[str, str]]:
@@ -30,6 +31,17 @@ def _row(name: str, stage: StagePlan) -> dict[str, str]:
     if stage.loader_images_per_second is not None:
         row["loader images/s"] = f"{stage.loader_images_per_second:,.0f}"
     return row
+
+
+def width_rows(widths: Widths) -> list[dict[str, str]]:
+    """One row a multiple: FLOPs and time of a step by dense, with each share of the channels and in all."""
+    rows: dict[int, dict[str, str]] = {}
+    for cost in widths.costs:
+        row = rows.setdefault(cost.multiple_of, {"multiple_of": str(cost.multiple_of)})
+        row[f"FLOPs at {cost.share:g}"] = f"{cost.flop_share:.3f}"
+        row[f"time at {cost.share:g}"] = f"{cost.time_share:.3f}"
+    times = totals(widths.costs, "time_share")
+    return [{**row, "time in all": f"{times[multiple]:.3f}"} for multiple, row in rows.items()]
 
 
 def total(run: Run) -> str:

@@ -21,7 +21,7 @@ from morphogen.train.loop import Run
 from test_memory import Two, step_bytes
 
 from nets import Tower, image
-from planted import Planted, plant_times
+from planted import Planted, plant_sparse, plant_times
 
 FIRST = 4
 
@@ -133,6 +133,21 @@ def test_growth_begins_with_large_batches_and_ends_with_the_first():
     assert seen[::2] == seen[1::2] == sorted(seen[::2], reverse=True) and seen[0] > 2 * FIRST and seen[-1] == FIRST
     plain = attach(morphogen.Dense())
     assert plain.batch_size == FIRST and plain.lr_scale == 1.0
+
+
+def test_pruning_raises_the_batch_where_it_reconfigures():
+    """Wherever channels have gone, the batch is the largest that needs no more than the dense network did."""
+    model = Tower(rate=0.0)
+    run = attach(build_method("PruneTrain(interval=2) + DynamicBatch(step=1)"), 6, model)
+    memory, net, sizes = run.batching.memory, run.network, []
+    for epoch in range(6):
+        plant_sparse(net, net.subnetwork(alive={"conv1": [u for u in net.current.channels["conv1"] if u > epoch]}))
+        receipt = run.begin_epoch(epoch)
+        assert (receipt is not None) == (epoch in (2, 4))
+        sizes.append(run.batch_size)
+        room = memory.bytes(net.dense, FIRST)
+        assert memory.bytes(net.current, run.batch_size) <= room < memory.bytes(net.current, run.batch_size + 1)
+    assert sizes[0::2] == sizes[1::2] and FIRST == sizes[0] < sizes[2] < sizes[4]
 
 
 def test_a_momentum_network_reaches_back_over_the_steps_that_are_taken():

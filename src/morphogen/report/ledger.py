@@ -106,6 +106,7 @@ class PrunedRun:
     Attributes:
         dense: what the dense network costs, and the steps that it would take for as many epochs.
         threshold: a channel, or a weight, counts as zero below it.
+        coefficient: lambda of the group lasso; None before its first batch.
         sparsity: for each layer that is mapped and each epoch, the largest absolute weight of every output channel of
             the dense layer at the epoch's end, 0 where it has been taken out.
         density: of every layer at the end.
@@ -114,6 +115,7 @@ class PrunedRun:
 
     dense: StageCost
     threshold: float
+    coefficient: float | None = None
     sparsity: dict[str, list[list[float]]] = field(default_factory=dict)
     density: list[LayerDensity] = field(default_factory=list)
     inference: list[InferenceSpeed] = field(default_factory=list)

@@ -149,7 +149,8 @@ class Run:
         epoch = Epoch(number, loss, self._evaluate(), ledger.training_seconds)
         ledger.epochs.append(epoch)
         ledger.note_memory(self.device)
-        if ledger.pruned is not None:
+        if ledger.pruned is not None and attached.pruner is not None:
+            ledger.pruned.coefficient = attached.pruner.coefficient
             with ledger.clock("accounting", self.device):
                 for layer, maxima in output_maxima(attached.network, self._mapped).items():
                     ledger.pruned.sparsity.setdefault(layer, []).append(maxima)
@@ -358,7 +359,7 @@ class Run:
             torch.cuda.set_rng_state(cuda, self.device)
 
     def save(self, path: Path) -> None:
-        """Write the weights, the sub-network they belong to, and the momentum network where there is one.
+        """Write the weights, the sub-network they belong to, and what a method keeps: momentum network, coefficient.
 
         A file already there stays until the new one is whole; `morphogen export` reads it.
         """
@@ -373,6 +374,8 @@ class Run:
         content = {"state_dict": self.result.state_dict(), **metadata_of(self.attached.network, notes)}
         if self.attached.momentum is not None:
             content["momentum"] = self.attached.momentum.state_dict()
+        if self.attached.pruner is not None:
+            content["penalty_coefficient"] = self.attached.pruner.coefficient
         with replaced(path) as file:
             torch.save(content, file)
 

@@ -1,6 +1,7 @@
 """PruneTrain and its kin in a user's own loop: when they prune, what follows, and beside other methods."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ SCHEDULES = [
     (PruneTrain(interval=10), 10, (10,), range(10)),
     (PruneTrain(start=0.5, interval=2), 10, (7, 9, 10), range(5, 10)),
     (OneTime(), 10, (5,), range(10)),
-    (OneTime(at=0.75, start=0.25), 8, (6,), range(2, 8)),
+    (OneTime(at=0.75), 8, (6,), range(8)),
     (SSL(), 30, (24,), range(12, 24)),
     (SSL(trained=0.5, sparse=0.75), 8, (6,), range(4, 6)),
     (GrowThenPrune(interval=2), 10, (6, 8, 10), range(4, 10)),
@@ -245,3 +246,55 @@ def test_several_optimizers_each_shrink_their_own():
     run.begin_epoch(1)
     held = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(map(id, model.parameters()))
+
+
+def test_blocks_that_have_just_come_in_are_not_judged_by_what_they_were_filled_with():
+    """`identity` fills what writes into the stream with zeros: an empty layer, by the threshold."""
+    method = build_method("NetworkExpansion(depth=0.5, stages=2, depth_operator='identity') + PruneTrain(interval=2)")
+    run, optimizer = attached(Tower(), method, 6)
+    run.begin_epoch(3)
+    assert run.network.current == run.network.dense
+    take_steps(run.network.model, optimizer, image())
+    run.begin_epoch(4)
+    assert run.network.current == run.network.dense
+
+
+def test_ssl_is_as_strong_as_prunetrain_at_the_same_ratio():
+    torch.manual_seed(0)
+    model = Residual()
+    (early, _), (late, _) = (attached(copy.deepcopy(model), method, 6) for method in (PruneTrain(), SSL()))
+    for run in (early, late):
+        run.penalised(torch.tensor(2.3))
+    assert late.pruner.coefficient == early.pruner.coefficient
+    late.begin_epoch(3)
+    loss = torch.tensor(0.05)  # by now the network is trained
+    assert late.penalised(loss) > loss and late.pruner.coefficient == early.pruner.coefficient
+
+
+def test_a_loss_that_was_never_penalised_is_told():
+    run, _ = attached(Residual(), PruneTrain(interval=1), 3)
+    with pytest.warns(UserWarning, match=r"no loss has been penalised yet; call run\.penalised"):
+        run.begin_epoch(1)
+    run.penalised(torch.tensor(1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.begin_epoch(2)
+
+
+def test_the_penalty_follows_every_morph():
+    model = Residual()
+    net = morphogen.trace(model, image())
+    lasso = morphogen.GroupLasso(net)
+    whole = float(lasso())
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert float(lasso()) == float(morphogen.GroupLasso(net)()) < whole
+
+
+def test_adaptive_optimizers_are_told_to_step_proximally():
+    model = Residual()
+    settings = {"example": image(), "epochs": 2}
+    with pytest.warns(UserWarning, match=r"hover around zero.*proximal=True"):
+        morphogen.attach(model, torch.optim.AdamW(model.parameters()), PruneTrain(), **settings)
+    for kind in (torch.optim.Adagrad, torch.optim.Adadelta):
+        with pytest.raises(morphogen.ConfigError, match=f"{kind.__name__}: a proximal step has to know"):
+            morphogen.attach(Residual(), kind(model.parameters()), PruneTrain(proximal=True), **settings)

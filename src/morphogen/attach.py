@@ -81,11 +81,11 @@ class Attached:
     def begin_epoch(self, epoch: int) -> Receipt | None:
         """Call before the first batch of every epoch, counted from 0; morphs where the schedule says.
 
-        A search that is over is decided first: the candidates are measured, and the best goes on training. Last of all
-        the network is reconfigured, where the method prunes and an interval is over.
+        A search that is over is decided first: the candidates are measured, and the best goes on training. Then the
+        network is reconfigured, where the method prunes and an interval is over, and then it grows.
 
         Returns:
-            What the morph did, or None where the network stays as it is.
+            What the morph did, of several the last; None where the network stays as it is.
 
         Raises:
             ConfigError: an epoch below 0, or one that a search does not allow (see `next_epoch`).
@@ -95,14 +95,15 @@ class Attached:
         if epoch < 0:
             raise ConfigError("epoch out of range", expected="epochs counted from 0", found=f"{epoch}")
         receipt = self._decide() if self._search_is_over(epoch) else None
+        # Before anything enters: what has not trained yet would be judged by what it was filled with.
+        receipt = self._reconfigure(self._epoch, epoch) or receipt
         number = max(i for i, stage in enumerate(self.stages) if stage.start <= epoch)
-        stage, before, self._epoch = self.stages[number], self._epoch, epoch
+        stage, self._epoch = self.stages[number], epoch
         self.network.drop_path_scale = self.regularisation(epoch).drop_path
         if stage != self._stage:
             receipt = self._enter(stage, number) or receipt
         elif self.searching is not None:
             self.searching.begin_epoch()
-        receipt = self._reconfigure(before, epoch) or receipt
         lay_out_drop_path(self.network)
         if self.batching is not None:
             self.batching.follow(self.network.current)
@@ -154,9 +155,7 @@ class Attached:
             loss: a scalar, of the task alone. Scale what is returned (1 / k for k accumulated gradients, a GradScaler's
                 scale), not this.
         """
-        if self.pruner is None or not self.pruner.policy.penalises(self._epoch):
-            return loss
-        return self.pruner.penalised(loss)
+        return loss if self.pruner is None else self.pruner.penalised(loss, self._epoch)
 
     def end_step(self) -> None:
         """Call after every optimizer step: a supernet is whole again, the momentum network follows, a penalty that
@@ -167,8 +166,8 @@ class Attached:
         """
         if self.searching is not None:
             self.searching.end_step()
-        if self.pruner is not None and self.pruner.policy.penalises(self._epoch):
-            self.pruner.end_step()
+        if self.pruner is not None:
+            self.pruner.end_step(self._epoch)
         if self.momentum is not None:
             self.momentum.update_parameters(self.network.model)
         if self.batching is not None and self.searching is None:  # a candidate is not the supernet
@@ -269,7 +268,7 @@ class Attached:
         averages, momentum = _several(self.ema), self.momentum
         if momentum is not None and not grows:  # an average like any other: nothing comes from it
             averages, momentum = [*averages, momentum], None
-        receipt = morph(
+        return morph(
             self.network,
             target,
             optimizer=self.optimizer,
@@ -278,9 +277,6 @@ class Attached:
             depth_operator=self.method.depth_operator,
             momentum=momentum,
         )
-        if self.pruner is not None:
-            self.pruner.follow()
-        return receipt
 
     def _resized(self, images: torch.Tensor, resolution: tuple[int, int]) -> torch.Tensor:
         return resized(images, resolution, self.method.resizing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class ChannelGroup:
     def unit(self) -> int:
         """Channels of the naming layer in one unit."""
         return self.channels // self.size
+
+    def rounded_up(self, units: int, multiple_of: int) -> int:
+        """The least number of units, no fewer than these, whose channels are a multiple; all units where none is."""
+        step = lcm(self.unit, multiple_of) // self.unit
+        return min(self.size, -(-units // step) * step)
 
 
 @dataclass(frozen=True)

@@ -32,18 +32,30 @@ class GroupLasso:
     """The sum of the l2 norms of all input channels and all output channels of all layers of a sub-network.
 
     Channels that no morph can take out (the image's, the classes', excluded modules) are not among them, nor are
-    weights that are not trained. To be made anew after every morph.
+    weights that are not trained. It follows the network from morph to morph.
 
     Attributes:
-        axes: the channels, by the name of the weight.
+        network: whose present sub-network is meant.
+        axes: its channels, by the name of the weight.
         weights: the parameters, by name.
     """
 
     def __init__(self, network: Network):
+        self.network = network
+        self._read()
+
+    def _read(self) -> None:
+        """Find the channels of the present sub-network."""
+        network, self._of = self.network, self.network.current
         trained = {name for name, parameter in network.model.named_parameters() if parameter.requires_grad}
         self.axes = {name: axes for name, axes in channel_axes(network).items() if name in trained}
         self.weights = {name: tensor_named(network.model, name) for name in self.axes}
         self._kinds = alike(self.weights, self.axes)
+
+    def follow(self) -> None:
+        """Be that of the present sub-network, where the network has morphed."""
+        if self.network.current is not self._of:
+            self._read()
 
     def __call__(self) -> torch.Tensor:
         """The penalty, a scalar in float32 (float64 where the weights are), without a coefficient.
@@ -51,6 +63,7 @@ class GroupLasso:
         Its gradient is that of the closed form: a weight divided by the norm of its output channel, plus the same by
         that of its input channel; zero in a channel of zeros.
         """
+        self.follow()
         weights = [self.weights[name] for kind in self._kinds for name in kind.names]
         return _Penalty.apply(self._kinds, *weights)  # pyright: ignore[reportReturnType]
 
@@ -64,6 +77,7 @@ class GroupLasso:
         Args:
             steps: for each weight by name how far.
         """
+        self.follow()
         for kind in self._kinds:
             weights = [self.weights[name] for name in kind.names]
             values = stacked(weights)

@@ -20,6 +20,7 @@ class Pruning:
         threshold: a channel none of whose weights is as large as this is sparse.
         multiple_of: channel counts stay at multiples of this, by keeping the strongest of those about to go.
         proximal: apply the penalty as a proximal step after the optimizer's instead of through the loss.
+        from_the_first_batch: set the coefficient on the run's first batch, though the penalty starts later.
 
     Raises:
         ConfigError: a value out of range, or nothing between start and the last reconfiguration.
@@ -32,6 +33,7 @@ class Pruning:
     threshold: float = 1e-4
     multiple_of: int = 1
     proximal: bool = False
+    from_the_first_batch: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:

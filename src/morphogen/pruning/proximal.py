@@ -7,10 +7,29 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.optim import Optimizer
 
+from ..errors import ConfigError
 from .lasso import Step
 
 SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
-"""Under these names PyTorch's and timm's adaptive optimizers keep the average of squared gradients."""
+"""Under these names the Adam family and RMSprop keep the average of squared gradients."""
+
+ADAPTIVE = ("betas", "alpha")
+"""Settings by which those optimizers are known before they have any state."""
+
+UNKNOWN = ("rho", "beta2_decay", "initial_accumulator_value", "etas")
+"""Settings of Adadelta, Adafactor, Adagrad and Rprop, whose steps are scaled in other ways."""
+
+
+def check_known(optimizers: Sequence[Optimizer]) -> None:
+    """Raise ConfigError for optimizers whose steps `proximal_steps` does not know."""
+    for optimizer in optimizers:
+        if any(key in group for group in optimizer.param_groups for key in UNKNOWN):
+            raise ConfigError(
+                "a proximal step has to know how long the optimizer's own steps are",
+                where=type(optimizer).__name__,
+                expected="SGD, RMSprop, or one of Adam's kin",
+                todo="Use one of these, or the penalty in the loss (proximal=False)",
+            )
 
 
 def proximal_steps(

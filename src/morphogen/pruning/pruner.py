@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ from ..network import Network
 from ..subnet import SubNetwork
 from .lasso import GroupLasso
 from .policy import Pruning
-from .proximal import proximal_steps
+from .proximal import ADAPTIVE, check_known, proximal_steps
 from .sparsity import sparse_part
 
 NEAR = 64
@@ -31,7 +32,8 @@ class Pruner:
     def __init__(self, network: Network, policy: Pruning, optimizers: Sequence[Optimizer]):
         """
         Raises:
-            ConfigError: no channel of the network can go, or none that can is trained.
+            ConfigError: no channel of the network can go, or none that can is trained; a proximal step behind an
+                optimizer whose own steps are not known.
         """
         self.network, self.policy, self.optimizers = network, policy, optimizers
         self.coefficient: float | None = None
@@ -42,20 +44,33 @@ class Pruner:
                 expected="a convolution or linear layer whose channels can change, and which is trained",
                 todo="`morphogen inspect` says what is pinned and why",
             )
+        if policy.proximal:
+            check_known(optimizers)
+        elif any(key in group for optimizer in optimizers for group in optimizer.param_groups for key in ADAPTIVE):
+            warnings.warn(
+                "behind an adaptive optimizer weights hover around zero, and little or nothing is ever taken out; "
+                "use PruneTrain(proximal=True)",
+                stacklevel=3,
+            )
 
-    def penalised(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss with the penalty; with a proximal step, the loss as it is.
+    def penalised(self, loss: torch.Tensor, epoch: int) -> torch.Tensor:
+        """The loss with the penalty; with a proximal step, and in an epoch without a penalty, the loss as it is.
 
         The first loss sets the coefficient, r L / ((1 - r) P), so that the penalty is the share r of the whole
         (equation 3). Between ranks the mean loss does, the one time.
 
         Args:
             loss: a scalar, of one batch, without a penalty.
+            epoch: of the run.
 
         Raises:
             TrainingError: the first loss is not finite, or not above 0, or all weights are 0.
             ConfigError: the loss holds the penalty already.
         """
+        penalises = self.policy.penalises(epoch)
+        sets = self.coefficient is None and (penalises or self.policy.from_the_first_batch)
+        if not (penalises or sets):
+            return loss
         if _holds_penalty(loss):
             raise ConfigError(
                 "the loss holds the group lasso penalty already",
@@ -63,22 +78,27 @@ class Pruner:
                 todo="Call run.penalised(loss) once, and leave GroupLasso out of the loss",
             )
         with torch.autocast(loss.device.type, enabled=False):
-            if self.coefficient is None:
+            if sets:
                 self.coefficient = self._coefficient(loss)
-            return loss if self.policy.proximal else loss + self.coefficient * self._lasso()
+            if self.policy.proximal or not penalises or self.coefficient is None:
+                return loss
+            return loss + self.coefficient * self._lasso()
 
-    def end_step(self) -> None:
-        """After an optimizer step: the proximal one."""
-        if self.policy.proximal and self.coefficient is not None:
+    def end_step(self, epoch: int) -> None:
+        """After an optimizer step of an epoch: the proximal one."""
+        if self.policy.proximal and self.coefficient is not None and self.policy.penalises(epoch):
+            self._lasso.follow()
             self._lasso.shrink(proximal_steps(self._lasso.weights, self.optimizers, self.coefficient))
 
     def left(self) -> SubNetwork:
         """The sub-network without what is sparse now."""
+        if self.coefficient is None:
+            warnings.warn(
+                "the network is reconfigured, and no loss has been penalised yet; call run.penalised(loss).backward() "
+                "instead of loss.backward()",
+                stacklevel=4,
+            )
         return sparse_part(self.network, self.policy.threshold, self.policy.multiple_of)
-
-    def follow(self) -> None:
-        """After a morph, the penalty is that of the new sub-network."""
-        self._lasso = GroupLasso(self.network)
 
     def _coefficient(self, loss: torch.Tensor) -> float:
         mean, penalty = loss.detach().double().clone(), self._lasso().detach().double()

@@ -78,9 +78,8 @@ def _units_left(
     used = int((mine >= threshold).sum())
     if not used:
         _tell(f"all channels of {group.name} are sparse; the strongest is kept")
-    wanted = -(-max(1, used) * group.unit // multiple_of) * multiple_of  # channels
     order = mine.argsort(descending=True, stable=True)
-    return tuple(sorted(alive[i] for i in order[: -(-wanted // group.unit)].tolist()))
+    return tuple(sorted(alive[i] for i in order[: group.rounded_up(max(1, used), multiple_of)].tolist()))
 
 
 def _tell(what: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError, MorphogenError
 from ..methods import Dense, Method, build_method
 from ..program import first_line
 from ..report.ledger import environment
@@ -89,7 +89,7 @@ def _in_turn(runs: list[Run], log: _Log, progress: Progress) -> list[str]:
         for run, epochs in list(going):
             try:
                 epoch = next(epochs, None)
-            except TrainingError as error:
+            except MorphogenError as error:
                 going.remove((run, epochs))
                 failures.append(f"{run.ledger.method}, seed {run.seed}, {error}")
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,7 +171,10 @@ class Run:
         if ledger.pruned is not None:
             with self._own_random(), ledger.clock("accounting", self.device), self._precision():
                 ledger.pruned.density = densities(self.attached.network, ledger.pruned.threshold)
-                ledger.pruned.inference = inference_speeds(self._dense_model(), self.result, self._example, self.device)
+                with suppress(RuntimeError):  # out of memory; a finished run is not lost to a figure
+                    ledger.pruned.inference = inference_speeds(
+                        self._dense_model(), self.result, self._example, self.device
+                    )
 
     def _train_epoch(self, number: int) -> float:
         """One pass over the data; returns the mean loss."""

@@ -26,7 +26,7 @@ class GrowThenPrune(PruneTrain):
         stages: number of stages of equal length before the whole network's.
         operator: the growth operator.
 
-    The other settings are those of PruneTrain.
+    The other settings are those of `PruneTrain`.
 
     Raises:
         ConfigError: a setting out of range.

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ...errors import ConfigError
 from ...pruning.policy import Pruning
-from .prunetrain import PruneTrain
+from .sparsifying import Sparsifying
 
 
 @dataclass(frozen=True)
-class OneTime(PruneTrain):
+class OneTime(Sparsifying):
     """Group lasso throughout; what is sparse is taken out once.
 
     Attributes:
         at: the share of the run after which, in (0, 1).
 
-    The other settings are those of PruneTrain; there is no interval.
+    The other settings are those of `Sparsifying`.
 
     Raises:
         ConfigError: a setting out of range.
     """
 
-    interval: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     at: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.start < self.at < 1:
-            raise ConfigError("at out of range", where="OneTime", expected="start < at < 1", found=f"{self.at}")
+        if not 0 < self.at < 1:
+            raise ConfigError("at out of range", where="OneTime", expected="0 < at < 1", found=f"{self.at}")
 
     def pruning(self, epochs: int) -> Pruning:
         """One reconfiguration."""
-        return self._policy((round(self.at * epochs),), round(self.start * epochs))
+        return self._policy((round(self.at * epochs),))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ...errors import ConfigError
 from ...pruning.policy import Pruning
-from .prunetrain import PruneTrain
+from .sparsifying import Sparsifying
 
 
 @dataclass(frozen=True)
-class SSL(PruneTrain):
+class SSL(Sparsifying):
     """Train the dense network, sparsify it at full size, take out what is sparse, fine-tune.
 
     Three runs in one: each begins the recipe's learning-rate schedule anew. PruneTrain puts the cost of such a protocol
@@ -21,14 +20,13 @@ class SSL(PruneTrain):
         trained: the share of the run after which the network counts as trained and the penalty begins.
         sparse: the share after which what is sparse is taken out, and fine-tuning begins without the penalty.
 
-    The other settings are those of PruneTrain; there is no interval and no start.
+    The penalty's coefficient is set on the run's first batch, as PruneTrain's is, so that the same ratio means the same
+    strength. The other settings are those of `Sparsifying`.
 
     Raises:
         ConfigError: a setting out of range.
     """
 
-    interval: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    start: ClassVar[float] = 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
     trained: float = 0.4
     sparse: float = 0.8
 
@@ -55,7 +53,7 @@ class SSL(PruneTrain):
                 where="SSL",
                 found=f"{trained}, {sparse - trained} and {epochs - sparse} of {epochs} epochs",
             )
-        return self._policy((sparse,), trained, sparse)
+        return self._policy((sparse,), trained, sparse, from_the_first_batch=True)
 
     def restarts(self, epochs: int) -> tuple[int, ...]:
         """Sparsifying and fine-tuning begin like runs of their own."""

@@ -16,8 +16,7 @@ def rounded_up(network: Network, subnetwork: SubNetwork, multiple: int) -> SubNe
     channels = dict(subnetwork.channels)
     for group in network.groups:
         alive = channels[group.name]
-        wanted = -(-len(alive) * group.unit // multiple) * multiple
-        missing = min(group.size, -(-wanted // group.unit)) - len(alive)
         spare = [unit for unit in range(group.size) if unit not in set(alive)]
-        channels[group.name] = tuple(sorted([*alive, *spare[: max(0, missing)]]))
+        missing = group.rounded_up(len(alive), multiple) - len(alive)
+        channels[group.name] = tuple(sorted([*alive, *spare[:missing]]))
     return replace(subnetwork, channels=channels)

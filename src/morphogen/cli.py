@@ -176,9 +176,9 @@ def run_train(config: TrainConfig) -> int:
 
 def _save(run: Run, config: TrainConfig) -> None:
     try:
-        run.save(config.output / "model.pt")
         record = run.ledger.record()
         (config.output / "results.json").write_text(json.dumps([record], indent=1) + "\n")
+        run.save(config.output / "model.pt")
         if record["schedule"]:
             (config.output / "schedule.json").write_text(json.dumps(record["schedule"]) + "\n")
         if record["searches"]:

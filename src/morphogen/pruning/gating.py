@@ -99,12 +99,11 @@ def gated(network: Network, threshold: float = 1e-4) -> nn.Module:
         layer: Any = model.get_submodule(path)
         if type(layer) not in Layer.__args__ or leaf != "weight" or getattr(layer, "groups", 1) != 1:
             continue
-        magnitudes = layer.weight.detach().abs()
-        dense = [torch.ones(size, dtype=torch.bool, device=magnitudes.device) for size in magnitudes.shape[:2]]
+        weight = layer.weight.detach()
+        dense = [torch.ones(size, dtype=torch.bool, device=weight.device) for size in weight.shape[:2]]
         for axis in axes:
-            by_position = magnitudes.amax([dim for dim in range(magnitudes.ndim) if dim != axis.dim])
-            sparse = axis.laid_out(by_position).amax(1) < threshold  # NaN is not
-            dense[axis.dim] = axis.spread(~sparse, True, magnitudes.ndim).flatten()
+            sparse = axis.maxima(weight) < threshold  # NaN is not
+            dense[axis.dim] = axis.spread(~sparse, True, weight.ndim).flatten()
         if not all(each.all() for each in dense):
             model.set_submodule(path, Gated(layer, *dense))
     return model

@@ -155,7 +155,7 @@ class Ledger:
 
     @property
     def training_seconds(self) -> float:
-        """Everything a user waits for but evaluation."""
+        """Everything a user waits for but evaluation, and what is counted and measured for the report."""
         return sum(self.seconds[cause] for cause in TRAINING)
 
     @property

@@ -2,6 +2,7 @@
 
 import json
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -254,6 +255,22 @@ def test_a_run_that_prunes_keeps_its_books(trained):
 def test_training_draws_what_it_saved(trained):
     pictures = [path for pattern in PICTURES for path in trained.glob(pattern)]
     assert len(pictures) == len(PICTURES) and all(path.stat().st_size > 5000 for path in pictures)
+
+
+def test_the_pruned_network_leaves(trained, tmp_path):
+    assert main(["export", str(trained), "--onnx", "true", "--program", "true", "--output", str(tmp_path)]) == 0
+    weights = torch.load(trained / "model.pt", weights_only=True)["state_dict"]
+    model = morphogen.load(planted(10), tmp_path / "model.safetensors").eval()
+    assert model.layer1[0].conv1.out_channels == 8 - GONE and not list(model.layer1[1].parameters())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    images = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        expected = model(images)
+        program = torch.export.load(tmp_path / "model.pt2").module()
+        torch.testing.assert_close(program(images), expected, atol=1e-5, rtol=1e-5)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    [output] = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_another_run_takes_the_pictures_away(trained):

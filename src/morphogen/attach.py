@@ -413,7 +413,18 @@ def attach(
     if method.mini_batch is not None and batch_size is not None:
         batching = Batching(method.mini_batch, memory, _several(optimizer), batch_size, steps_per_epoch)
     attached = Attached(
-        network, method, stages, optimizer, ema, epochs, memory, steps_per_epoch, probe, pruner, batching, batch_size
+        network,
+        method,
+        stages,
+        optimizer,
+        ema,
+        epochs,
+        memory,
+        steps_per_epoch=steps_per_epoch,
+        probe=probe,
+        pruner=pruner,
+        batching=batching,
+        first_batch=batch_size,
     )
     attached.begin_epoch(0)
     return attached

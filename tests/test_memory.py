@@ -56,9 +56,8 @@ def test_a_step_counted_by_hand(channels, optimizer, settings, state):
     memory = StepMemory(net, [made])
     subnetwork = net.subnetwork(width=channels / 8)
     steps = 8 if optimizer is torch.optim.Adam else 0  # Adam counts the steps of each weight
-    line = memory.footprint(subnetwork, 4)
     for images in (4, 8, 12, 7):
-        assert line.bytes(images) == memory.bytes(subnetwork, images) == step_bytes(images, channels, state) + steps
+        assert memory.bytes(subnetwork, images) == step_bytes(images, channels, state) + steps
     copied = StepMemory(net, [made], copies=2)
     assert copied.bytes(subnetwork, 4) == step_bytes(4, channels, state) + steps + 2 * 4 * 5 * channels
     assert not made.state and net.current == net.dense and all(p.grad is None for p in net.model.parameters())
@@ -110,11 +109,10 @@ def test_the_model_agrees_with_what_a_cpu_allocates(make, side, images, narrow, 
         net = morphogen.trace(model, image(2, side))
         memory = StepMemory(net, [made], autocast=autocast)
         subnetwork = net.subnetwork(**{narrow: share})
-        line = memory.footprint(subnetwork, images)
         morphogen.morph(net, subnetwork, optimizer=made)
         for count in (images, 3 * images):
             batch = image(count, side).contiguous(memory_format=torch.channels_last)
-            found.append(line.bytes(count) / measured(model, made, batch, autocast))
+            found.append(memory.bytes(subnetwork, count) / measured(model, made, batch, autocast))
     assert all(least <= share <= 1.02 for share in found), found
 
 

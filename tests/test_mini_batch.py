@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 import morphogen
 from morphogen import batching
@@ -14,7 +15,7 @@ from morphogen.errors import ConfigError
 from morphogen.memory import StepMemory
 from morphogen.methods import build_method
 from morphogen.report.flops import cost
-from morphogen.schedule.mini_batch import MiniBatch
+from morphogen.schedule.mini_batch import MiniBatch, step_sizes
 from morphogen.train.config import Recipe
 from morphogen.train.data import load_data
 from morphogen.train.loop import Run
@@ -65,15 +66,85 @@ def test_a_batch_has_its_limits():
         net, batches = two(MiniBatch(None, 2), steps_per_epoch=steps)
         batches.follow(net.subnetwork(width=0.25))
         assert batches.size == size and batches.steps_of(net.dense, steps) == steps
-        assert batches.steps_of(net.subnetwork(width=0.25), steps) == steps * FIRST // size
+        # 4; 8; three of 10 and one of 6
+        assert batches.steps_of(net.subnetwork(width=0.25), steps) == {1: 1, 2: 1, 9: 4}[steps]
 
 
-def test_a_gpu_that_needs_more_than_was_modelled_gets_smaller_batches(monkeypatch):
-    """The allocator's figures are planted; there are 1000 bytes of somebody else's."""
+def test_a_batch_fits_where_the_peak_is_flat_at_first():
+    """While the update of the weights is the most, more images need hardly more memory; then much more."""
+
+    class Heavy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 64, 3, padding=1), nn.Linear(64 * 64, 256)
+
+        def forward(self, x):
+            return self.fc(torch.relu(self.conv(x)).flatten(1))
+
+    model = Heavy()
+    made = torch.optim.AdamW(model.parameters())
+    net = morphogen.trace(model, image(2, 8))
+    memory = StepMemory(net, [made])
+    flat, more, steep = (memory.bytes(net.dense, images) for images in (8, 16, 512))
+    assert more - flat < 0.01 * flat and steep > 1.3 * flat
+    for budget in (int(1.1 * flat), int(1.3 * flat), None):
+        for steps_per_epoch in (None, 10_000):
+            batches = Batching(MiniBatch(budget, 8), memory, [made], 8, steps_per_epoch)
+            size = batches.size_of(net.dense)
+            assert size == 8 or budget is not None
+            assert memory.bytes(net.dense, size) <= (budget or flat) < memory.bytes(net.dense, size + 8)
+
+
+def test_a_search_for_a_batch_looks_at_few():
+    looked = []
+
+    def fits(images):
+        looked.append(images)
+        return images <= 560
+
+    assert MiniBatch().size(128, None, fits) == 544 and len(looked) <= 7
+    assert MiniBatch(step=200).size(128, None, fits) == 528
+    assert MiniBatch(limit=300).size(128, None, fits) == 288 and MiniBatch().size(128, 160, fits) == 160
+    assert MiniBatch().size(128, None, lambda images: False) == 128
+
+
+def test_the_steps_of_an_epoch():
+    assert step_sizes(2944, 128, 128) == [128] * 23
+    assert step_sizes(2944, 256, 128) == [256] * 11 + [128]
+    assert step_sizes(2944, 192, 128) == [192] * 15 + [64]  # half the first batch
+    assert step_sizes(2944, 160, 128) == [160] * 18 + [64]
+    assert step_sizes(2944, 320, 128) == [320] * 9 + [64]
+    assert step_sizes(2944, 288, 128) == [288] * 10 + [64]
+    assert step_sizes(2944, 224, 128) == [224] * 13  # 32 are left out
+    assert step_sizes(128, 200, 128) == [128]
+    for first in range(1, 9):
+        for steps in range(1, 9):
+            for size in range(first, 80):
+                sizes = step_sizes(steps * first, size, first)
+                assert 0 <= steps * first - sum(sizes) < first / 2 and set(sizes[:-1]) <= {size}
+                assert len(sizes) >= 1 and first / 2 <= sizes[-1] <= size
+
+
+@pytest.fixture
+def there(monkeypatch):
+    """The allocator's figures, planted."""
     there = {"now": 0, "peak": 0}
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: there.update(peak=there["now"]))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: there["now"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: there["peak"])
+    return there
+
+
+def take_steps(batches, there, peak, steps=1):
+    """Steps of which each needs so many bytes."""
+    for _ in range(steps):
+        batches.begin_step()
+        there["peak"] = max(there["peak"], peak)
+        batches.end_step()
+
+
+def test_a_gpu_that_needs_more_than_was_modelled_gets_smaller_batches(there):
+    """There are 1000 bytes of somebody else's."""
     budget = 4 * step_bytes(FIRST, 8, 0)
     sizes = []
     for policy in (MiniBatch(budget, 1), MiniBatch(None, 1)):
@@ -83,14 +154,34 @@ def test_a_gpu_that_needs_more_than_was_modelled_gets_smaller_batches(monkeypatc
         images = batches.size
         there["now"] = 1000 + 4 * 40
         batches.begin_epoch(net.model.parameters())  # 40 weights
-        there["peak"] = 1000 + 2 * step_bytes(images, 8, 0)
+        there["peak"] = 10**9  # an evaluation before the first step
         for taken in range(5):
             assert batches.factor == (1.0 if taken < batching.SETTLED else 2.0)
-            batches.end_step()
+            take_steps(batches, there, 1000 + 2 * step_bytes(images, 8, 0))
         batches.follow(net.subnetwork(width=0.5))
         sizes.append(batches.size)
     largest = [max(n for n in range(99) if step_bytes(n, 4, 0) <= room) for room in (budget / 2, budget / 4)]
     assert sizes == largest  # without a budget all are off alike
+
+
+def test_a_batch_that_does_not_fit_by_measure_shrinks_in_the_next_epoch(there):
+    budget = 4 * step_bytes(FIRST, 8, 0)
+    net, batches = two(MiniBatch(budget, 1))
+    sizes = []
+    for factor in (0.9, 2.0, 1.9, 1.0):
+        batches.follow(net.dense)
+        batches._gauge = batching.Gauge()
+        batches.begin_epoch([])
+        sizes.append(batches.size)
+        take_steps(batches, there, int(factor * step_bytes(batches.size, 8, 0)), batching.SETTLED)
+        assert batches.factor == pytest.approx(factor, rel=1e-3)
+    largest = [max(n for n in range(99) if step_bytes(n, 8, 0) <= room) for room in (budget, budget / 2)]
+    assert sizes == [largest[0]] * 2 + [largest[1]] * 2  # smaller when it must be, not larger again
+    net, batches = two(MiniBatch(None, 1))
+    batches.follow(net.dense)
+    batches.factor = 2.0
+    batches.follow(net.dense)
+    assert batches.size == FIRST
 
 
 # --- the learning rate ------------------------------------------------------------------------------------
@@ -153,7 +244,7 @@ def test_pruning_raises_the_batch_where_it_reconfigures():
 def test_a_momentum_network_reaches_back_over_the_steps_that_are_taken():
     for text in ("Prog(stages=2)", "Prog(stages=2) + DynamicBatch(step=1)"):
         run = attach(build_method(text), steps_per_epoch=50)
-        steps = 50 * FIRST // run.batch_size  # exact where nothing is left over
+        steps = len(step_sizes(50 * FIRST, run.batch_size, FIRST))
         assert run.momentum.decay == pytest.approx(1 - 1 / (0.1 * 4 * steps))
     assert run.batch_size > FIRST
 
@@ -182,9 +273,11 @@ def test_a_search_has_the_batch_of_its_supernet(monkeypatch):
 def test_an_epoch_is_the_same_images_in_the_same_order_at_every_batch_size():
     data = load_data(recipe())
     plain = [torch.cat([labels for _, labels in data.train_batches(3, 1, batch_size=n)]) for n in (None, 64, 96, 500)]
-    assert [len(labels) for labels in plain] == [448, 448, 480, 500]
-    for labels in plain[:3]:
-        assert torch.equal(labels, plain[3][: len(labels)])
+    assert [len(labels) for labels in plain] == [448] * 4  # 7 steps of 64; 4 of 96 and one of 64; one of 448
+    assert all(torch.equal(labels, plain[0]) for labels in plain)
+    assert [len(labels) for _, labels in data.train_batches(0, 0, batch_size=210)] == [210] * 2  # 28 are left out
+    mixed = load_data(recipe(mixup=0.8))
+    assert [len(images) for images, _ in mixed.train_batches(0, 0, batch_size=96)] == [96] * 4 + [64]
     with pytest.raises(ConfigError, match="not one size for each step; expected 5, found 7"):
         data.train_batches(0, 0, [(8, 8)] * 7, batch_size=96)
 
@@ -197,8 +290,9 @@ def test_streamed_images_come_in_the_same_order_too(tmp_path):
             (tmp_path / part / str(label)).mkdir(parents=True)
             Image.new("RGB", (90, 80)).save(tmp_path / part / str(label) / "0.png")
     data = load_data(recipe(data=str(tmp_path), image_size=32, batch_size=2, images=None, workers=0))
-    two, four = ([labels for _, labels in data.train_batches(0, 0, batch_size=n)] for n in (2, 4))
-    assert [len(labels) for labels in four] == [4, 4] and torch.equal(torch.cat(two), torch.cat(four))
+    two, three, six = ([labels for _, labels in data.train_batches(0, 0, batch_size=n)] for n in (2, 3, 6))
+    assert [[len(labels) for labels in epoch] for epoch in (two, three, six)] == [[2] * 4, [3, 3, 2], [6, 2]]
+    assert torch.equal(torch.cat(two), torch.cat(three)) and torch.equal(torch.cat(two), torch.cat(six))
 
 
 def test_a_run_keeps_its_schedule_and_its_books(monkeypatch):
@@ -213,16 +307,21 @@ def test_a_run_keeps_its_schedule_and_its_books(monkeypatch):
     assert len(list(run.epochs())) == 4
     small, large = run.ledger.stages
     assert (small.batch_size, large.batch_size) == (128, 64)
-    assert (small.steps, large.steps) == (2 * (500 // 128), 2 * (500 // 64))
-    assert run.ledger.samples == run.ledger.record()["samples"] == 6 * 128 + 14 * 64
+    assert (small.steps, large.steps) == (2 * 4, 2 * 7)  # three of 128 and one of 64; seven of 64
+    assert small.images == large.images == 2 * 448
+    assert run.ledger.samples == run.ledger.record()["samples"] == 4 * 448
     half = run.attached.history[0][1]
     assert small.training_flops == cost(run.attached.network, half, 128).training
     assert large.training_flops == cost(run.attached.network, run.attached.network.dense, 64).training
+    images = {size: cost(run.attached.network, half, size).training for size in (128, 64)}
+    assert run.ledger.flops == 6 * images[128] + 2 * images[64] + large.training_flops * 14
     # At the beginning of each epoch the rate is that of its share of the run, times the square root of the batch's.
     cosine = [0.1 * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in range(3)]
-    begins = [rates[i] for i in (0, 3, 6, 13)]
+    begins = [rates[i] for i in (0, 4, 8, 15)]
     assert begins == pytest.approx([1e-4 * math.sqrt(2), cosine[0] * math.sqrt(2), cosine[1], cosine[2]])
-    assert rates[4] == pytest.approx(0.1 * math.sqrt(2) * (1 + math.cos(math.pi * (1 / 3) / 3)) / 2)
+    for step, scale in ((1, math.sqrt(2)), (3, 1)):  # the last is as large as the first batch
+        share = 128 * step / 448
+        assert rates[4 + step] == pytest.approx(0.1 * scale * (1 + math.cos(math.pi * share / 3)) / 2)
 
 
 def test_a_shortened_run_is_as_long_in_images():
@@ -242,9 +341,10 @@ def test_a_comparison_runs_and_keeps_its_books(tmp_path):
     records = {record["method"]: record for record in json.loads((tmp_path / "results.json").read_text())}
     dense, method = records["Dense"], records[label]
     assert [stage["batch_size"] for stage in method["stages"]] == [96, 64]
-    assert [stage["steps"] for stage in method["stages"]] == [256 // 96, 256 // 64]
-    assert method["samples"] == 2 * 96 + 4 * 64 and dense["samples"] == 8 * 64
-    assert method["flops"] == sum(stage["training_flops"] * stage["steps"] for stage in method["stages"])
+    assert [stage["steps"] for stage in method["stages"]] == [3, 4]  # 96, 96 and 64; four of 64
+    assert method["samples"] == dense["samples"] == 8 * 64
+    assert method["flops"] == sum(stage["training_flops"] * 256 // stage["batch_size"] for stage in method["stages"])
+    assert (tmp_path / "memory.png").stat().st_size > 5000 and not (tmp_path / "flops.png").exists()
     before = (tmp_path / "runs.jsonl").read_text()
     assert main(["compare", *small, "--methods", f'["{label}"]', "--output", str(tmp_path)]) == 0
     assert (tmp_path / "runs.jsonl").read_text() == before

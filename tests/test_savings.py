@@ -17,7 +17,7 @@ from morphogen.report.flops import cost
 from morphogen.report.savings.over_epochs import draw_memory
 from morphogen.report.savings.rows import saving_rows
 from morphogen.report.savings.shares import bytes_of_a_step, bytes_of_an_epoch, flops_of_a_step
-from morphogen.report.savings.write import PICTURES
+from morphogen.report.savings.write import PICTURES, draw_savings
 from morphogen.report.sparsity import densities, mapped_layers, output_maxima
 from morphogen.subnet import SubNetwork
 from morphogen.train.cifar_resnet import CIFAR_RESNETS
@@ -177,13 +177,14 @@ def test_the_share_saved_does_not_depend_on_the_number_of_workers():
 
 
 def record(**settings):
-    """A run of 4 epochs of 10 steps, of which the last two are at half the size and twice the batch."""
+    """A run of 4 epochs of 80 images, of which the last two are at half the size and twice the batch."""
     dense = {"epoch": 0, "parameters": 100, "training_flops": 1000, "inference_flops": 30, "normalisation": 80}
-    dense |= {"layers": 9, "memory": None, "steps": 40, "batch_size": 8}
+    dense |= {"layers": 9, "memory": None, "steps": 40, "images": 320, "batch_size": 8}
     half = {"epoch": 2, "parameters": 50, "training_flops": 800, "inference_flops": 15, "normalisation": 80}
-    half |= {"layers": 7, "memory": None, "steps": 10, "batch_size": 16}
+    half |= {"layers": 7, "memory": None, "steps": 10, "images": 160, "batch_size": 16}
     pruned = {"dense": dense, "inference": [{"batch": 10, "dense": 200.0, "pruned": 300.0}]}
-    stages = [{**dense, "steps": 20}, half, {**half, "epoch": 4, "parameters": 25, "layers": 6, "steps": 0}]
+    end = {**half, "epoch": 4, "parameters": 25, "layers": 6, "steps": 0, "images": 0}
+    stages = [{**dense, "steps": 20, "images": 160}, half, end]
     return {"method": "M", "stopped": None, "stages": stages, "pruned": pruned, "epochs": [{"epoch": 3}]} | settings
 
 
@@ -209,11 +210,28 @@ def test_lines_over_epochs_by_hand():
     assert bytes_of_an_epoch(record(), 64) == [1, 0.25]
 
 
+def test_smaller_steps_count_by_their_images():
+    """Epochs of 24 + 24 + 24 + 8 images."""
+    run = record()
+    run["stages"][1] |= {"batch_size": 24, "steps": 8, "training_flops": 1200, "normalisation": 120}
+    [row] = saving_rows([run])
+    assert (row["training FLOPs"], row["norm. bytes"]) == ("70.0", "75.0")
+    assert row["all-reduce bytes"] == "60.0"  # 20 of 40 whole steps, 8 of half
+    assert flops_of_a_step(run) == [1, 0.4]
+    assert bytes_of_an_epoch(run, 64) == [1, pytest.approx(0.2)]  # 4 steps instead of 10
+    for stage in (run["pruned"]["dense"], *run["stages"]):
+        del stage["images"]  # of a run from before they were counted
+    assert bytes_of_an_epoch(run, 64) == [1, pytest.approx(0.5 / 3)]
+
+
 def test_memory_is_drawn_where_it_was_counted(tmp_path):
     run = record(model="net", data="digits")
     for stage, mebibytes in zip([run["pruned"]["dense"], *run["stages"]], (40, 40, 30, 20), strict=True):
         stage["memory"] = mebibytes * 2**20
-    draw_memory([run], tmp_path / "memory.png")
+    grown = {**run, "method": "grown", "pruned": None}
+    draw_savings([grown, {**grown, "stopped": "lost"}, record(model="net", data="digits", pruned=None)], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["memory.png"]
+    draw_memory([grown, run], tmp_path / "memory.png")
     assert (tmp_path / "memory.png").stat().st_size > 5000
 
 

@@ -145,6 +145,8 @@ class Attached:
         Returns:
             The images at the resolution that this step runs at.
         """
+        if self.batching is not None and self.searching is None:
+            self.batching.begin_step()
         runs = self.network.current if self.searching is None else self.searching.begin_step()
         return images if images is None or runs.resolution is None else self._resized(images, runs.resolution)
 

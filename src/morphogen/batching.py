@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch.optim import Optimizer
 
 from .errors import ConfigError
 from .memory import StepMemory, bytes_of
-from .schedule.mini_batch import MiniBatch
+from .schedule.mini_batch import MiniBatch, step_sizes
 from .subnet import SubNetwork
 
 SECOND_MOMENTS = ("betas", "beta2", "beta2_decay", "rho", "centered", "initial_accumulator_value")
@@ -25,8 +24,8 @@ SETTLED = 3
 class Batching:
     """How many images a step of the present sub-network takes.
 
-    The batch is a function of the sub-network, and changes only where that does. With several ranks it is each
-    rank's, as in the paper, the same on all.
+    The batch is a function of the sub-network, and changes only where that does, or where a measurement finds that it
+    exceeds the budget. With several ranks it is each rank's, as in the paper, the same on all.
 
     Attributes:
         size: images in a step.
@@ -54,7 +53,7 @@ class Batching:
             ConfigError: the first batch exceeds the limit, or the memory budget.
         """
         self.policy, self.memory, self.first, self.size, self.factor = policy, memory, first, first, 1.0
-        self._most = sys.maxsize if steps_per_epoch is None else first * steps_per_epoch
+        self._most = None if steps_per_epoch is None else first * steps_per_epoch
         self._adaptive = any(key in group for o in optimizers for group in o.param_groups for key in SECOND_MOMENTS)
         self._present: SubNetwork | None = None
         if policy.limit is not None and policy.limit < first:
@@ -64,7 +63,7 @@ class Batching:
                 expected=f"limit at least {first}",
                 found=f"{policy.limit}",
             )
-        dense = memory.footprint(memory.network.dense, first).once
+        dense = memory.bytes(memory.network.dense, first)
         if policy.budget is not None and policy.budget < dense:
             raise ConfigError(
                 "a memory budget below the first batch",
@@ -79,32 +78,37 @@ class Batching:
     @property
     def lr_scale(self) -> float:
         """What the first batch's learning rate is multiplied by."""
-        return self.policy.lr_scale(self.size / self.first, self._adaptive)
+        return self.lr_scale_of(self.size)
+
+    def lr_scale_of(self, images: int) -> float:
+        """The same for a step of so many images, such as a smaller one at the end of an epoch."""
+        return self.policy.lr_scale(images / self.first, self._adaptive)
 
     def follow(self, subnetwork: SubNetwork) -> None:
-        """Set the batch of what trains from here on; it stays where the sub-network does.
+        """Set the batch of what trains from here on; it stays where the sub-network does and the batch fits.
 
         Raises:
-            ConfigError: see `StepMemory.footprint`.
+            ConfigError: see `StepMemory.bytes`.
         """
-        if subnetwork == self._present:
-            return
-        self._present, self.size = subnetwork, self.size_of(subnetwork)
+        if subnetwork != self._present or not self._fits(subnetwork, self.size):
+            self._present, self.size = subnetwork, self.size_of(subnetwork)
 
     def steps_of(self, subnetwork: SubNetwork, steps_per_epoch: int) -> int:
-        """Steps of an epoch that has so many with the first batch; one more where images were left over."""
-        return steps_per_epoch * self.first // self.size_of(subnetwork)
+        """Steps of an epoch that has so many with the first batch, see `step_sizes`."""
+        return len(step_sizes(steps_per_epoch * self.first, self.size_of(subnetwork), self.first))
 
     def size_of(self, subnetwork: SubNetwork) -> int:
         """Images in a step of a sub-network.
 
         Raises:
-            ConfigError: see `StepMemory.footprint`.
+            ConfigError: see `StepMemory.bytes`.
         """
-        line = self.memory.footprint(subnetwork, self.first)
+        return self.policy.size(self.first, self._most, lambda images: self._fits(subnetwork, images))
+
+    def _fits(self, subnetwork: SubNetwork, images: int) -> bool:
         # Without a budget the measure of the dense network and of this one are off alike.
         budget = self._dense if self.policy.budget is None else self.policy.budget / self.factor
-        return self.policy.size(self.first, self._most, lambda images: line.bytes(images) <= budget)
+        return self.memory.bytes(subnetwork, images) <= budget
 
     def begin_epoch(self, held: Iterable[torch.Tensor]) -> None:
         """On CUDA, begin to measure; PyTorch's peak of allocated bytes counts from here on.
@@ -115,11 +119,16 @@ class Batching:
         if self._gauge is not None:
             self._gauge.begin(self.memory.network.fake.device, bytes_of(held))
 
+    def begin_step(self) -> None:
+        """A step begins; what ran between the beginning of the epoch and its first step is not measured."""
+        if self._gauge is not None:
+            self._gauge.begin_step()
+
     def end_step(self) -> None:
         """A step of the whole present sub-network is over; when enough are, its peak corrects the model."""
         measured = self._gauge.end_step() if self._gauge is not None else None
         if measured is not None and self._present is not None:
-            modelled = self.memory.footprint(self._present, self.first).bytes(self.size)
+            modelled = self.memory.bytes(self._present, self.size)
             self.factor = _of_all_ranks(measured / modelled)
 
 
@@ -133,6 +142,11 @@ class Gauge:
         """Begin anew; of what is on the device, `own` bytes are the network's."""
         torch.cuda.reset_peak_memory_stats(device)
         self._device, self._others, self._steps = device, torch.cuda.memory_allocated(device) - own, 0
+
+    def begin_step(self) -> None:
+        """Before the first step the peak begins once more."""
+        if self._steps == 0:
+            torch.cuda.reset_peak_memory_stats(self._device)
 
     def end_step(self) -> int | None:
         """Bytes at the peak without what is others', when so many steps are over as it takes; else None."""

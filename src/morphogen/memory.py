@@ -11,7 +11,6 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,28 +80,6 @@ class Allocations(TorchDispatchMode):
         self.live -= size
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes of a step of one sub-network as a straight line over its batch.
-
-    The peak is the largest of several lines (the end of the forward pass, the update of the weights), so between the
-    two points this is at least the truth, and beyond them the line of large batches.
-
-    Attributes:
-        images: of the first point; the second has twice as many.
-        once: bytes with them.
-        twice: bytes with twice as many.
-    """
-
-    images: int
-    once: int
-    twice: int
-
-    def bytes(self, batch_size: int) -> int:
-        """Bytes with so many images."""
-        return self.once + -(-(self.twice - self.once) * (batch_size - self.images) // self.images)
-
-
 class StepMemory:
     """Bytes of a training step of any sub-network of one network, with its own optimizers.
 
@@ -128,25 +105,22 @@ class StepMemory:
             (optimizer, [[names[p] for p in group["params"] if p in names] for group in optimizer.param_groups])
             for optimizer in optimizers
         ]
-        self._known: dict[tuple[SubNetwork, int], Footprint] = {}
-
-    def footprint(self, subnetwork: SubNetwork, images: int) -> Footprint:
-        """Bytes of a step of a sub-network, as a line through batches of `images` and of twice as many.
-
-        Raises:
-            ConfigError: a step of this model or of its optimizers needs more than shapes.
-        """
-        key = subnetwork, images
-        if key not in self._known:
-            self._known[key] = Footprint(images, self.bytes(subnetwork, images), self.bytes(subnetwork, 2 * images))
-        return self._known[key]
+        self._known: dict[tuple[SubNetwork, int], int] = {}
 
     def bytes(self, subnetwork: SubNetwork, batch_size: int) -> int:
         """Bytes at the peak of a step; nothing is computed, and the model is not touched.
 
+        They grow with the batch, but not along one line: where the peak is the update of the weights, hardly at all.
+
         Raises:
-            ConfigError: see `footprint`.
+            ConfigError: a step of this model or of its optimizers needs more than shapes.
         """
+        key = subnetwork, batch_size
+        if key not in self._known:
+            self._known[key] = self._followed(*key)
+        return self._known[key]
+
+    def _followed(self, subnetwork: SubNetwork, batch_size: int) -> int:
         network, device = self.network, self.network.fake.device
         model = network.sketch(subnetwork).train()
         tensors = [*model.parameters(), *model.buffers()]

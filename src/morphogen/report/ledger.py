@@ -52,14 +52,15 @@ class StageCost:
         epoch: its first.
         resolution: height and width of its sub-network's input.
         parameters: of the sub-network.
-        training_flops: of a step; in a search the mean over the candidates that ran.
-        batch_size: images in a step.
+        training_flops: of a step of `batch_size` images; in a search the mean over the candidates that ran.
+        batch_size: images in a step; the last of an epoch may have fewer.
         searching: whether it is an elastic supernet, whose candidates run in turn.
         steps: how many were taken.
+        images: of all of them.
         inference_flops: of one image.
-        normalisation: bytes that normalisation moves in a step, see `NormalisationTraffic`.
+        normalisation: bytes that normalisation moves in such a step, see `NormalisationTraffic`.
         layers: convolution and linear layers of the sub-network.
-        memory: bytes of a step; None where it was not counted.
+        memory: bytes of such a step; None where it was not counted.
     """
 
     epoch: int
@@ -69,10 +70,16 @@ class StageCost:
     batch_size: int
     searching: bool = False
     steps: int = 0
+    images: int = 0
     inference_flops: int = 0
     normalisation: int = 0
     layers: int = 0
     memory: int | None = None
+
+    def add(self, steps: int, images: int, flops: int) -> None:
+        """Steps were taken, with so many images and FLOPs together."""
+        before, self.steps, self.images = self.images, self.steps + steps, self.images + images
+        self.training_flops = (self.training_flops * before + flops * self.batch_size) // self.images
 
 
 @dataclass
@@ -161,12 +168,12 @@ class Ledger:
     @property
     def flops(self) -> int:
         """FLOPs of all training steps; those of comparing candidates are not among them."""
-        return sum(stage.training_flops * stage.steps for stage in self.stages)
+        return sum(stage.training_flops * stage.images // stage.batch_size for stage in self.stages)
 
     @property
     def samples(self) -> int:
         """Images of all training steps."""
-        return sum(stage.batch_size * stage.steps for stage in self.stages)
+        return sum(stage.images for stage in self.stages)
 
     @property
     def accuracy(self) -> float | None:

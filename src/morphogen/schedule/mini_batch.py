@@ -48,20 +48,43 @@ class MiniBatch:
                 expected=" or ".join(get_args(Scaling)),
             )
 
-    def size(self, first: int, most: int, fits: Callable[[int], bool]) -> int:
+    def size(self, first: int, most: int | None, fits: Callable[[int], bool]) -> int:
         """Images in a step.
 
         Args:
             first: of the dense network, and the least.
-            most: that there may be, whatever the memory; no less than `first`.
-            fits: whether so many fit the budget; if some do, fewer do.
+            most: that there may be, whatever the memory; None leaves it to the budget.
+            fits: whether so many fit the budget; if some do, fewer do, and too many never do.
         """
-        low, high = 0, (min(most, self.limit or most) - first) // self.step
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(first + middle * self.step) else (low, middle - 1)
+
+        def allowed(steps: int) -> bool:
+            images = first + steps * self.step
+            return all(top is None or images <= top for top in (most, self.limit)) and fits(images)
+
+        # Every call may cost a second: outwards by doubling, the first time to about twice the first batch.
+        low, high = 0, max(1, first // self.step)
+        while allowed(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if allowed(middle) else (low, middle)
         return first + low * self.step
 
     def lr_scale(self, ratio: float, adaptive: bool) -> float:
         """What the learning rate is multiplied by where the batch is `ratio` times the first one."""
         return ratio**0.5 if self.scaling == "sqrt" or (self.scaling == "auto" and adaptive) else ratio
+
+
+def step_sizes(images: int, size: int, first: int) -> list[int]:
+    """Images in each step of an epoch.
+
+    All steps have `size` images but for a last, smaller one of what is left over; it is left out where it has less than
+    half of the first batch. So every epoch sees the same images, but for less than half of a first batch.
+
+    Args:
+        images: of an epoch, a multiple of `first`.
+        size: of a step.
+        first: images in a step of the dense network.
+    """
+    steps, rest = divmod(images, size)
+    return [size] * steps + [rest] * (2 * rest >= first)

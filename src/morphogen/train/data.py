@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from ..errors import ConfigError
 from ..program import first_line
 from ..resize import Size, resized
+from ..schedule.mini_batch import step_sizes
 from ..schedule.stages import Regularisation
 from ..timing import now
 from .augment import Augments, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
@@ -83,6 +84,11 @@ class Data(ABC):
         """Height and width of the images where nothing else is asked for."""
         return self.image_size, self.image_size
 
+    def step_sizes(self, batch_size: int) -> list[int]:
+        """Images in each step of an epoch: at every batch size those of the recipe's steps, see `step_sizes`."""
+        first = self.recipe.batch_size
+        return step_sizes(self.steps * first, batch_size, first)
+
     def train_batches(
         self,
         seed: int,
@@ -94,8 +100,8 @@ class Data(ABC):
     ) -> Iterator[TrainBatch]:
         """Shuffled, augmented, normalised batches, the same for the same arguments.
 
-        With several sizes, batch k is batch k of an epoch wholly at `sizes[k]`. The images' order is the same at every
-        batch size.
+        With several sizes, batch k is batch k of an epoch wholly at `sizes[k]`. The images and their order are the same
+        at every batch size, but for a few at the end (see `step_sizes`).
 
         Args:
             seed: of the run.
@@ -109,9 +115,9 @@ class Data(ABC):
         Raises:
             ConfigError: a number of sizes other than the epoch's steps.
         """
-        batch_size = batch_size or self.recipe.batch_size
-        each = self._each_step(sizes, self.images // batch_size)
-        return self._batches(seed, epoch, self.recipe.repeated_augmentation, each, resizing, strength, batch_size)
+        counts = self.step_sizes(batch_size or self.recipe.batch_size)
+        each = self._each_step(sizes, len(counts))
+        return self._batches(seed, epoch, self.recipe.repeated_augmentation, each, resizing, strength, counts)
 
     def subset(self, count: int, seed: int, strength: Regularisation = AS_THE_RECIPE_SAYS) -> Subset:
         """A fixed random part of the training images, augmented in a fixed way, to compare networks on.
@@ -151,9 +157,10 @@ class Data(ABC):
 
     @abstractmethod
     def _train_bytes(
-        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, batch_size: int
+        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, counts: Sequence[int]
     ) -> Iterator[TrainBatch]:
-        """Augmented images, uint8, a batch for each size, at that size where they can be made so, else at their own."""
+        """Augmented images, uint8, a batch of so many for each size, at it where they can be made so, else at their
+        own."""
 
     @abstractmethod
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
@@ -167,14 +174,14 @@ class Data(ABC):
         sizes: Sequence[Size],
         resizing: str,
         strength: Regularisation,
-        batch_size: int,
+        counts: Sequence[int],
     ) -> Iterator[TrainBatch]:
-        """A batch for each size, each image `repeats` times in a row; see `train_batches`."""
+        """A batch for each size, of so many images, each image `repeats` times in a row; see `train_batches`."""
         # Only a bilinear image can be made small to begin with.
         decoded = [self._made_at(size) if resizing == "bilinear" else self.size for size in sizes]
         magnitude, mean = self.recipe.randaugment * strength.randaugment, self.mean.flatten().tolist()
         augments = {size: rand_augment(magnitude, size, mean) for size in set(decoded)}
-        batches = self._train_bytes(seed, epoch, repeats, decoded, augments, batch_size)
+        batches = self._train_bytes(seed, epoch, repeats, decoded, augments, counts)
         for step, size in enumerate(sizes):
             with seeded(seed, epoch, 0, step, device=self.device):
                 images, labels = next(batches)
@@ -221,8 +228,8 @@ class Subset(Iterable[TrainBatch]):
 
     def __iter__(self) -> Iterator[TrainBatch]:
         sizes = [self.data.size] * self.steps
-        batch_size = self.data.recipe.batch_size
-        return self.data._batches(self.seed, _OF_A_SUBSET, 1, sizes, "bilinear", self.strength, batch_size)
+        counts = [self.data.recipe.batch_size] * self.steps
+        return self.data._batches(self.seed, _OF_A_SUBSET, 1, sizes, "bilinear", self.strength, counts)
 
 
 class MemoryData(Data):
@@ -255,12 +262,12 @@ class MemoryData(Data):
         return self.size
 
     def _train_bytes(
-        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, batch_size: int
+        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, counts: Sequence[int]
     ) -> Iterator[Batch]:
         """Random crops after padding, and horizontal flips where they keep the meaning."""
         generator, augment = self._generator(seed, epoch), augments[self.size]
-        order = image_order(self.images, repeats, generator)
-        for chosen in order.to(self.device).split(batch_size)[: len(sizes)]:
+        order = image_order(self.images, repeats, generator)[: sum(counts)]
+        for chosen in order.to(self.device).split(list(counts)):
             images = crop_and_flip(self.train_images[chosen], self.crop, self.flip, generator)
             yield augmented(images, augment) if augment else images, self.train_labels[chosen]
 
@@ -289,24 +296,25 @@ class StreamData(Data):
         return size
 
     def _train_bytes(
-        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, batch_size: int
+        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, counts: Sequence[int]
     ) -> Iterator[TrainBatch]:
         """Random resized crops and horizontal flips."""
-        order = image_order(self.images, repeats, self._generator(seed, epoch))[: len(sizes) * batch_size]
-        items = [(position, index, sizes[position // batch_size]) for position, index in enumerate(order.tolist())]
+        order = image_order(self.images, repeats, self._generator(seed, epoch))
+        items = enumerate(order.tolist())
+        batches = [
+            [(position, index, size) for position, index in itertools.islice(items, count)]
+            for size, count in zip(sizes, counts, strict=True)
+        ]
         crops = RandomCrops(self.train, augments, (seed, epoch, 1), self.maps)
-        yield from self._load(crops, batch_size, sampler=items)
+        yield from self._load(crops, batch_sampler=batches)
 
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """Centre crops."""
-        yield from self._load(CentreCrops(self.test, size), self.recipe.batch_size)
+        yield from self._load(CentreCrops(self.test, size), batch_size=self.recipe.batch_size)
 
-    def _load(
-        self, dataset: Dataset[tuple[Tensor, Any]], batch_size: int, **options: Any
-    ) -> Iterator[tuple[Tensor, Any]]:
+    def _load(self, dataset: Dataset[tuple[Tensor, Any]], **options: Any) -> Iterator[tuple[Tensor, Any]]:
         loader = DataLoader(
             dataset,
-            batch_size,
             num_workers=self.recipe.workers,
             pin_memory=self.device.type == "cuda",
             **options,

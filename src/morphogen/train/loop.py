@@ -93,8 +93,9 @@ class Run:
             self._open_stage(0)
             if self.attached.pruner is not None:
                 dense, threshold = self.attached.network.dense, self.attached.pruner.policy.threshold
+                price = self._stage_cost(0, dense, recipe.batch_size)
                 self.ledger.pruned = PrunedRun(
-                    replace(self._stage_cost(0, dense, recipe.batch_size), steps=self.steps), threshold
+                    replace(price, steps=self.steps, images=self.steps * recipe.batch_size), threshold
                 )
                 self._mapped = mapped_layers(self.attached.network, recipe.sparsity_map)
 
@@ -180,11 +181,13 @@ class Run:
         """One pass over the data; returns the mean loss."""
         self.model.train()
         losses: list[torch.Tensor] = []
+        counts, seen = self._counts_left(number), 0
         waited = self.ledger.seconds["data"]
         with self.ledger.clock("step", self.device):
-            for images, labels in itertools.islice(self._timed(self._batches(number)), self._steps_left(number)):
-                self._set_learning_rate(number, len(losses))
+            for images, labels in itertools.islice(self._timed(self._batches(number)), len(counts)):
+                self._set_learning_rate(number, seen, len(images))
                 losses.append(self._step(images, labels))
+                seen += len(images)
                 if len(losses) % CHECK_EVERY == 0:
                     _check_finite(losses[-CHECK_EVERY:], number, len(losses) - CHECK_EVERY)
             _check_finite(losses, number, 0)
@@ -192,9 +195,8 @@ class Run:
         self.ledger.seconds["step"] -= self.ledger.seconds["data"] - waited
         with self.ledger.clock("accounting", self.device):
             stage = self.ledger.stages[-1]
-            flops = sum(self._price(self.attached.runs(step), self.batch_size).training for step in range(len(losses)))
-            stage.training_flops = (stage.training_flops * stage.steps + flops) // (stage.steps + len(losses))
-            stage.steps += len(losses)
+            flops = sum(self._price(self.attached.runs(step), count).training for step, count in enumerate(counts))
+            stage.add(len(losses), seen, flops)
         return float(torch.stack(losses).mean())
 
     def _batches(self, number: int) -> Iterator[TrainBatch]:
@@ -203,7 +205,10 @@ class Run:
         return self.data.train_batches(
             self.seed,
             number,
-            [attached.runs(step).resolution or self.data.size for step in range(self.data.images // self.batch_size)],
+            [
+                attached.runs(step).resolution or self.data.size
+                for step in range(len(self.data.step_sizes(self.batch_size)))
+            ],
             attached.method.resizing,
             attached.regularisation(number),
             self.batch_size,
@@ -211,26 +216,31 @@ class Run:
 
     @property
     def batch_size(self) -> int:
-        """Images in a step of this epoch."""
+        """Images in a step of this epoch; its last may have fewer."""
         return self.attached.batch_size or self.recipe.batch_size
 
-    def _steps_left(self, number: int) -> int:
-        """Steps of an epoch and of all after it, of this epoch's batch; a step that is begun counts."""
-        return -(-(self.steps - number * self.data.steps) * (self.data.images // self.batch_size) // self.data.steps)
+    def _counts_left(self, number: int) -> list[int]:
+        """Images in each step of an epoch that this run has left; a step that is begun is taken whole."""
+        left = (self.steps - number * self.data.steps) * self.recipe.batch_size
+        counts = self.data.step_sizes(self.batch_size)
+        begins = itertools.accumulate(counts, initial=0)
+        return [count for count, begin in zip(counts, begins, strict=False) if begin < left]
 
-    def _set_learning_rate(self, number: int, step: int) -> None:
-        """That of a step of an epoch: by the share of the epoch that is over, however large its batches are.
+    def _set_learning_rate(self, number: int, seen: int, images: int) -> None:
+        """That of a step of an epoch: by the images seen before it in the epoch, and by its own.
 
         A shortened run warms up for the same share of its steps. Where the method begins the schedule anew, each part
         is like a run of its own.
         """
-        done = (number + step / (self.data.images // self.batch_size)) * self.data.steps
+        done = (number + seen / (self.data.steps * self.recipe.batch_size)) * self.data.steps
         restarts = [epoch * self.data.steps for epoch in self.attached.method.restarts(self.total_epochs)]
         begin = max(at for at in (0, *restarts) if at <= done)
         length = min(at for at in (*restarts, self.steps) if at > begin) - begin
         share = cosine_share(done - begin, length, length * self.recipe.warmup_epochs // self.recipe.epochs)
+        batching = self.attached.batching
+        scale = 1.0 if batching is None else batching.lr_scale_of(images)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * share * self.attached.lr_scale
+            group["lr"] = self.recipe.lr * share * scale
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
         self.attached.begin_step()

@@ -1,1 +1,1 @@
-"""What runs that pruned have saved: a table, and the pictures of PruneTrain's figures, from records."""
+"""What runs that pruned have saved, as a table and as PruneTrain's pictures, from records; also others' memory."""

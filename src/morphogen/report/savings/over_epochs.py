@@ -37,18 +37,21 @@ def draw_flops(runs: Sequence[Record], path: Path) -> None:
 
 
 def draw_memory(runs: Sequence[Record], path: Path) -> None:
-    """Memory of a training step, one line a run, and the batch size wherever it changes (Figure 9)."""
+    """Memory of a training step, one line a run, and the batch size wherever it changes (Figure 9).
+
+    The dense network's is marked where a run that pruned has noted it.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     _draw_stages(axes, runs, lambda run: [stage["memory"] / MIB for stage in trained_stages(run)])
-    dense = runs[0]["pruned"]["dense"]["memory"]
+    dense = next((run["pruned"]["dense"]["memory"] for run in runs if run.get("pruned")), None)
     if dense is not None:
         axes.axhline(dense / MIB, color="gray", linestyle="--", linewidth=1, label="dense")
     for run in runs:
         stages = trained_stages(run)
-        batches = [stage.get("batch_size") for stage in stages]
+        batches = [stage["batch_size"] for stage in stages]
         for stage, before, batch in zip(stages, [None, *batches], batches, strict=False):
             if batch != before:
                 place = (stage["epoch"], stage["memory"] / MIB)

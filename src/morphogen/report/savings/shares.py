@@ -13,11 +13,15 @@ def pruned_runs(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.get("pruned") and not record["stopped"]]
 
 
+def modelled_runs(records: Sequence[Record]) -> list[Record]:
+    """The finished runs, pruned or not, in which the memory of every stage is known."""
+    return [r for r in records if not r["stopped"] and all(stage.get("memory") for stage in r["stages"])]
+
+
 def over_training(run: Record, key: str) -> float | None:
     """Share of what the dense network's steps need, such as of `training_flops`; None where they need none of it."""
-    dense = run["pruned"]["dense"]
-    whole = dense[key] * dense["steps"]
-    return sum(stage[key] * stage["steps"] for stage in run["stages"]) / whole if whole else None
+    whole = _over_images(run["pruned"]["dense"], key)
+    return sum(_over_images(stage, key) for stage in run["stages"]) / whole if whole else None
 
 
 def at_the_end(run: Record, key: str) -> float:
@@ -38,8 +42,9 @@ def steps_of(run: Record, *, dense: bool = False) -> list[tuple[int, int]]:
 
 def flops_of_a_step(run: Record) -> list[float]:
     """FLOPs of a step of each trained stage as a share of the dense network's, with the dense run's batch."""
-    dense = run["pruned"]["dense"]["training_flops"]
-    return [stage["training_flops"] / batch_growth(stage, run) / dense for stage in trained_stages(run)]
+    dense = run["pruned"]["dense"]
+    of_an_image = dense["training_flops"] / dense["batch_size"]
+    return [stage["training_flops"] / stage["batch_size"] / of_an_image for stage in trained_stages(run)]
 
 
 def bytes_of_a_step(run: Record, workers: int) -> list[float]:
@@ -50,8 +55,9 @@ def bytes_of_a_step(run: Record, workers: int) -> list[float]:
 
 def bytes_of_an_epoch(run: Record, workers: int) -> list[float]:
     """The same of an epoch, which has fewer steps where the batch has grown."""
-    growths = [batch_growth(stage, run) for stage in trained_stages(run)]
-    return [share / growth for share, growth in zip(bytes_of_a_step(run, workers), growths, strict=True)]
+    dense = run["pruned"]["dense"]
+    steps = [stage["steps"] / images_of(stage) * dense["batch_size"] for stage in trained_stages(run)]
+    return [share * fewer for share, fewer in zip(bytes_of_a_step(run, workers), steps, strict=True)]
 
 
 def trained_stages(run: Record) -> list[Record]:
@@ -64,6 +70,11 @@ def epochs_of(run: Record) -> list[int]:
     return [*(stage["epoch"] for stage in trained_stages(run)), run["epochs"][-1]["epoch"] + 1]
 
 
-def batch_growth(stage: Record, run: Record) -> float:
-    """The images of a stage's step by those of the dense run's."""
-    return stage.get("batch_size", 1) / run["pruned"]["dense"].get("batch_size", 1)
+def images_of(stage: Record) -> int:
+    """Images of all steps of a stage; of records from before they were counted, those of whole steps."""
+    return stage.get("images", stage["steps"] * stage["batch_size"])
+
+
+def _over_images(stage: Record, key: str) -> float:
+    """What all steps of a stage need of what a whole step needs."""
+    return stage[key] * images_of(stage) / stage["batch_size"]

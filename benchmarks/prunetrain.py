@@ -24,6 +24,7 @@ from morphogen.methods import build_method
 from morphogen.report.ledger import environment
 from morphogen.report.render import as_markdown, summary
 from morphogen.report.savings.rows import saving_rows
+from morphogen.report.savings.shares import images_of
 from morphogen.train.compare import speedups
 from morphogen.train.config import CompareConfig
 from morphogen.train.data import load_data
@@ -74,7 +75,8 @@ def main() -> None:
     ssl = run_ssl(CompareConfig(**settings), output / "ssl.jsonl")
     for run in (run for run in ssl if run["seed"] in dense):
         # What it cost is measured by the usual run, not by a dense one that is as long as its own.
-        run["pruned"]["dense"] |= {"steps": sum(stage["steps"] for stage in dense[run["seed"]]["stages"])}
+        stages = dense[run["seed"]]["stages"]
+        run["pruned"]["dense"] |= {"steps": sum(s["steps"] for s in stages), "images": sum(map(images_of, stages))}
         records.append({**run, **speedups(run, dense[run["seed"]])})
     text = as_markdown(summary(records)) + "\n\n" + as_markdown(saving_rows(records))
     (output / "prunetrain.md").write_text(text + "\n")

@@ -29,10 +29,11 @@ def draw_flops(runs: Sequence[Record], path: Path) -> None:
     """FLOPs of a training step as a share of the dense network's, one line a run (Figure 2a)."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4 + _legend_height(runs)), layout="constrained")
     axes = figure.subplots()
     _draw_shares(axes, runs, flops_of_a_step, "training FLOPs of a step")
     axes.set_title(_subject(runs), fontsize=9)
+    figure.legend(fontsize=8, loc="outside lower center")
     figure.savefig(path, dpi=130)
 
 
@@ -43,7 +44,7 @@ def draw_memory(runs: Sequence[Record], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4 + _legend_height(runs)), layout="constrained")
     axes = figure.subplots()
     _draw_stages(axes, runs, lambda run: [stage["memory"] / MIB for stage in trained_stages(run)])
     dense = next((run["pruned"]["dense"]["memory"] for run in runs if run.get("pruned")), None)
@@ -58,8 +59,8 @@ def draw_memory(runs: Sequence[Record], path: Path) -> None:
                 axes.annotate(f"batch {batch}", place, textcoords="offset points", xytext=(2, 4), fontsize=7)
     axes.set_ylabel("memory of a training step (MiB)")
     axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
-    axes.legend(fontsize=8, loc="lower left")
     axes.set_title(_subject(runs), fontsize=9)
+    figure.legend(fontsize=8, loc="outside lower center")
     figure.savefig(path, dpi=130)
 
 
@@ -70,11 +71,12 @@ def draw_communication(runs: Sequence[Record], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 4), layout="constrained")
+    figure = Figure(figsize=(14, 4 + _legend_height(runs)), layout="constrained")
     step, epoch, scale = figure.subplots(1, 3)
     _draw_shares(step, runs, lambda run: bytes_of_a_step(run, MODELLED), "all-reduce bytes of a step")
     _draw_shares(epoch, runs, lambda run: bytes_of_an_epoch(run, MODELLED), "all-reduce bytes of an epoch")
     _draw_workers(scale, [of_method[0] for of_method in by_method(runs).values()])
+    figure.legend(*scale.get_legend_handles_labels(), fontsize=8, loc="outside lower center")
     figure.suptitle(f"{_subject(runs)}: hierarchical ring all-reduce, modelled", fontsize=9)
     figure.savefig(path, dpi=130)
 
@@ -94,8 +96,6 @@ def _draw_workers(axes: Axes, runs: Sequence[Record]) -> None:
     axes.set_xticks(range(len(WORKERS)), [str(workers) for workers in WORKERS])
     axes.set_xlabel("workers")
     axes.set_ylabel("all-reduce of all workers, GiB an epoch")
-    axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # the legend is above the bars
-    axes.legend(fontsize=8, loc="upper left")
 
 
 def _draw_shares(axes: Axes, runs: Sequence[Record], shares: Callable[[Record], list[float]], what: str) -> None:
@@ -104,7 +104,6 @@ def _draw_shares(axes: Axes, runs: Sequence[Record], shares: Callable[[Record], 
     axes.axhline(1, color="gray", linestyle="--", linewidth=1, label="dense")
     axes.set_ylabel(f"{what}, share of dense")
     axes.set_ylim(0, 1.15)
-    axes.legend(fontsize=8, loc="lower left")
 
 
 def _draw_stages(axes: Axes, runs: Sequence[Record], values: Callable[[Record], list[float]]) -> None:
@@ -122,6 +121,11 @@ def _draw_stages(axes: Axes, runs: Sequence[Record], values: Callable[[Record], 
             )
     axes.set_xlabel("epoch")
     axes.grid(alpha=0.3)
+
+
+def _legend_height(runs: Sequence[Record]) -> float:
+    """Inches that a legend with a line for each method takes below the picture."""
+    return 0.17 * (len(by_method(runs)) + 1)
 
 
 def _subject(runs: Sequence[Record]) -> str:

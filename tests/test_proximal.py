@@ -96,13 +96,43 @@ def test_adamw_shrinks_by_the_mean_of_what_it_divides_by():
     steps = proximal_steps(lasso.weights, [optimizer], 0.2)
     assert steps["conv1.weight"].length == pytest.approx(0.002)
     torch.testing.assert_close(steps["conv1.weight"].scale[:, 1:], torch.full((12, 7, 3, 3), 0.5))
+    # The dead input channel goes at the rate of the mean over all weights.
+    entries = sum(weight.numel() for weight in lasso.weights.values())
+    least = 0.5 * (1 - 12 * 9 / entries)
+    torch.testing.assert_close(steps["conv1.weight"].scale[:, 0], torch.full((12, 3, 3), least))
     lasso.shrink(steps)
-    # Output channels: seven of eight entries have the scale 0.5. The dead input channel: nothing holds it.
-    out = stepped * (1 - 0.002 / (0.5 * 7 / 8) / norms(stepped, 0))[:, None, None, None]
-    scales = torch.full((8,), 0.5)
+    out = stepped * (1 - 0.002 / ((7 * 0.5 + least) / 8) / norms(stepped, 0))[:, None, None, None]
+    scales = torch.full((8,), 0.5).index_fill(0, torch.tensor([0]), least)
     expected = out * (1 - 0.002 / scales / norms(out, 1))[None, :, None, None]
-    torch.testing.assert_close(model.conv1.weight[:, 1:], expected[:, 1:])
-    assert not model.conv1.weight[:, 0].any()
+    torch.testing.assert_close(model.conv1.weight, expected)
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.RMSprop])
+def test_branches_that_begin_silent_are_not_gone_after_a_step(make):
+    """Behind a normalisation that begins at zero no gradient reaches a convolution in the first step."""
+    model = Residual()
+    torch.nn.init.zeros_(model.bn2.weight)
+    optimizer = make(model.parameters(), 1e-3)
+    run = morphogen.attach(model, optimizer, PruneTrain(proximal=True), example=image(), epochs=2)
+    before = model.conv1.weight.detach().norm()
+    loss = torch.nn.functional.cross_entropy(model(image(4)), torch.arange(4))
+    run.penalised(loss).backward()
+    optimizer.step()
+    run.end_step()
+    assert model.conv1.weight.norm() > 0.5 * before  # RMSprop's first step is ten times as long as its later ones
+
+
+def test_the_momentum_of_rmsprop_counts_and_optimizers_without_second_moments_are_refused():
+    weight = torch.nn.Parameter(torch.ones(4))
+    for momentum, length in ((0.0, 0.1), (0.9, 1.0)):
+        optimizer = torch.optim.RMSprop([weight], 0.1, momentum=momentum)
+        weight.grad = torch.ones(4)
+        optimizer.step()
+        assert proximal_steps({"weight": weight}, [optimizer], 1.0)["weight"].length == pytest.approx(length)
+    optimizer = torch.optim.Adamax([weight], 0.1)
+    optimizer.step()
+    with pytest.raises(morphogen.ConfigError, match="Adamax: a proximal step has to know"):
+        proximal_steps({"weight": weight}, [optimizer], 1.0)
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])

@@ -392,6 +392,8 @@ def attach(
             where=type(method).__name__,
             expected="attach(..., steps_per_epoch=...), or a decay",
         )
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise ConfigError("batch_size out of range", expected="a whole number, at least 1", found=f"{batch_size}")
     if method.mini_batch is not None and batch_size is None:
         raise ConfigError(
             "the mini-batch is to grow, and the first one is not known",

@@ -61,7 +61,7 @@ def save(
         for name, tensor in tensors.items()
     }
     with replaced(Path(path)) as file:
-        file.write(to_bytes(copies, {"format": "pt", **metadata_of(network, notes)}))
+        file.write(to_bytes(copies, {**metadata_of(network, notes), "format": "pt"}))
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], *, example: Example | None = None) -> nn.Module:
@@ -88,7 +88,11 @@ def metadata_of(network: Network, notes: Mapping[str, str] | None = None) -> dic
     from .. import __version__
 
     args, kwargs = network.fake.inputs(None)
-    found = {**(notes or {}), "morphogen": __version__, "subnetwork": network.current.to_json()}
+    found = {
+        **{name: str(note) for name, note in (notes or {}).items()},
+        "morphogen": __version__,
+        "subnetwork": network.current.to_json(),
+    }
     found["exclude"] = json.dumps(network.structure.exclude)
     if all(isinstance(value, torch.Tensor) for value in [*args, *kwargs.values()]):
         kinds = {name: _kind(value) for name, value in kwargs.items()} or [_kind(value) for value in args]
@@ -138,6 +142,12 @@ def restore(
     Raises:
         ExportError: they do not fit this model, which is then as it was.
     """
+    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+        raise ExportError(
+            "a model on the meta device has nowhere to keep weights",
+            where=where,
+            todo="Build it on a device, or call model.to_empty(device=...) first",
+        )
     try:
         subnetwork = SubNetwork.from_json(metadata["subnetwork"])
         exclude = [str(path) for path in json.loads(metadata["exclude"])]

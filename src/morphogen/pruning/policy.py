@@ -40,10 +40,10 @@ class Pruning:
             raise ConfigError(
                 "the lasso penalty ratio is out of range", expected="0 < ratio < 1", found=f"{self.ratio}"
             )
-        if not self.threshold > 0 or not isinstance(self.multiple_of, int) or self.multiple_of < 1:
+        if not 0 < self.threshold < float("inf") or not isinstance(self.multiple_of, int) or self.multiple_of < 1:
             raise ConfigError(
                 "out of range",
-                expected="threshold above 0, multiple_of a whole number from 1",
+                expected="threshold above 0 and finite, multiple_of a whole number from 1",
                 found=f"threshold {self.threshold}, multiple_of {self.multiple_of}",
             )
         if not self.at or self.at[-1] <= self.start:

@@ -71,6 +71,12 @@ class Pruner:
         sets = self.coefficient is None and (penalises or self.policy.from_the_first_batch)
         if not (penalises or sets):
             return loss
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            raise ConfigError(
+                "the loss is not one figure",
+                expected="the mean loss of a batch, a tensor with one entry",
+                found=f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss),
+            )
         if _holds_penalty(loss):
             raise ConfigError(
                 "the loss holds the group lasso penalty already",

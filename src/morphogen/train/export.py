@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,11 @@ def load_run(path: Path) -> tuple[Network, dict[str, str]]:
     tensors: dict[str, torch.Tensor] = content["state_dict"]
     metadata = {name: value for name, value in content.items() if isinstance(value, str)}
     notes = {name: metadata[name] for name in NOTES}
-    model = build_model(notes["model"], int(notes["num_classes"]), float(notes["drop_path"]))
+    try:
+        classes, drop_path = int(notes["num_classes"]), float(notes["drop_path"])
+    except ValueError as error:
+        raise ExportError(f"the file's notes are damaged ({error})", where=str(path), todo=TODO) from error
+    model = build_model(notes["model"], classes, drop_path)
     return restore(model, tensors, metadata, where=str(path)), notes
 
 
@@ -62,7 +65,7 @@ def _content(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ExportError("no trained network there", where=str(path), todo=TODO) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what PyTorch's reader stumbles over in a damaged file
         raise ExportError(f"cannot read the file ({first_line(error)})", where=str(path), todo=TODO) from error
     known = isinstance(content, dict) and all(isinstance(content.get(name), str) for name in NOTES)
     if not known or not isinstance(content.get("state_dict"), dict):

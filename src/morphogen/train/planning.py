@@ -61,6 +61,7 @@ def plan_recipe(config: PlanConfig, progress: Callable[[int, int], None] = lambd
         steps_per_epoch=steps,
         supply=supply,
         seconds=config.seconds,
+        exclude=config.exclude,
         progress=progress,
     )
 

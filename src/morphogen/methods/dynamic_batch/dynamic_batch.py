@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...errors import ConfigError
 from ...network import Network
 from ...schedule.mini_batch import MiniBatch, Scaling
 from ...schedule.stages import Stage
 from ..method import Method
+
+MOST_GIB = 2**30
+"""A budget that no machine has."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class DynamicBatch(Method):
     @property
     def mini_batch(self) -> MiniBatch:
         """The settings as a policy."""
+        if self.budget is not None and not (isinstance(self.budget, (int, float)) and abs(self.budget) < MOST_GIB):
+            raise ConfigError(
+                "budget out of range", where="DynamicBatch", expected="GiB, a number above 0", found=f"{self.budget!r}"
+            )
         budget = None if self.budget is None else int(self.budget * 2**30)
         return MiniBatch(budget, self.step, self.limit, self.scaling)
 

@@ -137,6 +137,7 @@ def plan(
     steps_per_epoch: int | None = None,
     supply: Supply | None = None,
     seconds: float = 60.0,
+    exclude: Sequence[str] = (),
     progress: Progress = lambda done, total: None,
 ) -> Plan:
     """Measure the steps of every sub-network of a method's schedule and add up a run.
@@ -156,6 +157,7 @@ def plan(
         steps_per_epoch: where it is known, tracing and morphs count, and the run's time is predicted.
         supply: the data layer, for its time and to see whether it keeps up.
         seconds: to measure for, in all; tracing and morphs come on top. The batch is made smaller where it must be.
+        exclude: module paths to leave whole.
         progress: told how far it is.
 
     Raises:
@@ -170,7 +172,7 @@ def plan(
     model.train()
     dense = copy.deepcopy(model)
     start = now(device)
-    network = trace(model, training.images)
+    network = trace(model, training.images, exclude=exclude)
     traced = now(device) - start
     planner = _Planner(method, Bench(network, dense, training), epochs, steps_per_epoch, supply)
     rehearsal, notes = planner.measure(seconds, progress)

@@ -84,14 +84,19 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
     return result
 
 
-def assert_unchanged(net: morphogen.Network, before, current: morphogen.SubNetwork, optimizer=None) -> None:
-    """A refused morph has changed nothing: weights, buffers, gradients, moments, groups, what is alive."""
-    after = snapshot(net.model, optimizer)
-    assert net.current == current
+def assert_same(before, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Weights, buffers, gradients, moments and groups are those of the snapshot."""
+    after = snapshot(model, optimizer)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     if optimizer is not None:
-        assert_optimizer_holds_model(net.model, optimizer)
+        assert_optimizer_holds_model(model, optimizer)
+
+
+def assert_unchanged(net: morphogen.Network, before, current: morphogen.SubNetwork, optimizer=None) -> None:
+    """A refused morph has changed nothing: weights, buffers, gradients, moments, groups, what is alive."""
+    assert net.current == current
+    assert_same(before, net.model, optimizer)
 
 
 def names_in_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:

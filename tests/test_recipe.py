@@ -1,7 +1,6 @@
 """The papers' recipe: schedule, averages, decay, the loop, and the files in recipes/."""
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,16 +183,20 @@ def test_a_run_with_everything_on_learns_and_repeats():
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_loader_throughput_counts_images_by_the_clock(photos):
+def test_loader_throughput_counts_images_by_the_clock(photos, monkeypatch):
+    clock = [0.0]
+
     class Slow:
         device = CPU
 
         def train_batches(self, seed, epoch, size, resizing):
             for _ in range(2):
-                time.sleep(0.02)
+                clock[0] += 0.02
                 yield torch.zeros(5, 3, *size), torch.zeros(5)
 
-    assert 150 < loader_throughput(Slow(), (4, 4), 10) <= 250  # 5 images in 20 ms
+    with monkeypatch.context() as planted:
+        planted.setattr("morphogen.train.data.now", lambda device: clock[0])
+        assert loader_throughput(Slow(), (4, 4), 10) == pytest.approx(250)  # 5 images in 20 ms
     assert loader_throughput(streamed(photos), (16, 16), 4) > 0
 
 

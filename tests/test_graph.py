@@ -8,6 +8,7 @@ import morphogen
 from morphogen.fake import tensor_named
 from morphogen.graph.axes import reshape
 from morphogen.graph.slots import Slots
+from morphogen.graph.units import solve
 
 from checks import masked_dense
 from nets import Plain, image
@@ -115,30 +116,76 @@ def test_tracing_leaves_the_model_untouched():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def solved(slots, axis):
-    units, _ = slots.solve()
-    return units[axis].tolist()
+def factors(slots, axis):
+    """For each slot, the units it hangs on."""
+    units = solve(slots)
+    return [tuple(u for u in row if u) for row in units.factors[units.of[axis]].tolist()]
 
 
 def test_views_merge_and_split():
     slots = Slots()
     channels = slots.fresh(4)
-    (_, flat) = reshape(slots, (2, 4, 3, 3), (None, channels, None, None), (2, 36))
+    (_, flat), _ = reshape(slots, (2, 4, 3, 3), (None, channels, None, None), (2, 36))
     assert flat.tolist() == channels.repeat_interleave(9).tolist()
-    back = reshape(slots, (2, 36), (None, flat), (2, 4, 9))
+    back, _ = reshape(slots, (2, 36), (None, flat), (2, 4, 9))
     assert back[1].tolist() == channels.tolist() and back[2] is None
-    assert len(set(solved(slots, channels))) == 4  # nothing was tied on the way
+    assert len(set(factors(slots, channels))) == 4  # nothing was tied on the way
 
 
-def test_few_groups_tie_across_many_groups_leave_whole():
+def test_a_view_makes_channels_products():
     slots = Slots()
-    few, many = slots.fresh(6), slots.fresh(16)
-    axes = reshape(slots, (1, 6), (None, few), (1, 2, 3))
-    assert axes[1] is None and axes[2].tolist() == few[:3].tolist()
-    axes = reshape(slots, (1, 16), (None, many), (1, 8, 2))
-    assert axes[1].tolist() == many[::2].tolist() and axes[2] is None
-    assert solved(slots, few)[:3] == solved(slots, few)[3:]
-    assert solved(slots, many)[::2] == solved(slots, many)[1::2]
+    channels = slots.fresh(6)
+    (_, heads, places), _ = reshape(slots, (1, 6), (None, channels), (1, 2, 3))
+    (h,), (p,) = zip(*factors(slots, heads), strict=True), zip(*factors(slots, places), strict=True)
+    assert factors(slots, channels) == [(a, b) for a in h for b in p]
+    # Swapped and flattened: the same products in another order.
+    (_, flat), _ = reshape(slots, (1, 3, 2), (None, places, heads), (1, 6))
+    assert factors(slots, flat) == [(a, b) for b in p for a in h]
+    # With the heads whole, the places alone decide; the same places of every head go together.
+    slots.fix(heads, "")
+    assert factors(slots, channels) == 2 * factors(slots, places) and len(set(factors(slots, places))) == 3
+
+
+def test_two_views_of_one_axis_agree_or_fix():
+    slots = Slots()
+    channels = slots.fresh(12)
+    (_, a, b), _ = reshape(slots, (1, 12), (None, channels), (1, 3, 4))
+    (_, c, d), _ = reshape(slots, (1, 12), (None, channels), (1, 3, 4))
+    assert factors(slots, a) == factors(slots, c) and factors(slots, b) == factors(slots, d)
+    assert len(set(factors(slots, channels))) == 12
+    reshape(slots, (1, 12), (None, channels), (1, 6, 2))
+    assert set(factors(slots, channels)) == {()}
+
+
+def test_views_take_the_finest_factors():
+    slots = Slots()
+    channels = slots.fresh(12)
+    axes, (segment,) = reshape(slots, (2, 12), (None, channels), (6, 4))  # (2 x 3, 4)
+    assert [[factor.size for factor in factors] for factors in segment.factors] == [[2, 3], [4]]
+    assert len(set(factors(slots, axes[0]))) == 3 and axes[0].tolist() == axes[0][:3].repeat(2).tolist()
+    axes, _ = reshape(slots, (4, 9), (None, slots.fresh(9)), (6, 6))
+    assert axes == (None, None)  # 4 and 6 have no common refinement: nothing of it can change
+
+
+def test_a_product_of_products_has_the_factors_of_both():
+    slots = Slots()
+    channels = slots.fresh(12)
+    (_, a, b), _ = reshape(slots, (1, 12), (None, channels), (1, 2, 6))
+    (_, c, d), _ = reshape(slots, (1, 6), (None, b), (1, 2, 3))
+    each = [factors(slots, axis) for axis in (a, c, d)]
+    whole = [tuple(sorted(x + y + z)) for x in each[0] for y in each[1] for z in each[2]]
+    assert factors(slots, channels) == whole
+
+
+def test_axes_of_one_size_are_tied_unless_they_are_the_same_units():
+    slots = Slots()
+    one, other = slots.fresh(4), slots.fresh(4)
+    slots.match(one, other.flip(0), "")
+    assert factors(slots, one) == factors(slots, other.flip(0))
+    slots = Slots()
+    one = slots.fresh(4)
+    slots.match(one, one.flip(0), "")
+    assert len(set(factors(slots, one))) == 4
 
 
 def test_ties_are_transitive_and_fixing_spreads():
@@ -147,6 +194,7 @@ def test_ties_are_transitive_and_fixing_spreads():
     slots.tie(a, b, "")
     slots.tie(c, b, "")
     slots.fix(c[1:2], "because")
-    units, reasons = slots.solve()
+    solved = solve(slots)
+    units, reasons = solved.of, solved.reasons
     assert units[a].tolist() == units[c].tolist() == [1, 2, 3]
     assert reasons[2] == "because" and 1 not in reasons

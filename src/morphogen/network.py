@@ -107,7 +107,8 @@ class Network:
 
         Args:
             width: share alpha of the channels to keep, in (0, 1], for all groups or by group name. The first
-                floor(alpha C) channels of each group stay (Network Expansion, section 3.2).
+                floor(alpha C) channels of each group stay (Network Expansion, section 3.2). A share for all groups
+                is one of heads, not of the size of heads as well (see `ChannelGroup.inner`).
             depth: share of each block stack to keep, in (0, 1], for all stacks or by stack name, rounded to
                 whole units, at least one. The units kept are those between which growth would put copies.
             resolution: input size: pixels (an int, for square images, or height and width), or a share in
@@ -126,7 +127,7 @@ class Network:
         """
         if self.structure.unread and width is not None:
             self._refuse_width()
-        shares = _shares(width, [group.name for group in self.groups], "width")
+        shares = _shares(width, [group.name for group in self.groups if not group.inner], "width")
         if not isinstance(multiple_of, int) or multiple_of < 1:
             raise SubNetworkError("multiple_of out of range", expected="a number from 1", found=repr(multiple_of))
         self._check_names(self.groups, [*shares, *(alive or {})])

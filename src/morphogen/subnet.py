@@ -32,12 +32,15 @@ class ChannelGroup:
         size: number of units; a sub-network keeps at least one.
         channels: number of channels in the naming layer.
         members: the tensor axes that follow the group, such as `layer1.0.bn1.weight[0]`.
+        inner: it shares its axes with a group that cuts them in larger parts (the positions within heads, with the
+            heads). Either can change; a width for all groups leaves the inner one whole.
     """
 
     name: str
     size: int
     channels: int
     members: tuple[str, ...] = field(repr=False)
+    inner: bool = False
 
     @property
     def unit(self) -> int:
@@ -197,16 +200,17 @@ class AttributeLayout:
 
     path: str
     name: str
-    dense: float | tuple[int, ...]
+    dense: float | tuple[int, ...] | list[int]
     axes: tuple[torch.Tensor | None, ...]
 
-    def value(self, alive: torch.Tensor) -> float | tuple[float, ...]:
+    def value(self, alive: torch.Tensor) -> float | tuple[float, ...] | list[float]:
         """The attribute's value in the sub-network whose mask is `alive`."""
-        numbers = self.dense if isinstance(self.dense, tuple) else (self.dense,)
-        counts = tuple(
+        several = isinstance(self.dense, (tuple, list))
+        numbers = self.dense if several else (self.dense,)
+        counts = [
             number if axis is None else int(alive[axis].sum()) for number, axis in zip(numbers, self.axes, strict=True)
-        )
-        return counts if isinstance(self.dense, tuple) else counts[0]
+        ]
+        return type(self.dense)(counts) if several else counts[0]
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,9 @@ class Structure:
     """Ops without a rule, and a module that runs each; what they read stays whole."""
     exclude: tuple[str, ...] = ()
     """Module paths that the user left whole."""
+    products: torch.Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.long))
+    """Units that are alive where several others are (position 6 of head 1), one a row: the numbers of those, filled
+    up with FIXED. Their own numbers follow those of the groups' units."""
 
     def absent(self, subnetwork: SubNetwork) -> tuple[str, ...]:
         """The module paths of the blocks that are out in a sub-network, in the model's order."""
@@ -269,18 +276,20 @@ class Structure:
 
     def alive_mask(self, subnetwork: SubNetwork) -> torch.Tensor:
         """Boolean mask over all units, with one True behind them so that FIXED (-1) reads as alive."""
-        mask = torch.zeros(sum(group.size for group in self.groups) + 1, dtype=torch.bool)
+        mask = torch.zeros(sum(group.size for group in self.groups) + len(self.products) + 1, dtype=torch.bool)
         mask[-1] = True
         start = 0
         for group in self.groups:
             mask[start + torch.tensor(subnetwork.channels[group.name], dtype=torch.long)] = True
             start += group.size
+        mask[start:-1] = mask[self.products].all(1)
         return mask
 
     def unit_groups(self) -> torch.Tensor:
-        """For each unit, the number of its group."""
+        """For each unit, the number of its group; FIXED for products, which have several."""
         sizes = torch.tensor([group.size for group in self.groups], dtype=torch.long)
-        return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        own = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        return torch.cat([own, torch.full((len(self.products),), FIXED)])
 
 
 @dataclass(frozen=True)

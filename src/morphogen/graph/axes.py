@@ -1,6 +1,14 @@
-"""What a view does to the axes of a tensor: merging, splitting, and the ties that keeps regular."""
+"""Dimension algebra: what a view does to the axes of a tensor.
+
+A view cuts axes into factors and joins factors into axes. The factors of old and new axes are the finest that both
+need: (2, 12 x 64) viewed as (2 x 12, 64) has the factors 2, 12 and 64. An axis is cut by `unfold` and joined by `fold`.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
 
 import torch
 
@@ -12,24 +20,46 @@ same positions. Both leave an ordinary grouped layer; the first keeps each group
 second gives a finer choice of widths where there are few groups."""
 
 
-def reshape(slots: Slots, shape: tuple[int, ...], axes: tuple[Axis, ...], target: tuple[int, ...]) -> tuple[Axis, ...]:
-    """Axes of the view of a tensor of `shape` as `target`."""
+@dataclass(frozen=True)
+class Factor:
+    """A part of an axis of a view: its size, and the slots along it."""
+
+    size: int
+    axis: Axis
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The shortest run of axes that a view turns into others.
+
+    Attributes:
+        new: positions of the new axes.
+        factors: of each new axis, outermost first.
+    """
+
+    new: tuple[int, ...]
+    factors: tuple[tuple[Factor, ...], ...]
+
+
+def reshape(
+    slots: Slots, shape: tuple[int, ...], axes: tuple[Axis, ...], target: tuple[int, ...]
+) -> tuple[tuple[Axis, ...], list[Segment]]:
+    """Axes of the view of a tensor of `shape` as `target`, and how they came about."""
     result: list[Axis] = [None] * len(target)
-    for old, new in _segments(shape, target):
-        merged = _merge(slots, [shape[i] for i in old], [axes[i] for i in old])
-        if merged is None:
-            continue
-        sizes = [target[i] for i in new]
-        which, axis = split(slots, merged, sizes)
-        result[new[which]] = axis
-    return tuple(result)
+    segments = []
+    for old, new in _runs(shape, target):
+        factors = _refactor(slots, [shape[i] for i in old], [axes[i] for i in old], [target[i] for i in new])
+        for i, parts in zip(new, factors, strict=True):
+            result[i] = fold(slots, parts)
+        segments.append(Segment(tuple(new), tuple(map(tuple, factors))))
+    return tuple(result), segments
 
 
-def _segments(shape: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+def _runs(shape: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """The shortest runs of old and new axes with equal products; axes of size 1 belong to none."""
     old = [i for i, size in enumerate(shape) if size != 1]
     new = [i for i, size in enumerate(target) if size != 1]
-    segments = []
+    runs = []
     while old and new:
         left, right = [old.pop(0)], [new.pop(0)]
         product_left, product_right = shape[left[0]], target[right[0]]
@@ -40,46 +70,92 @@ def _segments(shape: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[lis
             else:
                 right.append(new.pop(0))
                 product_right *= target[right[-1]]
-        segments.append((left, right))
-    return segments
+        runs.append((left, right))
+    return runs
 
 
-def _merge(slots: Slots, sizes: list[int], axes: list[Axis]) -> Axis:
-    """The slots of several axes flattened into one; at most one of them may be able to shrink."""
-    labelled = [i for i, axis in enumerate(axes) if axis is not None]
-    if len(labelled) > 1:
-        for i in labelled:
-            slots.fix(axes[i], "two channel axes are merged into one by a view")
-        return None
+def _refactor(slots: Slots, old: list[int], axes: list[Axis], new: list[int]) -> list[list[Factor]]:
+    """The factors of each new axis."""
+    if len(old) == len(new) == 1:
+        return [[Factor(new[0], axes[0])]]
+    cuts = sorted({1, *_products(old), *_products(new)})
+    if any(large % small for small, large in pairwise(cuts)):
+        for axis in axes:
+            slots.fix(axis, "a view mixes it with another axis")
+        return [[Factor(size, None)] for size in new]
+    sizes = [large // small for small, large in pairwise(cuts)]
+    factors: list[Factor] = []
+    for axis, run in zip(axes, _deal(sizes, old), strict=True):
+        factors += [Factor(size, part) for size, part in zip(run, unfold(slots, axis, run), strict=True)]
+    return _deal(factors, new, [factor.size for factor in factors])
+
+
+def _products(sizes: list[int]) -> list[int]:
+    return [prod(sizes[: i + 1]) for i in range(len(sizes))]
+
+
+def _deal(items: list, sizes: list[int], weights: list[int] | None = None) -> list[list]:
+    """Items dealt out in order, so that the weights of each hand have the product asked for."""
+    rest = list(zip(items, weights or items, strict=True))
+    hands = []
+    for size in sizes:
+        hand: list = []
+        product = 1
+        while product != size:
+            item, weight = rest.pop(0)
+            hand.append(item)
+            product *= weight
+        hands.append(hand)
+    return hands
+
+
+def unfold(slots: Slots, axis: Axis, sizes: list[int]) -> list[Axis]:
+    """The slots of one axis unfolded into `sizes`.
+
+    Where they vary along one new axis alone (the inverse of `fold`), it carries them. Otherwise every new axis along
+    which they vary has slots of its own, of which the old ones are products.
+    """
+    if axis is None or len(sizes) == 1:
+        return [axis] * len(sizes)
+    table = axis.view(sizes)
+    varying = [i for i in range(len(sizes)) if not torch.equal(table, table.narrow(i, 0, 1).expand_as(table))]
+    if not varying:
+        slots.fix(axis, "a view cuts one channel into parts")
+        return [None] * len(sizes)
+    for i in set(range(len(sizes))) - set(varying):
+        table = table.narrow(i, 0, 1)
+    if len(varying) == 1:
+        carried = [table.reshape(-1)]
+    else:
+        carried = slots.divide(table.reshape(-1), tuple(sizes[i] for i in varying))
+    result: list[Axis] = [None] * len(sizes)
+    for i, part in zip(varying, carried, strict=True):
+        result[i] = part
+    return result
+
+
+def fold(slots: Slots, factors: list[Factor]) -> Axis:
+    """The slots of several axes flattened into one."""
+    labelled = [i for i, factor in enumerate(factors) if factor.axis is not None]
     if not labelled:
         return None
-    (i,) = labelled
-    axis = axes[i]
-    assert axis is not None
-    view = [1] * len(sizes)
-    view[i] = sizes[i]
-    return axis.view(view).expand(sizes).reshape(-1)
+    axes = [axis for factor in factors if (axis := factor.axis) is not None]
+    whole = axes[0] if len(axes) == 1 else slots.multiply(axes)
+    view = [factor.size if i in labelled else 1 for i, factor in enumerate(factors)]
+    return whole.view(view).expand([factor.size for factor in factors]).reshape(-1)
 
 
-def split(slots: Slots, axis: torch.Tensor, sizes: list[int]) -> tuple[int, torch.Tensor]:
-    """The slots of one axis unfolded into `sizes`: the new axis that carries them, and its slots.
+def divide_groups(slots: Slots, axis: torch.Tensor, groups: int) -> tuple[int, torch.Tensor]:
+    """The axis of a grouped layer as (groups, positions): which of the two carries its slots, and these.
 
-    Where the slots vary along one new axis alone (the inverse of a merge), that axis simply carries them.
-    Otherwise positions are tied so that one axis can: the whole groups where there are many, the positions
-    within the groups where there are few.
+    Positions are tied so that one does: the whole groups where there are many, the positions within the groups where
+    there are few; unless the slots vary along one of them only.
     """
-    table = axis.view(sizes)
-    for i in range(len(sizes)):
-        line = _line(table, i)
-        if torch.equal(table, line.view([-1 if j == i else 1 for j in range(len(sizes))]).expand(sizes)):
-            return i, line
-    carrier = 0 if sizes[0] >= WHOLE_GROUPS else len(sizes) - 1
-    line = _line(table, carrier)
-    view = [-1 if j == carrier else 1 for j in range(len(sizes))]
-    slots.tie(table.reshape(-1), line.view(view).expand(sizes).reshape(-1), "")
-    return carrier, line
-
-
-def _line(table: torch.Tensor, axis: int) -> torch.Tensor:
-    """The entries along one axis, at position 0 of all others."""
-    return table.movedim(axis, 0).reshape(table.shape[axis], -1)[:, 0]
+    table = axis.view(groups, -1)
+    for i, line in enumerate((table[:, :1], table[:1])):
+        if torch.equal(table, line.expand_as(table)):
+            return i, line.reshape(-1)
+    carrier = 0 if groups >= WHOLE_GROUPS else 1
+    line = table[:1] if carrier else table[:, :1]
+    slots.tie(table.reshape(-1), line.expand_as(table).reshape(-1), "")
+    return carrier, line.reshape(-1)

@@ -1,10 +1,14 @@
-"""Which positions of which axes live and die together: ties between slots, solved in one pass.
+"""Which positions of which axes live and die together: what the rules say of slots.
 
-A slot is one position of one tensor axis. Rules tie slots (both alive or both dropped) or fix them
-(always alive); nothing is looked up while rules run, so the order of ops does not matter.
+A slot is one position of one tensor axis. Rules tie slots (both alive or both dropped), fix them (always alive), or
+say that one is a product (alive where all of its factors are: channel 70 is position 6 of head 1, and lives where
+position 6 of all heads and head 1 do). Nothing is looked up while rules run, so the order of ops does not matter;
+`units.py` draws the conclusions.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -15,14 +19,38 @@ Axis = torch.Tensor | None
 """The slots of one axis (int64, one per position), or None where all of it is always alive."""
 
 
+@dataclass(frozen=True)
+class Product:
+    """Slots that are alive where all of their factors are.
+
+    Attributes:
+        whole: n slots.
+        factors: two or more tensors of n slots.
+        sizes: how many different ones each factor has; their product is n.
+    """
+
+    whole: torch.Tensor
+    factors: tuple[torch.Tensor, ...]
+    sizes: tuple[int, ...]
+
+
 class Slots:
-    """Hands out slots, collects ties, and partitions the slots into units."""
+    """Hands out slots and collects what is known of them.
+
+    Attributes:
+        count: number of slots handed out.
+        ties: pairs of axes that are alive together.
+        fixed: axes that are always alive, and why.
+        products: slots with factors.
+        alike: pairs of axes of which as many positions must be alive.
+    """
 
     def __init__(self) -> None:
         self.count = 1
-        self._left: list[torch.Tensor] = []
-        self._right: list[torch.Tensor] = []
-        self._fixed: list[tuple[torch.Tensor, str]] = []
+        self.ties: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.fixed: list[tuple[torch.Tensor, str]] = []
+        self.products: list[Product] = []
+        self.alike: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def fresh(self, size: int) -> torch.Tensor:
         """New slots for an axis of `size` positions."""
@@ -37,42 +65,42 @@ class Slots:
                     self.fix(axis, reason)
             return None
         if left is not right:
-            self._left.append(left)
-            self._right.append(right)
+            self.ties.append((left, right))
         return left
 
     def fix(self, axis: Axis, reason: str) -> None:
         """Keep an axis whole in every sub-network; `reason` is what the user will read."""
         if axis is not None:
-            self._fixed.append((axis, reason))
+            self.fixed.append((axis, reason))
 
-    def solve(self) -> tuple[torch.Tensor, dict[int, str]]:
-        """The unit of every slot, and why units are always alive.
+    def match(self, left: Axis, right: Axis, reason: str) -> Axis:
+        """As many positions of the one axis are alive as of the other; a fixed one fixes the other.
 
-        Returns:
-            For each slot the smallest slot it is tied to, which names its unit; and, for each unit that must
-            stay alive, the first reason given (empty for what is fixed by nature, such as padding).
+        They are tied, unless they turn out to consist of the same units in another order.
         """
-        units = _components(self.count, self._left, self._right)
-        reasons: dict[int, str] = {}
-        for axis, reason in self._fixed:
-            for unit in units[axis].unique().tolist():
-                reasons.setdefault(unit, reason)
-        reasons.setdefault(ALWAYS, "")
-        return units, reasons
+        if left is None or right is None:
+            return self.tie(left, right, reason)
+        if left is not right and not torch.equal(left, right):
+            self.alike.append((left, right))
+        return left
+
+    def multiply(self, axes: list[torch.Tensor]) -> torch.Tensor:
+        """The slots of several axes flattened into one: each is alive where its position on every axis is."""
+        sizes = tuple(len(axis) for axis in axes)
+        whole = self.fresh(int(torch.tensor(sizes).prod()))
+        self.products.append(Product(whole, _spread(axes, sizes), sizes))
+        return whole
+
+    def divide(self, whole: torch.Tensor, sizes: tuple[int, ...]) -> list[torch.Tensor]:
+        """New slots for the axes that an axis is unfolded into; the inverse of `multiply`."""
+        axes = [self.fresh(size) for size in sizes]
+        self.products.append(Product(whole, _spread(axes, sizes), sizes))
+        return axes
 
 
-def _components(count: int, left: list[torch.Tensor], right: list[torch.Tensor]) -> torch.Tensor:
-    """Smallest member of each connected component, by hooking roots and pointer jumping."""
-    root = torch.arange(count)
-    if not left:
-        return root
-    a, b = torch.cat(left), torch.cat(right)
-    while True:
-        root_a, root_b = root[a], root[b]
-        if torch.equal(root_a, root_b):
-            return root
-        low, high = torch.minimum(root_a, root_b), torch.maximum(root_a, root_b)
-        root.scatter_reduce_(0, high, low, "amin")
-        while not torch.equal(root, root[root]):
-            root = root[root]
+def _spread(axes: list[torch.Tensor], sizes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """Each axis repeated over all others."""
+    return tuple(
+        axis.view([-1 if j == i else 1 for j in range(len(sizes))]).expand(sizes).reshape(-1)
+        for i, axis in enumerate(axes)
+    )

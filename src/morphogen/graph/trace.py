@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ from ..subnet import (
     is_inside,
     within,
 )
+from .counting import Counting
 from .groups import TracedTensor, derive_groups
+from .numbers import Attribute, Dim, Numbers
 from .residual import residual_branches
 from .rules import RULES, Call, Value
 from .slots import Axis, Slots
@@ -68,36 +71,39 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         if path not in paths or not path:
             raise TraceError("no module to exclude", where=path or "''", expected="a path of model.named_modules()")
     walk = _Walk(model, exclude)
-    program = _export(model, example, training=False)
-    forward = {False: walk.read(program)}
+    program, numbers = _export(model, example, training=False)
+    forward = {False: walk.read(program, numbers)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
     branches = residual_branches(program, parameters)
     try:
-        program = _export(model, example, training=True)
+        program, numbers = _export(model, example, training=True)
     except TraceError as error:
         if walk.unread():
             raise
         warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=2)
     else:
-        forward[True] = walk.read(program)
+        forward[True] = walk.read(program, numbers)
     tensors = walk.tensors()
-    groups, pinned, number = derive_groups(walk.slots, tensors)
-    layouts = _Layouts(number)
+    derived = derive_groups(walk.slots, tensors, walk.counting.attributes)
+    layouts = _Layouts(derived.number)
     fake = _fake(model, example)
     stacks, fixed_blocks = _without_excluded(*find_stacks(fake, model, branches), frozenset(exclude))
     inside = frozenset(path for stack in stacks for path in stack.blocks)
     structure = Structure(
-        groups,
-        pinned,
+        derived.groups,
+        derived.pinned,
         stacks,
         tensors={name: TensorLayout(t.shape, layouts(t.axes), t.role) for name, t in tensors.items()},
-        attributes=tuple(layouts.attributes(model, [call for calls in forward.values() for call in calls])),
+        attributes=tuple(
+            layouts.attributes(model, [c for calls in forward.values() for c in calls], walk.counting.attributes)
+        ),
         paths=tuple(ForwardPath(mode, tuple(map(layouts.call, calls))) for mode, calls in forward.items()),
         resolution=_resolution(example),
         fixed_blocks=fixed_blocks,
         drop_path=tuple(drop for drop in drop_path_of(model) if not within(drop.path, inside)),
         unread=walk.unruled,
         exclude=exclude,
+        products=derived.products,
     )
     return Network(model, structure, fake)
 
@@ -123,13 +129,17 @@ def _fake(model: nn.Module, example: Example) -> FakeModel:
         ) from error
 
 
-def _export(model: nn.Module, example: Example, *, training: bool) -> torch.export.ExportedProgram:
+def _export(
+    model: nn.Module, example: Example, *, training: bool
+) -> tuple[torch.export.ExportedProgram, Numbers]:
+    """The exported model, and where the numbers in it come from."""
     args, kwargs = as_call(example)
     if training:  # batch norm refuses single values in training
         args, kwargs = tree_map(at_least_two, (args, kwargs))
     try:
-        with quiet(model, training=training):
-            return export(model, args, kwargs)
+        with quiet(model, training=training), Numbers(model) as numbers:
+            numbers.mark()
+            return export(model, args, kwargs), numbers
     except Exception as error:  # whatever the model's own code raises on this input
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         raise TraceError(
@@ -167,6 +177,7 @@ class _Walk:
         self.read_names: set[str] = set()
         self.values: dict[str, Value] = {}
         self.aliases: dict[str, str] = {}
+        self.counting = Counting(self.slots)
         self.unruled: dict[str, str] = {}
         """Ops without a rule, and the first module that runs each."""
         first: dict[int, str] = {}
@@ -210,12 +221,19 @@ class _Walk:
         for axis in value.axes:
             self.slots.fix(axis, reason)
 
-    def read(self, program: torch.export.ExportedProgram) -> list[_TracedCall]:
+    def read(self, program: torch.export.ExportedProgram, numbers: Numbers) -> list[_TracedCall]:
         """Collect the ties of one exported graph; returns its ops."""
         signature = program.graph_signature
         names = self.named_inputs(program)
         env: dict[torch.fx.Node, Any] = {}
         calls: list[_TracedCall] = []
+        made: dict[tuple[int, int], Value] = {}
+
+        def axis_of(dim: Dim) -> Axis:
+            name = self.aliases.get(dim.tensor, "") if isinstance(dim.tensor, str) else ""
+            value = self.values.get(name) if isinstance(dim.tensor, str) else made.get(dim.tensor)
+            return None if value is None else value.axes[dim.axis]
+
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 name = names.get(node.name)
@@ -229,8 +247,10 @@ class _Walk:
                 if node.target is operator.getitem:
                     env[node] = args[0][args[1]]
                 else:
-                    env[node], call = self._call(node, args, kwargs)
+                    given = numbers.given(node)
+                    env[node], call = self._call(node, args, kwargs, given, axis_of)
                     calls.append(call)
+                    made |= {(numbers.call_of(node), i): value for i, value in enumerate(tree_leaves(env[node]))}
             elif node.op == "get_attr":  # the inside of an op without a rule (autocast, a checkpoint)
                 env[node] = node.target
             elif node.op == "output":
@@ -243,9 +263,22 @@ class _Walk:
                     where=module_path(node),
                     todo="Exclude the module: trace(..., exclude=[...])",
                 )
+        for one, other in numbers.equal:  # the code compares an attribute with a size, and expects them to be equal
+            for attribute, size in ((one, other), (other, one)):
+                if isinstance(attribute.origin, Attribute) and isinstance(size.origin, Dim):
+                    axis = axis_of(size.origin)
+                    if axis is not None:
+                        self.counting.counts(attribute, axis, axis_of)
         return calls
 
-    def _call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, _TracedCall]:
+    def _call(
+        self,
+        node: torch.fx.Node,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        given: tuple[int, ...] | None,
+        axis_of: Callable[[Dim], Axis],
+    ) -> tuple[Any, _TracedCall]:
         path, op = module_path(node), op_name(node.target)
         inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)]
         origins = [value.origin for value in inputs]
@@ -267,11 +300,13 @@ class _Walk:
             return result, _TracedCall(op, path, outputs, {}, {})
         shapes = output_shapes(node)
         bound = bind(node.target, args, kwargs)
-        call = Call(self.slots, op, bound, shapes, self.values, self.roles, sizes={})
+        call = Call(
+            self.slots, op, bound, shapes, self.values, self.roles, {}, given, self.counting, axis_of
+        )
         try:
             axes = RULES[op](call)
             results = axes if isinstance(axes, list) else [axes]
-            values = [Value(shape, a, origin) for shape, a in zip(shapes, results, strict=True)]
+            values = [Value(shape, _fitting(a, shape), origin) for shape, a in zip(shapes, results, strict=True)]
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise TraceError(
                 f"the rule for {node.target} does not cover this call ({first_line(error)})",
@@ -279,6 +314,13 @@ class _Walk:
                 todo=f"{way_out} and report it",
             ) from error
         return values if isinstance(axes, list) else values[0], _TracedCall(op, path, tuple(values), bound, call.sizes)
+
+
+def _fitting(axes: tuple[Axis, ...], shape: tuple[int, ...]) -> tuple[Axis, ...]:
+    """The axes a rule returned, if they are of the tensor's shape; raises ValueError otherwise."""
+    if [len(axis) if axis is not None else size for axis, size in zip(axes, shape, strict=True)] != list(shape):
+        raise ValueError(f"it gives axes of {[None if a is None else len(a) for a in axes]} to a tensor of {shape}")
+    return axes
 
 
 class _Layouts:
@@ -308,9 +350,17 @@ class _Layouts:
         }
         return ExpectedCall(call.op, call.path, outputs, sizes)
 
-    def attributes(self, model: nn.Module, calls: Iterable[_TracedCall]) -> Iterable[AttributeLayout]:
-        """The sizes that modules really keep under the names the rules gave."""
+    def attributes(
+        self, model: nn.Module, calls: Iterable[_TracedCall], counted: Mapping[Attribute, Axis]
+    ) -> Iterable[AttributeLayout]:
+        """The sizes that modules keep: those met in the model's code, and those of the names the rules gave."""
         found: dict[tuple[str, str], AttributeLayout] = {}
+        for key, group in groupby(sorted(counted, key=lambda a: (a.path, a.name)), lambda attribute: (attribute.path, attribute.name)):
+            value = getattr(model.get_submodule(key[0]), key[1])
+            axes: list[Axis] = [None] * (len(value) if isinstance(value, (tuple, list)) else 1)
+            for attribute in group:
+                axes[attribute.index or 0] = counted[attribute]
+            found[key] = AttributeLayout(*key, value, self(axes))
         for call in calls:
             module = model.get_submodule(call.path)
             for name, axes in call.sizes.items():

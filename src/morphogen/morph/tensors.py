@@ -174,6 +174,13 @@ def _source_units(structure: Structure, alive: torch.Tensor) -> torch.Tensor:
         old, new = units[alive[units]], units[~alive[units]]
         source[new] = old[torch.arange(len(new)) % len(old)]
     source[-1] = FIXED
+    if len(structure.products):  # a product comes from the product of its factors' sources
+        wanted = source[structure.products].sort(dim=1).values
+        known = structure.products.sort(dim=1).values
+        _, same = torch.cat([known, wanted]).unique(dim=0, return_inverse=True)
+        row = torch.full((int(same.max()) + 1,), FIXED)
+        row[same[: len(known)]] = torch.arange(len(known)) + len(groups) - len(known)
+        source[len(groups) - len(known) : -1] = row[same[len(known) :]]
     return source
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from ...subnet import Role
-from ..axes import split
+from ..axes import divide_groups
 from ..slots import Axis
 from .table import Axes, Call, Value, rule
 
@@ -28,7 +28,7 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
         out = None
     else:
         size = weight.shape[0] // groups
-        which, line = split(slots, x.axes[channel], [groups, x.shape[channel] // groups])
+        which, line = divide_groups(slots, x.axes[channel], groups)
         blockwise = which == 0
         own = first.view(groups, size)
         call.keeps(groups=line if blockwise else None)
@@ -104,7 +104,7 @@ def group_norm(call: Call) -> Axes:
     x = call["input"]
     axis = x.axes[1]
     if axis is not None:
-        which, line = split(call.slots, axis, [call["num_groups"], x.shape[1] // call["num_groups"]])
+        which, line = divide_groups(call.slots, axis, call["num_groups"])
         call.keeps(num_channels=axis, num_groups=line if which == 0 else None)
     for name, kind in {"weight": "scale", "bias": "shift"}.items():
         if call[name] is not None:
@@ -137,25 +137,9 @@ def prelu(call: Call) -> Axes:
     return x.axes
 
 
-def _transposed(value: Value) -> Value:
-    return Value(value.shape[::-1], value.axes[::-1], value.origin)
-
-
-@rule("matmul", "mm", "bmm")
-def matmul(call: Call) -> Axes:
-    """(..., n, k) times (..., k, m): the contracted axes are alive together."""
-    left, right = call.values()
-    if len(right.shape) == 2:
-        call.role(right, Role("weight", out_axis=1, in_axis=0))
-        call.role(_transposed(right), Role("weight"))
-    call.slots.tie(left.axes[-1], right.axes[max(-2, -len(right.shape))], "multiplied with a fixed axis")
-    (shape,) = call.shapes
-    axes: list[Axis] = [None] * len(shape)
-    if len(left.shape) > 1:
-        axes[-2 if len(right.shape) > 1 else -1] = left.axes[-2]
-    if len(right.shape) > 1:
-        axes[-1] = right.axes[-1]
-    for value in (left, right):
-        for axis in value.axes[:-2]:
-            call.slots.fix(axis, "a batch axis of a matrix product")
-    return tuple(axes)
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(call: Call) -> Axes | list[Axes]:
+    """A weight as direction `v` and length `g`, one length for each position of axis `dim`."""
+    v, g = call["v"], call["g"]
+    axes = call.meet([(v.shape, v.axes), (g.shape, g.axes)])
+    return axes if len(call.shapes) == 1 else [axes, g.axes]

@@ -8,11 +8,12 @@ from .table import Axes, Call, rule
 
 @rule(
     *"""
-    abs alias alpha_dropout bernoulli celu clone contiguous cos detach dropout elu erf exp
-    expm1 feature_alpha_dropout feature_dropout gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu lift_fresh
-    lift_fresh_copy log log1p log_sigmoid log_softmax logical_not mish native_dropout neg ones_like rand_like
-    randn_like reciprocal relu relu6 rsqrt selu sigmoid sign silu sin softmax softplus softshrink sqrt square
-    tanh tanhshrink threshold to type_as zeros_like _to_copy empty_like full_like""".split()
+    abs acos alias alpha_dropout asin atan bernoulli bitwise_not ceil celu clone conj contiguous cos detach detach_copy dropout elu erf erfc erfinv exp
+    exp2 expm1 feature_alpha_dropout feature_dropout fill floor gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan
+    leaky_relu lift lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not logit mish
+    nan_to_num native_dropout neg ones_like positive rand_like randn_like reciprocal relu relu6 resolve_conj round
+    rrelu rsqrt selu sgn sigmoid sign silu sin sinh special_expm1 softplus softshrink sqrt square tan
+    tanh uniform zero exponential tanhshrink threshold to type_as zeros_like _to_copy empty_like full_like""".split()
 )
 def keep(call: Call) -> Axes | list[Axes]:
     """Activations, dropout, casts, copies."""
@@ -23,16 +24,8 @@ def keep(call: Call) -> Axes | list[Axes]:
 @rule(*"clamp clamp_max clamp_min copy eq ne lt le gt ge logical_and logical_or masked_fill".split())
 def broadcast(call: Call) -> Axes:
     """Arithmetic between tensors: axes that meet are alive together, and numbers do not depend on the size."""
-    (shape,) = call.shapes
     call.keeps(**{name: None for name, value in call.args.items() if type(value) in (int, float)})
-    axes: list[Axis] = [None] * len(shape)
-    for i, size in enumerate(shape):
-        back = i - len(shape)
-        met = [v.axes[back] for v in call.values() if len(v.shape) >= -back and v.shape[back] == size != 1]
-        for axis in met[1:]:
-            met[0] = call.slots.tie(met[0], axis, "meets an axis of fixed size")
-        axes[i] = met[0] if met else None
-    return tuple(axes)
+    return call.meet([(value.shape, value.axes) for value in call.values()])
 
 
 @rule("_assert_tensor_metadata", "_assert_scalar", "sym_size")
@@ -41,9 +34,34 @@ def assertion(call: Call) -> Axes | list[Axes]:
     return []
 
 
-@rule(*"arange empty eye full linspace normal ones rand randint randn randperm scalar_tensor zeros".split())
-@rule("new_empty", "new_full", "new_ones", "new_zeros")
-def create(call: Call) -> Axes:
-    """New tensors: their sizes are written in the model's code, so whatever meets them stays whole."""
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
+def along(call: Call) -> Axes:
+    """Positions along one axis that weigh on each other, also where they are zero."""
+    axes = list(call.input.axes)
+    call.slots.fix(axes[call["dim"]], f"{call.op} along it")
+    axes[call["dim"]] = None
+    return tuple(axes)
+
+
+@rule("tril", "triu")
+def triangle(call: Call) -> Axes:
+    """Half of a matrix: what is kept depends on the positions."""
+    x = call.input
+    for axis in x.axes[-2:]:
+        call.slots.fix(axis, f"{call.op} along it")
+    return (*x.axes[:-2], None, None)
+
+
+@rule(*"arange eye linspace logspace randperm scalar_tensor".split())
+def line(call: Call) -> Axes:
+    """New tensors whose entries depend on their positions: whatever meets them stays whole."""
     (shape,) = call.shapes
     return (None,) * len(shape)
+
+
+@rule(*"empty full normal ones rand randint randn zeros new_empty new_full new_ones new_zeros".split())
+def create(call: Call) -> Axes:
+    """New tensors of the sizes that the model's code gives: those that follow a size change with it."""
+    (shape,) = call.shapes
+    size = call.args.get("size")
+    return call.sized(shape, call.numbers(size)) if size is not None else (None,) * len(shape)

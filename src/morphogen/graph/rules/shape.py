@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import torch
 
-from ..axes import reshape
 from .table import Axes, Call, rule
 
 
-@rule(*"view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split())
+@rule(*"flatten squeeze unsqueeze view_as reshape_as".split())
+def joined(call: Call) -> Axes:
+    """Views whose sizes PyTorch computes."""
+    return call.view(call.input, call.shapes[0])
+
+
+@rule("view", "reshape", "_unsafe_view")
 def reshaped(call: Call) -> Axes:
-    """Views that merge and split axes."""
-    return reshape(call.slots, call.input.shape, call.input.axes, call.shapes[0])
+    """Views that fold and unfold axes, to sizes that the code gives."""
+    return call.view(call.input, call.shapes[0], call.numbers(call["size"] if "size" in call.args else call["shape"]))
+
+
+@rule("unflatten")
+def unflatten(call: Call) -> Axes:
+    """One axis unfolded into sizes that the code gives."""
+    x, (shape,) = call.input, call.shapes
+    numbers: list[int | None] = [None] * len(shape)
+    dim = call["dim"] % len(x.shape)
+    numbers[dim : dim + len(call["sizes"])] = call.numbers(call["sizes"])
+    return call.view(x, shape, numbers)
 
 
 @rule("permute")
@@ -31,7 +46,7 @@ def transpose(call: Call) -> Axes:
     """Two axes swapped; `t` and `mT` swap the last two."""
     axes = list(call.input.axes)
     if len(axes) > 1:
-        a, b = call.args.get("dim0", -2), call.args.get("dim1", -1)
+        a, b = (call.args.get(f"dim{i}", call.args.get(f"axis{i}", i - 2)) for i in (0, 1))
         axes[a], axes[b] = axes[b], axes[a]
     return tuple(axes)
 
@@ -46,24 +61,50 @@ def movedim(call: Call) -> Axes:
 
 @rule("expand", "expand_as", "broadcast_to")
 def expand(call: Call) -> Axes:
-    """Axes of size 1 stretched, by `expand_as` to those of another tensor; the others stay."""
+    """Axes of size 1 stretched, to the sizes that the code gives or to those of another tensor; the others stay."""
     x, (shape,) = call.input, call.shapes
     lead = len(shape) - len(x.shape)
-    other = call.args.get("other")
-    stretched = other.axes if other is not None else (None,) * len(shape)
-    return stretched[:lead] + tuple(
-        a if x.shape[i] == shape[lead + i] else stretched[lead + i] for i, a in enumerate(x.axes)
-    )
+    if "other" in call.args:
+        numbers: list[int | None] = [None] * len(shape)
+        stretched = call["other"].axes
+    else:
+        numbers = call.numbers(call["size"])
+        stretched = call.sized(shape, numbers)
+    axes = list(stretched[:lead])
+    for i, axis in enumerate(x.axes, lead):
+        if x.shape[i - lead] == shape[i]:
+            call.counts(numbers[i], axis)
+            axes.append(axis)
+        else:
+            axes.append(stretched[i])
+    return tuple(axes)
 
 
 @rule("repeat", "tile")
 def repeat(call: Call) -> Axes:
-    """Axes repeated end to end."""
+    """Axes repeated end to end; one of size 1, as often as the code says."""
     x, (shape,) = call.input, call.shapes
     lead = len(shape) - len(x.shape)
-    return (None,) * lead + tuple(
-        None if a is None else a.repeat(shape[lead + i] // x.shape[i]) for i, a in enumerate(x.axes)
+    numbers = call.numbers(call["repeats"] if "repeats" in call.args else call["dims"])
+    stretched = call.sized(shape, numbers) if len(numbers) == len(shape) else (None,) * len(shape)
+    return stretched[:lead] + tuple(
+        stretched[lead + i] if a is None and x.shape[i] == 1 else None if a is None else a.repeat(shape[lead + i] // x.shape[i])
+        for i, a in enumerate(x.axes)
     )
+
+
+@rule("repeat_interleave")
+def repeat_interleave(call: Call) -> Axes:
+    """Every position several times, one beside the other."""
+    x, (shape,) = call.input, call.shapes
+    if not isinstance(call.args.get("repeats"), int) or call.args.get("dim") is None:
+        for axis in x.axes:
+            call.slots.fix(axis, "repeated as often as a tensor says")
+        return (None,) * len(shape)
+    axes = list(x.axes)
+    axis = axes[call["dim"]]
+    axes[call["dim"]] = None if axis is None else axis.repeat_interleave(call["repeats"])
+    return tuple(axes)
 
 
 @rule("cat", "concat")
@@ -118,14 +159,40 @@ def glu(call: Call) -> Axes:
     return (*x.axes[:dim], axis, *x.axes[dim + 1 :])
 
 
-@rule("split", "split_with_sizes", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk")
+@rule("split", "split_with_sizes", "unsafe_split")
+def split(call: Call) -> list[Axes]:
+    """Parts of the sizes that the code gives."""
+    x, dim = call.input, call["dim"] % len(call.input.shape)
+    axis, sizes = x.axes[dim], [shape[dim] for shape in call.shapes]
+    if axis is None:
+        return [x.axes] * len(sizes)
+    given = call["split_sizes"] if "split_sizes" in call.args else call["split_size"]
+    numbers = call.numbers(given)
+    parts = list(axis.split(sizes))
+    if isinstance(given, int):  # as many parts as there are then: they must stay equal
+        if len(set(sizes)) > 1:
+            return _cut(call, dim, "cut into unequal parts")
+        for part in parts[1:]:
+            call.slots.tie(part, parts[0], "")
+    for number, part in zip(numbers, parts, strict=False):
+        if number is None:
+            call.slots.fix(part, f"cut at fixed positions by {call.op}")
+        call.counts(number, part)
+    return [(*x.axes[:dim], part, *x.axes[dim + 1 :]) for part in parts]
+
+
+@rule("tensor_split", "unsafe_chunk")
 def cut(call: Call) -> list[Axes]:
-    """Parts whose sizes are written in the model's code: the axis that is cut stays whole."""
-    dim = call["dim"] % len(call.input.shape)
-    if call.op == "unbind":
-        call.slots.fix(call.input.axes[dim], "taken apart by unbind")
-        return [tuple(a for i, a in enumerate(call.input.axes) if i != dim)] * len(call.shapes)
-    return _cut(call, dim, f"cut at fixed positions by {call.op}")
+    """Parts whose sizes are not followed."""
+    return _cut(call, call["dim"] % len(call.input.shape), f"cut at fixed positions by {call.op}")
+
+
+@rule("unbind")
+def unbind(call: Call) -> list[Axes]:
+    """Every position by itself: the axis stays whole."""
+    x, dim = call.input, call["dim"] % len(call.input.shape)
+    call.slots.fix(x.axes[dim], "taken apart by unbind")
+    return [tuple(a for i, a in enumerate(x.axes) if i != dim)] * len(call.shapes)
 
 
 def _cut(call: Call, dim: int, reason: str) -> list[Axes]:
@@ -137,21 +204,46 @@ def _cut(call: Call, dim: int, reason: str) -> list[Axes]:
 
 @rule("slice", "narrow")
 def slice_(call: Call) -> Axes:
-    """A range of one axis; the axis stays whole unless all of it is taken."""
+    """A range of one axis, from and to positions that the code gives."""
     x, (shape,) = call.input, call.shapes
     dim = call["dim"] % len(x.shape)
-    return x.axes if shape[dim] == x.shape[dim] else _cut(call, dim, "sliced at fixed positions")[0]
+    axis, size = x.axes[dim], x.shape[dim]
+    if axis is None or shape[dim] == size:
+        return x.axes
+    start = call["start"] or 0
+    end = start + call["length"] if call.op == "narrow" else size if call["end"] is None else min(call["end"], size)
+    step = call.args.get("step", 1)
+    if step > 1:
+        if size % step:
+            return _cut(call, dim, "every so many positions are taken")[0]
+        runs = axis.view(-1, step)
+        call.slots.tie(runs, runs[:, :1].expand_as(runs), "")
+    for place, default in ((start, 0), (end, size)):
+        if place == default:
+            continue
+        (number,) = call.numbers(place)
+        before, behind = (axis[:place], None) if place > 0 else (None, axis[place:])
+        if number is None:
+            call.slots.fix(axis, "sliced at positions that are not followed")
+        elif place > 0:
+            call.counts(number, before)
+        else:
+            call.slots.fix(behind, "sliced at fixed positions")
+    return (*x.axes[:dim], axis[start:end:step] if end > 0 else axis[start:][:end:step], *x.axes[dim + 1 :])
 
 
 @rule("select")
 def select(call: Call) -> Axes:
-    """One position of one axis, which stays whole."""
-    dim = call["dim"] % len(call.input.shape)
-    call.slots.fix(call.input.axes[dim], "one position is picked by its index")
-    return tuple(a for i, a in enumerate(call.input.axes) if i != dim)
+    """One position of one axis, which with all before it (behind it, if counted from the end) stays."""
+    x, index = call.input, call["index"]
+    dim = call["dim"] % len(x.shape)
+    axis = x.axes[dim]
+    if axis is not None:
+        call.slots.fix(axis[: index + 1] if index >= 0 else axis[index:], "one position is picked by its index")
+    return tuple(a for i, a in enumerate(x.axes) if i != dim)
 
 
-@rule("flip", "roll")
+@rule("flip", "roll", "rot90")
 def moved_along(call: Call) -> Axes:
     """Positions moved along an axis, which stays whole."""
     axes = list(call.input.axes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from .pointwise import broadcast
 from .table import Axes, Call, Value, rule
 
@@ -93,3 +95,53 @@ def channel_shuffle(call: Call) -> Axes:
         call.slots.tie(axis, table[0].expand_as(table).reshape(-1), "")
         axis = table.t().reshape(-1)
     return (x.axes[0], axis, *x.axes[2:])
+
+
+@rule("im2col")
+def im2col(call: Call) -> Axes:
+    """(N, C, H, W) to (N, C taps, places)."""
+    *batch, channels, _, _ = call.input.axes
+    for axis in call.input.axes[-2:]:
+        call.slots.fix(axis, "neighbours along it are gathered by im2col")
+    taps = prod(call["kernel_size"])
+    return (*batch, None if channels is None else channels.repeat_interleave(taps), None)
+
+
+@rule("col2im")
+def col2im(call: Call) -> Axes:
+    """(N, C taps, places) to (N, C, H, W): the taps of a channel go together."""
+    *batch, channels, places = call.input.axes
+    call.slots.fix(places, "laid out in space by col2im")
+    if channels is not None:
+        table = channels.view(-1, prod(call["kernel_size"]))
+        call.slots.tie(table, table[:, :1].expand_as(table), "")
+        channels = table[:, 0]
+    return (*batch, channels, None, None)
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sample(call: Call) -> Axes:
+    """(N, C, H, W) sampled at places given by another tensor."""
+    x, grid = call.values()
+    for axis in (*x.axes[2:], *grid.axes[1:]):
+        call.slots.fix(axis, "sampled along it")
+    return (*x.axes[:2], *[None] * (len(x.axes) - 2))
+
+
+@rule("unfold")
+def unfold(call: Call) -> Axes:
+    """Windows along one axis, which stays whole, on a new last axis."""
+    axes = list(call.input.axes)
+    call.slots.fix(axes[call["dimension"]], "cut into windows")
+    axes[call["dimension"]] = None
+    return (*axes, None)
+
+
+@rule(*"topk sort argsort median mode kthvalue".split())
+def ordered(call: Call) -> Axes | list[Axes]:
+    """Positions along an axis brought into an order, so that it stays whole."""
+    axes = list(call.input.axes)
+    call.slots.fix(axes[call["dim"]], f"ordered by {call.op}")
+    axes[call["dim"]] = None
+    kept = tuple(a for i, a in enumerate(axes) if len(call.shapes[0]) == len(axes) or i != call["dim"] % len(axes))
+    return kept if len(call.shapes) == 1 else [kept] * len(call.shapes)

@@ -8,13 +8,16 @@ one rule serves `add`, `add_` and every overload. Ops of other namespaces are na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...subnet import Role
+from ..axes import reshape
+from ..counting import Counting
+from ..numbers import Dim, Number, match
 from ..slots import Axis, Slots
 
 Axes = tuple[Axis, ...]
@@ -45,6 +48,9 @@ class Call:
         parameters: the model's parameters and buffers by name.
         roles: what each of them is to its layer; the first to claim one wins.
         sizes: arguments of this call that count axes, by name; filled by `keeps`.
+        given: the numbers that the model's code gave to the call; None where they are not known.
+        counting: what is known of them.
+        axis_of: the axis whose size a number was read from.
     """
 
     slots: Slots
@@ -54,6 +60,9 @@ class Call:
     parameters: Mapping[str, Value]
     roles: dict[str, Role]
     sizes: dict[str, Axes]
+    given: tuple[int, ...] | None
+    counting: Counting
+    axis_of: Callable[[Dim], Axis]
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -84,6 +93,46 @@ class Call:
         """
         for name, axes in sizes.items():
             self.sizes[name] = axes if isinstance(axes, tuple) else (axes,)
+
+    def numbers(self, literal: int | Sequence[int]) -> list[int | None]:
+        """An argument that holds numbers, with their origins; None for those that PyTorch computed."""
+        return match(self.given, literal)
+
+    def counts(self, number: int | None, axis: Axis) -> None:
+        """A number given by the model's code is the size of an axis; see `Counting.counts`."""
+        self.counting.counts(number, axis, self.axis_of)
+
+    def meet(self, tensors: Sequence[tuple[tuple[int, ...], Axes]]) -> Axes:
+        """Tensors broadcast against each other: axes that meet are alive together.
+
+        Args:
+            tensors: shapes and axes.
+        """
+        longest = max(len(shape) for shape, _ in tensors)
+        axes: list[Axis] = [None] * longest
+        for back in range(-longest, 0):
+            size = max(shape[back] for shape, _ in tensors if len(shape) >= -back)
+            met = [a[back] for shape, a in tensors if len(shape) >= -back and shape[back] == size != 1]
+            for axis in met[1:]:
+                met[0] = self.slots.tie(met[0], axis, "meets an axis of fixed size")
+            axes[back] = met[0] if met else None
+        return tuple(axes)
+
+    def sized(self, shape: tuple[int, ...], numbers: Sequence[int | None]) -> Axes:
+        """Axes of a new tensor: one for each size that is not plain."""
+        axes: list[Axis] = [None] * len(shape)
+        for i, number in enumerate(numbers):
+            if isinstance(number, Number) and shape[i] > 1:
+                axes[i] = self.slots.fresh(shape[i])
+                self.counts(number, axes[i])
+        return tuple(axes)
+
+    def view(self, value: Value, shape: tuple[int, ...], numbers: Sequence[int | None] = ()) -> Axes:
+        """The axes of a tensor viewed in another shape, and the numbers that its code gives for the new axes."""
+        axes, segments = reshape(self.slots, value.shape, value.axes, shape)
+        for segment in segments if numbers else ():
+            self.counting.segment(segment, numbers, self.axis_of)
+        return axes
 
     def reads(self, value: Value, dim: int, layer: Axis) -> Axis:
         """Tie an axis of the layer's own tensor to the axis it reads."""

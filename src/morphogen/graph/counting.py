@@ -1,0 +1,111 @@
+"""What the sizes in a model's code count: the axes that follow attributes, and those that must follow each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+
+from .axes import Factor, Segment, fold
+from .numbers import Attribute, Dim, Number, Plus, Quotient, Times, factors_of, is_same
+from .slots import Axis, Slots
+
+
+
+class Counting:
+    """Collects which axis each attribute counts, over all calls.
+
+    Where the code gives the size of one axis to another (`x.reshape(B, N, C)` with the C of the input), the two must
+    stay of one size; where it is a plain number, or one computed in ways that are not followed, the axis stays whole.
+
+    Attributes:
+        attributes: for each attribute that was met, the axis it counts.
+    """
+
+    def __init__(self, slots: Slots):
+        self._slots = slots
+        self.attributes: dict[Attribute, Axis] = {}
+
+    def counts(self, number: int | None, axis: Axis, axis_of: Callable[[Dim], Axis]) -> None:
+        """The code gives this number as the size of an axis.
+
+        Args:
+            number: with its origin; None where PyTorch computed it, which says nothing.
+            axis: None for an axis that never changes.
+            axis_of: the axis whose size was read.
+        """
+        if not isinstance(number, Number):
+            if number is not None:
+                self._slots.fix(axis, "its size is written in the model's code")
+            return
+        match number.origin:
+            case Attribute() as attribute:
+                if attribute in self.attributes:
+                    axis = self._slots.match(self.attributes[attribute], axis, self._shared(attribute))
+                self.attributes[attribute] = axis
+            case Dim() as dim:
+                self._slots.match(axis, axis_of(dim), "the model's code gives it the size of an axis that stays whole")
+            case Quotient(left, right) if not isinstance(right, Number) and int(left) == int(number) * right:
+                self.counts(left, None if axis is None else axis.repeat(right), axis_of)
+            case Times(factors):
+                self._times(factors, axis, axis_of)
+            case Plus(left, right):
+                self.counts(left, None if axis is None else axis[: int(left)], axis_of)
+                self.counts(right, None if axis is None else axis[int(left) :], axis_of)
+            case _:
+                self._slots.fix(axis, "its size is computed in the model's code")
+
+    def _times(self, factors: Sequence[int], axis: Axis, axis_of: Callable[[Dim], Axis]) -> None:
+        """A product of which one factor alone follows the size: the axis is that many times the same."""
+        follow = [factor for factor in factors if isinstance(factor, Number)]
+        if len(follow) == 1:
+            times = [1 if factor is follow[0] else factor for factor in factors]
+            line = None
+            if axis is not None:
+                rows, columns = axis.view(prod(times), -1), axis.view(-1, prod(times))
+                line = columns[:, 0]
+                if not torch.equal(columns, line[:, None].expand_as(columns)):
+                    line = rows[0]
+                    self._slots.tie(rows.reshape(-1), line.expand_as(rows).reshape(-1), "")
+            self.counts(follow[0], line, axis_of)
+
+    def segment(self, segment: Segment, numbers: Sequence[int | None], axis_of: Callable[[Dim], Axis]) -> None:
+        """The code gives these numbers as the sizes of the new axes of a view."""
+        axes = zip(segment.new, segment.factors, strict=True)
+        parts = [part for i, factors in axes for part in _dealt(numbers[i], factors)]
+        for number, factors in parts:
+            if isinstance(number, Number) and isinstance(number.origin, Quotient):
+                left, right = number.origin.left, number.origin.right
+                # (heads, C // heads): C counts both together.
+                divisors = [p for d in factors_of(right) for p in parts if p[0] is not None and is_same(d, p[0])]
+                together = [p for p in parts if p[1] is factors or any(p is d for d in divisors)]
+                whole = [factor for p in together for factor in p[1]]
+                if len(divisors) == len(factors_of(right)) and _size(whole) == int(left):
+                    self.counts(left, fold(self._slots, whole), axis_of)
+                    continue
+            if number is not None:
+                self.counts(number, fold(self._slots, factors), axis_of)
+
+    @staticmethod
+    def _shared(attribute: Attribute) -> str:
+        return f"{attribute.path}.{attribute.name} counts it, and an axis that stays whole".lstrip(".")
+
+
+def _dealt(number: int | None, factors: Sequence[Factor]) -> list[tuple[int | None, list[Factor]]]:
+    """The factors of an axis, by the numbers whose product its size is."""
+    if number is None or len(factors_of(number)) == 1:
+        return [(number, list(factors))]
+    rest, parts = list(factors), []
+    for each in factors_of(number):
+        hand: list[Factor] = []
+        while rest and _size(hand) < int(each):
+            hand.append(rest.pop(0))
+        if _size(hand) != int(each):
+            return [(number, list(factors))]
+        parts.append((each, hand))
+    return parts if not rest else [(number, list(factors))]
+
+
+def _size(factors: Sequence[Factor]) -> int:
+    return prod(factor.size for factor in factors)

@@ -1,0 +1,287 @@
+"""Where the numbers in a model's code come from: from an attribute of a module, or from the shape of a tensor.
+
+`qkv.view(B, N, 3, self.num_heads, C // self.num_heads)` is exported with plain numbers in it. While a model is
+exported, the numbers its modules keep, and those it reads off tensors, are therefore instances of `Number`: whole
+numbers that remember their source through products and quotients. What each call of PyTorch is given is noted, and
+the ops it leads to carry its number.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.traceback import annotate, preserve_node_meta
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+KEY = "morphogen_call"
+"""Under which an op of the exported graph carries the number of the call that led to it."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A number that a module keeps: its path, the attribute's name, the position where it keeps several."""
+
+    path: str
+    name: str
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Dim:
+    """The size of one axis of a tensor: of output number `output` of a call, or of a parameter or buffer by name."""
+
+    tensor: tuple[int, int] | str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """One number divided by another, rounded down."""
+
+    left: int
+    right: int
+
+
+@dataclass(frozen=True)
+class Times:
+    """Numbers multiplied, in the order the code names them."""
+
+    factors: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plus:
+    """Numbers added."""
+
+    left: int
+    right: int
+
+
+Equal = list[tuple["Number", "Number"]]
+"""Attributes and sizes that the model's code compared and found equal."""
+
+
+class Number(int):
+    """A whole number that remembers its origin."""
+
+    origin: Attribute | Dim | Quotient | Times | Plus
+    equal: Equal
+
+    def __new__(cls, value: int, origin: Attribute | Dim | Quotient | Times | Plus, equal: Equal) -> Number:
+        """Comparisons that find it equal to another are added to `equal`."""
+        number = int.__new__(cls, value)
+        number.origin, number.equal = origin, equal
+        return number
+
+    def __mul__(self, other: Any) -> Any:
+        return self._times(self, other) if _is_whole(other) else int(self) * other
+
+    def __rmul__(self, other: Any) -> Any:
+        return self._times(other, self) if _is_whole(other) else other * int(self)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return self._divided(self, other) if _is_whole(other) else int(self) // other
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return self._divided(other, self) if _is_whole(other) else other // int(self)
+
+    def __add__(self, other: Any) -> Any:
+        return self._plus(self, other) if _is_whole(other) else int(self) + other
+
+    def __radd__(self, other: Any) -> Any:
+        return self._plus(other, self) if _is_whole(other) else other + int(self)
+
+    def _times(self, left: int, right: int) -> int:
+        factors = tuple(factor for number in (left, right) for factor in factors_of(number) if int(factor) != 1)
+        if len(factors) == 1:
+            return factors[0]
+        return Number(int(left) * int(right), Times(factors), self.equal)
+
+    def _divided(self, left: int, right: int) -> int:
+        if int(right) == 1 and not isinstance(right, Number):
+            return left
+        return Number(int(left) // int(right), Quotient(left, right), self.equal)
+
+    def _plus(self, left: int, right: int) -> int:
+        for number, other in ((left, right), (right, left)):
+            if int(number) == 0 and not isinstance(number, Number):
+                return other
+        return Number(int(left) + int(right), Plus(left, right), self.equal)
+
+    def __eq__(self, other: object) -> bool:
+        same = int.__eq__(self, other) is True
+        if same and isinstance(other, Number):
+            self.equal.append((self, other))
+        return same
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int or isinstance(value, Number)
+
+
+def factors_of(number: int) -> tuple[int, ...]:
+    """The numbers that a number is the product of, itself where it is none."""
+    return number.origin.factors if isinstance(number, Number) and isinstance(number.origin, Times) else (number,)
+
+
+def is_same(one: int, other: int) -> bool:
+    """Whether two numbers have the same origin; plain ones, the same value."""
+    if isinstance(one, Number) and isinstance(other, Number):
+        return one is other or (isinstance(one.origin, (Attribute, Dim)) and one.origin == other.origin)
+    return not isinstance(one, Number) and not isinstance(other, Number) and one == other
+
+
+class Numbers(TorchFunctionMode):
+    """While it is active, what calls of PyTorch are given is noted.
+
+    Attributes:
+        equal: numbers that the model's code compared and found equal.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self._model = model
+        self._marks = ExitStack()
+        self._open: list[Any] = []
+        self._first: torch.Tensor | None = None
+        self._given: list[tuple[int, ...]] = []
+        self._known: dict[int, tuple[torch.Tensor, tuple[int, int] | str]] = {}
+        self.equal: Equal = []
+
+    def mark(self) -> None:
+        """Replace the numbers that modules keep; `fake.quiet` brings them back."""
+        for path, module in self._model.named_modules():
+            for name, value in list(vars(module).items()):
+                if not name.startswith("_"):
+                    module.__dict__[name] = self._marked(value, path, name)
+
+    def __enter__(self) -> Numbers:
+        """Ops keep their marks."""
+        if not self._open:
+            self._marks.enter_context(preserve_node_meta())
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if not self._open:
+            self._marks.close()
+
+    def _marked(self, value: Any, path: str, name: str) -> Any:
+        if type(value) is int:
+            return Number(value, Attribute(path, name), self.equal)
+        if type(value) in (tuple, list, torch.Size) and value and all(type(item) is int for item in value):
+            return type(value)(Number(n, Attribute(path, name, i), self.equal) for i, n in enumerate(value))
+        return value
+
+    def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the call, its ops marked with its number; what it returns remembers which call made it."""
+        kwargs = kwargs or {}
+        if getattr(func, "__self__", None) is torch.Tensor.shape or func is torch.Tensor.size:
+            return self._shape(args[0], func(*args, **kwargs), *args[1:], **kwargs)
+        if func.__name__ == "__get__":  # every other property of a tensor
+            return func(*args)
+        if isinstance(func, types.FunctionType) and func not in self._open:  # written in Python: look inside
+            self._open.append(func)
+            try:
+                with self:
+                    return _body(func)(*args, **kwargs)
+            finally:
+                self._open.pop()
+        number = len(self._given)
+        self._given.append(tuple(_numbers((args, kwargs))))
+        with annotate({KEY: number}):
+            result = func(*args, **kwargs)
+        for output, tensor in enumerate(tree_leaves(result)):
+            if isinstance(tensor, torch.Tensor):
+                self._known[id(tensor)] = tensor, (number, output)  # kept, so that its id is not given to another
+        return result
+
+    def _shape(self, tensor: torch.Tensor, shape: Any, dim: int | None = None) -> Any:
+        """A shape, or one size of it, that remembers the tensor."""
+        key = self._key(tensor)
+        if key is None:
+            return shape
+        if isinstance(shape, int):
+            return Number(shape, Dim(key, (dim or 0) % tensor.ndim), self.equal)
+        return torch.Size(Number(size, Dim(key, axis), self.equal) for axis, size in enumerate(shape))
+
+    def _key(self, tensor: torch.Tensor) -> tuple[int, int] | str | None:
+        first = next(self._model.parameters(), None)
+        if first is not self._first:  # export has put others in the places of parameters and buffers
+            self._first = first
+            for name, own in [*self._model.named_parameters(), *self._model.named_buffers()]:
+                self._known.setdefault(id(own), (own, name))
+        return self._known[id(tensor)][1] if id(tensor) in self._known else None
+
+    def given(self, node: torch.fx.Node) -> tuple[int, ...] | None:
+        """The whole numbers that the call behind an op was given, in order; None where the call is not known."""
+        number = self.call_of(node)
+        return None if number is None else self._given[number]
+
+    @staticmethod
+    def call_of(node: torch.fx.Node) -> int | None:
+        """The number of the call behind an op."""
+        return (node.meta.get("custom") or {}).get(KEY)
+
+
+def _body(function: types.FunctionType) -> types.FunctionType:
+    """A function of torch.nn.functional that does not ask for `__torch_function__` again, so that the calls inside
+    it are seen one by one."""
+    unasked = {name: _never for name in function.__globals__ if name.startswith("has_torch_function")}
+    names = {**function.__globals__, **unasked}
+    body = types.FunctionType(
+        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
+    )
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body
+
+
+def _never(*_: Any) -> bool:
+    return False
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """The whole numbers among arguments, those of slices included."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, dict):
+        yield from _numbers(list(value.values()))
+    elif isinstance(value, slice):
+        yield from _numbers([value.start, value.stop, value.step])
+
+
+def match(given: tuple[int, ...] | None, literal: Any) -> list[int | None]:
+    """An op's argument, a number or several, as the numbers that its call was given.
+
+    None for each that is not among them (PyTorch computed it) and for -1, which stands for what the others leave.
+    """
+    wanted = list(literal) if isinstance(literal, (list, tuple)) else [literal]
+    unknown: list[int | None] = [None] * len(wanted)
+    if given is None or not all(isinstance(number, int) for number in wanted):
+        return unknown
+    runs = [given[i : i + len(wanted)] for i in range(len(given) - len(wanted) + 1)]
+    found = [run for run in runs if [int(number) for number in run] == [int(number) for number in wanted]]
+    if not found:
+        return unknown
+    best = max(found, key=lambda run: sum(isinstance(number, Number) for number in run))
+    return [None if int(number) == -1 else number for number in best]

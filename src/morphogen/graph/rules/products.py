@@ -1,0 +1,97 @@
+"""Products of matrices and tensors: what is contracted is alive together."""
+
+from __future__ import annotations
+
+from ...subnet import Role
+from ..slots import Axis
+from .table import Axes, Call, Value, rule
+
+
+def _transposed(value: Value) -> Value:
+    return Value(value.shape[::-1], value.axes[::-1], value.origin)
+
+
+def multiply(call: Call, left: Value, right: Value) -> Axes:
+    """(..., n, k) times (..., k, m)."""
+    if len(right.shape) == 2:
+        call.role(right, Role("weight", out_axis=1, in_axis=0))
+        call.role(_transposed(right), Role("weight"))
+    call.slots.tie(left.axes[-1], right.axes[max(-2, -len(right.shape))], "multiplied with a fixed axis")
+    batch = call.meet([(value.shape[:-2], value.axes[:-2]) for value in (left, right)])
+    rows = left.axes[-2:-1]
+    columns = right.axes[-1:] if len(right.shape) > 1 else ()
+    return (*batch, *rows, *columns)
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
+def matmul(call: Call) -> Axes:
+    """The last axis of the one and the last but one of the other are contracted, the axes before meet."""
+    left, right = call.values()
+    return multiply(call, left, _transposed(right) if call.op == "inner" else right)
+
+
+@rule("outer", "ger")
+def outer(call: Call) -> Axes:
+    """Every position of the one with every position of the other."""
+    left, right = call.values()
+    return (*left.axes, *right.axes)
+
+
+@rule("addmm", "baddbmm", "addbmm", "addmv")
+def add_product(call: Call) -> Axes:
+    """A product added to a tensor."""
+    added, left, right = call.values()
+    axes = multiply(call, left, right)
+    (shape,) = call.shapes
+    return call.meet([(added.shape, added.axes), (shape, axes)])
+
+
+@rule("einsum")
+def einsum(call: Call) -> Axes:
+    """What has the same letter is alive together."""
+    inputs, _, output = call["equation"].replace(" ", "").partition("->")
+    values = list(call.values())
+    of: dict[str, Axis] = {}
+    sizes: dict[str, int] = {}
+    dots: list[tuple[tuple[int, ...], Axes]] = []
+    terms = inputs.split(",")
+    for term, value in zip(terms, values, strict=True):
+        head, ellipsis, tail = term.partition("...")
+        middle = len(value.shape) - len(head) - len(tail)
+        if ellipsis:
+            dots.append((value.shape[len(head) :][:middle], value.axes[len(head) :][:middle]))
+        places = [*range(len(head)), *range(len(value.shape) - len(tail), len(value.shape))]
+        for letter, i in zip(head + tail, places, strict=True):
+            size, axis = value.shape[i], value.axes[i]
+            if letter not in of or sizes[letter] == 1:
+                of[letter], sizes[letter] = axis, size
+            elif size > 1:
+                of[letter] = call.slots.tie(of[letter], axis, "multiplied with a fixed axis")
+    if "->" not in call["equation"]:
+        letters = "".join(term.replace("...", "") for term in terms)
+        output = "..." * bool(dots) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    head, ellipsis, tail = output.partition("...")
+    middle = call.meet(dots) if ellipsis else ()
+    return (*(of[c] for c in head), *middle, *(of[c] for c in tail))
+
+
+@rule("scaled_dot_product_attention")
+def attention(call: Call) -> Axes:
+    """Queries (..., H, L, E), keys (..., H, S, E) and values (..., H, S, V) to (..., H, L, V).
+
+    Heads may leave. The positions that are softmaxed, S, may not; nor does it matter for the function which of the
+    positions E of a head do, but the default scale, 1 / sqrt(E), follows their number.
+    """
+    query, key, value = call["query"], call["key"], call["value"]
+    call.slots.tie(query.axes[-1], key.axes[-1], "multiplied with a fixed axis")
+    for axis in (key.axes[-2], value.axes[-2]):
+        call.slots.fix(axis, "softmax along it")
+    heads = [value.axes[:-2] for value in (query, key, value)]
+    if call["enable_gqa"]:  # each key and value head serves several query heads
+        times = query.shape[-3] // key.shape[-3]
+        heads = [heads[0], *((*h[:-1], None if h[-1] is None else h[-1].repeat_interleave(times)) for h in heads[1:])]
+    axes = call.meet([(query.shape[:-2], h) for h in heads])
+    mask = call["attn_mask"]
+    if mask is not None and len(mask.shape) > 2:
+        axes = call.meet([(query.shape[:-2], axes), (mask.shape[:-2], mask.axes[:-2])])
+    return (*axes, query.axes[-2], value.axes[-1])

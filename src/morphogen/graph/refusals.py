@@ -50,6 +50,7 @@ CAUSES = (
         "parameters that the forward pass does not write to",
         "Keep what changes in a buffer, or write to it outside forward",
     ),
+    (("PackedParams",), "layers that can train", "Trace and train the model first, and quantise it afterwards"),
     (("same device",), "model and example on one device", "Call example.to(device) or model.to(device)"),
     (("Inference tensors",), "ordinary tensors", "Use torch.no_grad in place of torch.inference_mode"),
 )
@@ -84,7 +85,8 @@ def _check_module(path: str, module: nn.Module) -> None:
                 expected="the plain module",
                 todo=WRAPPERS[kind.__name__],
             )
-    for hook in module._forward_pre_hooks.values():
+    hooks: list[Any] = list(module._forward_pre_hooks.values())
+    for hook in hooks:
         for kind in type(hook).__mro__:
             if kind.__name__ in REWRITING_HOOKS and kind.__module__.startswith("torch."):
                 raise TraceError(
@@ -94,6 +96,7 @@ def _check_module(path: str, module: nn.Module) -> None:
                     found=type(hook).__name__,
                     todo=REWRITING_HOOKS[kind.__name__],
                 )
+    compiled = type(module).__name__ == "OptimizedModule"  # which leaves its functions out of copies
     for name, value in vars(module).items():
         if isinstance(value, torch.Tensor) and value.grad_fn is not None:
             raise TraceError(
@@ -101,7 +104,8 @@ def _check_module(path: str, module: nn.Module) -> None:
                 where=f"{path}.{name}",
                 todo="Delete it, or keep it detached",
             )
-        if isinstance(value, FunctionType) and any(_holds_module(cell) for cell in value.__closure__ or ()):
+        cells = value.__closure__ or () if isinstance(value, FunctionType) else ()
+        if any(map(_holds_module, cells)) and not (compiled or name == "_compiled_call_impl"):
             raise TraceError(
                 "a function kept on the module holds the module itself, so a copy would run the original",
                 where=f"{path}.{name}",
@@ -119,10 +123,11 @@ def _holds_module(cell: Any) -> bool:
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
-    kind = type(tensor)
+    kind: Any = type(tensor)
+    ordinary: Any = torch.Tensor
     if is_lazy(tensor):
         raise TraceError("the tensor has no shape yet", where=name, todo="Call model(example) once, then trace it")
-    if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+    if kind.__torch_dispatch__ is not ordinary.__torch_dispatch__:
         raise TraceError(
             "the tensor is of a class that computes in its own way",
             where=name,

@@ -72,7 +72,7 @@ def check_model(model: nn.Module, exclude: Iterable[str]) -> None:
         warnings.warn(
             f"{changing[0]}: forward hooks are not read; if one changes what the module is given or returns, a morph "
             f"would be wrong: make it a module. Hooks that return None are safe ({len(changing)} modules have others)",
-            stacklevel=3,
+            stacklevel=4,  # the caller of `trace`, which is decorated
         )
 
 

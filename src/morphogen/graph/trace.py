@@ -80,7 +80,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     except TraceError as error:
         if walk.unread():
             raise
-        warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=2)
+        warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=3)
     else:
         forward[True] = walk.read(program)
     tensors = walk.tensors()

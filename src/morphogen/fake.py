@@ -104,7 +104,8 @@ def tensor_named(model: nn.Module, name: str) -> torch.Tensor:
 
 
 def as_call(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of an example."""
+    """Positional and keyword arguments of an example, such that autograd can use its tensors."""
+    example = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) and x.is_inference() else x, example)
     if isinstance(example, dict):
         return (), dict(example)
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 
 from .bypass import take_out
 from .depth import interpolated, originals
-from .errors import SubNetworkError
+from .errors import MorphError, SubNetworkError
 from .fake import FakeModel
 from .grid import Grids, Resolution
+from .program import first_line
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, Structure, SubNetwork, within
 
 
@@ -291,7 +292,7 @@ def _statistics(model: nn.Module, structure: Structure) -> dict[str, tuple[float
     tensors = {
         name: tensor.detach()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        if within(name, inside) and tensor.is_floating_point() and prod(tensor.shape)
+        if within(name, inside) and tensor.is_floating_point() and prod(tensor.shape) and not tensor.is_meta
     }
     if not tensors:
         return {}
@@ -302,7 +303,17 @@ def _statistics(model: nn.Module, structure: Structure) -> dict[str, tuple[float
 def set_attributes(model: nn.Module, network: Network, target: SubNetwork) -> None:
     """Bring the sizes that modules keep to those of a sub-network; blocks that are out are left alone."""
     for path, name, value in attributes_in(network, target):
-        setattr(model.get_submodule(path), name, value)
+        module = model.get_submodule(path)
+        try:
+            if getattr(module, name) != value:  # a property may follow the weights by itself
+                setattr(module, name, value)
+        except Exception as error:  # whatever a property or __setattr__ of the model's own raises
+            raise MorphError(
+                f"the size {name} cannot be set ({first_line(error)})",
+                where=path,
+                expected="an attribute that can be written",
+                todo="Leave the module whole: trace(..., exclude=['its path'])",
+            ) from error
 
 
 def attributes_in(network: Network, target: SubNetwork) -> Iterator[tuple[str, str, Any]]:

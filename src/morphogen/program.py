@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+
+LOGGERS = ("export", "_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
@@ -29,7 +33,8 @@ def calls(program: torch.export.ExportedProgram) -> Iterator[torch.fx.Node]:
 def op_name(target: Any) -> str:
     """`aten.relu_.default` -> `relu`; ops of other namespaces keep theirs."""
     if not isinstance(target, torch._ops.OpOverload):
-        return str(target)
+        plain = isinstance(target, (FunctionType, BuiltinFunctionType))  # whose text has an address in it
+        return f"{target.__module__}.{target.__name__}" if plain else str(target)
     namespace, _, name = target._schema.name.partition("::")
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
@@ -68,15 +73,26 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
+def failing_module(model: nn.Module, error: BaseException) -> str:
+    """Path of the innermost module in the traceback of an error."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    where = ""
+    frame = error.__traceback__
+    while frame is not None:
+        where = paths.get(id(frame.tb_frame.f_locals.get("self")), where) or where
+        frame = frame.tb_next
+    return where or type(model).__name__
+
+
 @contextmanager
 def silence() -> Iterator[None]:
     """Keep PyTorch's export and fake tensors from printing what the caller gets as an exception anyway."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._subclasses.fake_tensor")]
+    loggers = [logging.getLogger(f"torch.{name}") for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # export prints graphs there
             warnings.simplefilter("ignore")
             yield
     finally:

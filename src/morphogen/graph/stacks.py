@@ -16,7 +16,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
+from ..errors import TraceError
 from ..fake import FakeModel, quiet
+from ..program import failing_module, first_line
 from ..subnet import BlockStack, DropPath, FixedBlock, is_inside, within
 from .residual import Residual
 from .silence import can_be_silent
@@ -116,7 +118,16 @@ def _watch(fake: FakeModel) -> list[_Block]:
             fake.run(fake.dense, None, batch=2)  # small, since blocks are tried out on real numbers of that size
         except Exception:  # whatever the model's own code raises where not every input is a batch
             calls.clear()
-            fake.run(fake.dense, None)
+            try:
+                fake.run(fake.dense, None)
+            except Exception as error:
+                raise TraceError(
+                    f"a copy of the model on fake tensors cannot run ({first_line(error)})",
+                    where=failing_module(fake.dense, error),
+                    expected="a forward pass that reads no numbers out of tensors, and a model that copy.deepcopy "
+                    "copies whole (without __slots__)",
+                    todo="Keep the numbers in tensors, or trace a submodule",
+                ) from error
     return calls
 
 
@@ -220,7 +231,10 @@ def _difference(a: _Block, b: _Block, buffers: Mapping[str, torch.Tensor]) -> st
     for path, module in a.module.named_modules():
         if not isinstance(module, _NormBase):  # running statistics are learned, like weights
             for name, _ in module.named_buffers(prefix=path, recurse=False):
-                if not torch.equal(buffers[f"{a.path}.{name}"], buffers[f"{b.path}.{name}"]):
+                left, right = buffers[f"{a.path}.{name}"], buffers[f"{b.path}.{name}"]
+                if left.is_meta:
+                    return f"the buffer {name} has no values yet (device meta)"
+                if not torch.equal(left, right):
                     return f"the buffer {name} is another in {a.path} than in {b.path}"
     return None
 

@@ -38,12 +38,14 @@ from ..subnet import (
 from .counting import Counting
 from .groups import TracedTensor, derive_groups
 from .numbers import Attribute, Dim, Numbers
+from .refusals import cannot_export, check_model, immovable
 from .residual import residual_branches
 from .rules import RULES, Call, Value
 from .slots import Axis, Slots
 from .stacks import drop_path_of, find_stacks
 
 
+@torch.inference_mode(False)  # its tensors could not be saved for a backward pass
 def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) -> Network:
     """Find what of a model can change size: its channel groups, its block stacks, its resolution.
 
@@ -65,6 +67,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         TraceError: the model cannot be exported or copied, or an excluded path does not exist. What an op
             without a rule reads stays whole; asking for another width names it.
     """
+    check_model(model, exclude)
     exclude = tuple(exclude)
     paths = {name for name, _ in model.named_modules()}
     for path in exclude:
@@ -80,7 +83,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     except TraceError as error:
         if walk.unread():
             raise
-        warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=2)
+        warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=3)
     else:
         forward[True] = walk.read(program, numbers)
     tensors = walk.tensors()
@@ -120,12 +123,12 @@ def _without_excluded(
 def _fake(model: nn.Module, example: Example) -> FakeModel:
     try:
         return FakeModel(model, example)
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # whatever the attributes of the model raise
         raise TraceError(
             f"the model cannot be copied ({first_line(error)})",
             where=type(model).__name__,
             expected="a model that copy.deepcopy accepts",
-            todo="Tensors kept from an earlier forward pass, locks and old-style weight_norm prevent it",
+            todo="Tensors kept from an earlier forward pass, locks and open files prevent it",
         ) from error
 
 
@@ -141,14 +144,7 @@ def _export(
             numbers.mark()
             return export(model, args, kwargs), numbers
     except Exception as error:  # whatever the model's own code raises on this input
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        raise TraceError(
-            f"torch.export cannot read this model with this example ({first_line(error)})",
-            where=type(model).__name__,
-            expected="an example the model accepts and a forward pass without data-dependent control flow",
-            found="inputs of shape " + ", ".join(str(tuple(t.shape)) for t in tensors),
-            todo="Call model(example) yourself first; where the model branches on data, trace a submodule",
-        ) from error
+        raise cannot_export(model, (args, kwargs), error) from error
 
 
 def _resolution(example: Example) -> tuple[int, int] | None:
@@ -189,6 +185,8 @@ class _Walk:
                 self.values[name] = self._value(name, tensor, model.get_submodule(name.rpartition(".")[0]))
                 if any(name.startswith(path + ".") for path in exclude):
                     self._fix(self.values[name], "excluded by the user")
+        for name, reason in immovable(model):
+            self._fix(self.values[self.aliases[name]], reason)
 
     def _value(self, name: str, tensor: torch.Tensor, owner: nn.Module) -> Value:
         # The taps of a convolution's kernel are never channels, whatever the module does with them first.
@@ -292,7 +290,9 @@ class _Walk:
         if excluded or op not in RULES or not isinstance(node.target, torch._ops.OpOverload):
             # What such an op reads and returns stays whole; nothing can be coupled wrongly.
             if not excluded:
-                self.unruled.setdefault(str(node.target), path)
+                self.unruled.setdefault(
+                    str(node.target) if isinstance(node.target, torch._ops.OpOverload) else op, path
+                )
             for value in inputs:
                 self._fix(value, "read by a module the user excluded" if excluded else f"no rule for the op {op}")
             result = tree_map(lambda value: _fixed(value, origin), node.meta.get("val"))

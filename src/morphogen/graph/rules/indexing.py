@@ -20,6 +20,10 @@ def index(call: Call) -> Axes:
             for axis in value.axes:
                 call.slots.fix(axis, "used as index")
     kept = [axis for i, axis in enumerate(x.axes) if i not in places]
+    if len(shape) != len(kept) + max(len(indices[i].shape) for i in places):  # a mask over several axes
+        for axis in x.axes:
+            call.slots.fix(axis, "taken by a mask")
+        return (None,) * len(shape)
     new: list[Axis] = [None] * (len(shape) - len(kept))
     # The indexed axes come where the first was, in front where others stand between them.
     first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0

@@ -65,7 +65,7 @@ class Receipt:
 
     @property
     def carried(self) -> int:
-        """Entries of the changed tensors that were carried over bit for bit."""
+        """Entries of the changed tensors that were carried over: bit for bit, or divided where the operator divides."""
         return sum(change.map.carried for change in self.changes.values())
 
     @property
@@ -90,10 +90,11 @@ def morph(
 
     Channels and blocks in both are carried over bit for bit, in the parameters, buffers, gradients, optimizer
     state and EMA copies alike; new channels are filled by `operator`, new blocks by `depth_operator` (their
-    optimizer state is empty, their EMA is their value); what is not in `target` is dropped. An operator that
-    preserves the function by copying (`net2net`) also divides the weights that read copied channels, in the EMA
-    copies too; gradients and optimizer state are carried as they are. Where the resolution changes, position embeddings are interpolated. Parameters stay the same objects, so whoever
-    holds them (an optimizer, a clipping list, a hook) holds the right ones afterwards.
+    optimizer state is empty, their EMA is their value); what is not in `target` is dropped. An operator that copies
+    channels and preserves the function (`net2net`) also divides the weights that read them, in the EMA copies too;
+    gradients and optimizer state are carried as they are. Where the resolution changes, position embeddings are
+    interpolated. Parameters stay the same objects, so whoever holds them (an optimizer, a clipping list, a hook)
+    holds the right ones afterwards.
 
     Args:
         network: what `trace` returned.

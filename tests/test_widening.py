@@ -23,11 +23,11 @@ COPYING = ["net2net", "fpi"]
 class Mlp(nn.Module):
     """Residual blocks as in a transformer, without attention."""
 
-    def __init__(self, width=8, hidden=12, depth=3):
+    def __init__(self, width=8, hidden=12, depth=3, norm=nn.LayerNorm):
         super().__init__()
         self.stem = nn.Linear(5, width)
-        self.blocks = nn.ModuleList(MlpBlock(width, hidden) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(MlpBlock(width, hidden, norm) for _ in range(depth))
+        self.norm = norm(width)
         self.head = nn.Linear(width, 3)
 
     def forward(self, x):
@@ -38,13 +38,14 @@ class Mlp(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    def __init__(self, width, hidden):
+    def __init__(self, width, hidden, norm):
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = norm(width)
         self.read = nn.Linear(width, hidden)
         self.write = nn.Linear(hidden, width)
 
     def forward(self, x):
+        x = x - x.mean(-1, keepdim=True)
         return x + self.write(torch.nn.functional.gelu(self.read(self.norm(x))))
 
 
@@ -142,11 +143,13 @@ def test_batch_statistics_of_copies_are_equal_so_training_mode_is_exact_too():
 
 
 @pytest.mark.parametrize("operator", COPYING)
-def test_layer_norm_is_exact_where_the_ratio_is_whole(operator):
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_layer_norm_and_means_over_channels_are_exact_where_the_ratio_is_whole(norm, operator):
     x = torch.randn(4, 5).double()
-    net = halved(Mlp().double(), x)
-    assert_function_preserved(net, net.dense, x, operator)
-    net = halved(Mlp().double(), x, 0.5)
+    for width in (0.5, 0.25):
+        net = halved(Mlp(norm=norm).double(), x, width)
+        assert_function_preserved(net, net.dense, x, operator)
+    net = halved(Mlp(norm=norm).double(), x, 0.5)
     with pytest.raises(AssertionError):
         assert_function_preserved(net, net.subnetwork(width=0.75), x, operator)
 

@@ -12,9 +12,10 @@ from torch import nn
 from ..errors import MorphError
 from ..fake import tensor_named
 from ..network import Network
-from ..subnet import SubNetwork, within
+from ..subnet import SubNetwork
 from .blocks import Entering, fill_block, is_learned
 from .entry import DepthGrowth
+from .exchange import tensors_of
 from .growth import OPERATORS, Gap, WidthGrowth
 from .tensors import TensorMap
 
@@ -102,9 +103,8 @@ def blocks_above(network: Network) -> dict[str, str]:
     above = {}
     for stack in network.stacks:
         for unit, upper in pairwise(network.current.blocks[stack.name]):
-            paths = frozenset(stack.units[unit])
-            names = [name for name in network.structure.tensors if within(name, paths)]
-            above |= {name: stack.counterpart(name, unit, upper) for name in names}
+            blocks = {path: network.model.get_submodule(path) for path in stack.units[unit]}
+            above |= {name: stack.counterpart(name, unit, upper) for name in tensors_of(blocks)}
     return above
 
 

@@ -346,6 +346,14 @@ def test_bert2bert_skips_blocks_that_are_out():
     assert net.model.blocks[0].read.bias.tolist() == [1, 1, 3, 3]
 
 
+def test_bert2bert_takes_nothing_from_a_block_that_leaves():
+    net = numbered_mlp()
+    ema = copy.deepcopy(net.model)
+    morphogen.morph(net, net.subnetwork(blocks={"blocks": [0, 2]}), ema=ema, operator="bert2bert")
+    for model in (net.model, ema):
+        assert model.blocks[0].read.bias.tolist() == [1, 1, 3, 3]
+
+
 def test_bert2bert_grows_an_averaged_copy_by_its_own_next_block():
     net = numbered_mlp()
     ema = copy.deepcopy(net.model)

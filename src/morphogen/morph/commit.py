@@ -122,7 +122,7 @@ def morph(
     check_operator(growth.momentum and restarted is None, growth.silent, entering, depth_operator)
     structure, current, model = network.structure, network.current, network.model
     leaving = tuple(path for path in structure.absent(target) if path not in network.outside)
-    maps, above = map_tensors(network, current, target), blocks_above(network)
+    maps, above = map_tensors(network, current, target), blocks_above(network, target)
     trees = [model, *averages] if restarted is None else [model, *averages, restarted]
     outside = tensors_of(network.outside)
     parameters = {p: name for name, p in outside.items() if isinstance(p, nn.Parameter)}

@@ -71,7 +71,7 @@ def compute_values(
         base = {name: means[name].to(t) if is_learned(network, name) else t for name, t in live.items()}
 
     def upper(name: str) -> torch.Tensor | None:
-        return base[above[name]].detach() if above.get(name) in base else None
+        return base[above[name]].detach() if name in above else None
 
     new = {
         name: change.regrid(_fill(change, base[name].detach(), upper(name), fill, generator))
@@ -98,11 +98,12 @@ def compute_values(
     return Values({name: value for name, value in new.items() if name not in buffers}, fresh, buffers)
 
 
-def blocks_above(network: Network) -> dict[str, str]:
-    """For each tensor of a block that is alive, the same tensor of the next one of its stack, by name."""
+def blocks_above(network: Network, target: SubNetwork) -> dict[str, str]:
+    """For each tensor of a block that stays, the same tensor of the next one of its stack that stays, by name."""
     above = {}
     for stack in network.stacks:
-        for unit, upper in pairwise(network.current.blocks[stack.name]):
+        staying = sorted({*network.current.blocks[stack.name]} & {*target.blocks[stack.name]})
+        for unit, upper in pairwise(staying):
             blocks = {path: network.model.get_submodule(path) for path in stack.units[unit]}
             above |= {name: stack.counterpart(name, unit, upper) for name in tensors_of(blocks)}
     return above

@@ -63,6 +63,15 @@ def assert_equals_masked_dense(net: morphogen.Network, target: morphogen.SubNetw
         torch.testing.assert_close(net.model(example), expected, rtol=tolerance, atol=tolerance)
 
 
+def assert_function_preserved(net: morphogen.Network, target, example, operator, tolerance=1e-10, **others) -> None:
+    """Growing to `target` by `operator` leaves the output as it was, in evaluation mode."""
+    net.model.eval()
+    with torch.no_grad():
+        before = net.model(example)
+        morphogen.morph(net, target, operator=operator, **others)
+        torch.testing.assert_close(net.model(example), before, rtol=tolerance, atol=tolerance)
+
+
 def assert_optimizer_holds_model(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Every trainable parameter is in exactly one group, and nothing else is (invariant 1)."""
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
@@ -105,8 +114,12 @@ def names_in_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
     return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
 
 
-def assert_survivors_equal(net, before, old: morphogen.SubNetwork, new: morphogen.SubNetwork, after) -> None:
+def assert_survivors_equal(
+    net, before, old: morphogen.SubNetwork, new: morphogen.SubNetwork, after, *, rescaled=False
+) -> None:
     """Whatever is alive in both sub-networks is bitwise the same in both snapshots (invariant 1).
+
+    With `rescaled`, the weights of an input may all have been divided by the same whole number; nothing else may.
 
     Works from the layouts alone, by dense position, so that it shares no index map with the morph.
     """
@@ -131,6 +144,14 @@ def assert_survivors_equal(net, before, old: morphogen.SubNetwork, new: morphoge
                 both = mask_old[axis] & mask_new[axis]
                 left = left.index_select(dim, both[mask_old[axis]].nonzero().flatten())
                 right = right.index_select(dim, both[mask_new[axis]].nonzero().flatten())
+        role = net.structure.tensors[name].role
+        if rescaled and name == key and role.kind == "weight" and not role.blockwise:
+            left, right = left.transpose(0, role.in_axis).flatten(1), right.transpose(0, role.in_axis).flatten(1)
+            parts = (left.norm(dim=1, keepdim=True) / right.norm(dim=1, keepdim=True)).round()
+            assert (parts >= 1).all(), key
+            right = right if (parts == 1).all() else right * parts
+            torch.testing.assert_close(left, right, rtol=1e-6, atol=0)
+            continue
         assert torch.equal(left, right), key
 
 

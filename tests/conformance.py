@@ -13,10 +13,16 @@ from planted import Size, found_schedule
 
 @dataclass(frozen=True)
 class OperatorRow:
-    """`name` in the operators' table; whether growing by it leaves the function unchanged."""
+    """`name` in the operators' table.
+
+    Attributes:
+        preserves_function: growing by it leaves the function unchanged.
+        rescales: it divides the old weights that read copied channels.
+    """
 
     name: str
     preserves_function: bool = False
+    rescales: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,9 @@ OPERATORS = [
     OperatorRow("orthogonal"),
     OperatorRow("random"),
     OperatorRow("replicate"),
+    OperatorRow("net2net", preserves_function=True, rescales=True),
+    OperatorRow("fpi", preserves_function=True, rescales=True),
+    OperatorRow("bert2bert", rescales=True),
 ]
 
 BETWEEN = (0, 1, 2, 3, 3, 4, 4, 5, 5)
@@ -95,6 +104,14 @@ METHODS = [
     MethodRow(morphogen.NetworkExpansion(depth=0.5, stages=2), blocks=(2, 2, 2, 2, 4, 4, 4, 4)),
     MethodRow(
         morphogen.NetworkExpansion(width=0.5, depth=0.5, stages=2, depth_operator="identity"),
+        channels=(6, 6, 6, 6, 12, 12, 12, 12),
+        blocks=(2, 2, 2, 2, 4, 4, 4, 4),
+    ),
+    MethodRow(morphogen.Net2Net(), channels=(6, 6, 6, 6, 12, 12, 12, 12)),
+    MethodRow(morphogen.Net2Net(stages=3, noise=0), channels=(6, 6, 6, 9, 9, 9, 12, 12)),
+    MethodRow(morphogen.Bert2BERT(), channels=(6, 6, 6, 6, 12, 12, 12, 12)),
+    MethodRow(
+        morphogen.Bert2BERT(depth=0.5, operator="fpi"),
         channels=(6, 6, 6, 6, 12, 12, 12, 12),
         blocks=(2, 2, 2, 2, 4, 4, 4, 4),
     ),

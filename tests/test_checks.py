@@ -7,6 +7,7 @@ import morphogen
 
 from checks import (
     assert_equals_masked_dense,
+    assert_function_preserved,
     assert_optimizer_holds_model,
     assert_survivors_equal,
     assert_unchanged,
@@ -40,6 +41,34 @@ def test_masked_dense_notices_a_group_norm():
     net = morphogen.trace(NETS["Mixed"](), image())
     with pytest.raises(AssertionError):
         assert_equals_masked_dense(net, net.subnetwork(width=0.5), image())
+
+
+@pytest.mark.parametrize("operator", ["replicate", "net2net(noise=0.01)", "random", "orthogonal"])
+def test_the_check_of_the_function_notices_an_operator_that_changes_it(operator):
+    """`replicate` is `net2net` without its division."""
+    net = morphogen.trace(Residual().double(), image().double())
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    with pytest.raises(AssertionError):
+        assert_function_preserved(net, net.dense, image().double(), operator)
+
+
+@pytest.mark.parametrize("key", ["conv1.weight", "conv2.weight", "bn1.weight", "conv2.weight/exp_avg", "fc.bias"])
+def test_survivor_check_notices_one_changed_entry_beside_divided_ones(key):
+    model = Residual()
+    optimizer = torch.optim.Adam(model.parameters())
+    net = morphogen.trace(model, image())
+    half = net.subnetwork(width=0.5)
+    morphogen.morph(net, half, optimizer=optimizer)
+    take_steps(model, optimizer, image())
+    before = snapshot(model, optimizer)
+    morphogen.morph(net, net.dense, optimizer=optimizer, operator="net2net")
+    after = snapshot(model, optimizer)
+    assert_survivors_equal(net, before, half, net.dense, after, rescaled=True)
+    with pytest.raises(AssertionError):
+        assert_survivors_equal(net, before, half, net.dense, after)
+    after[key].view(-1)[0] *= 1.01
+    with pytest.raises(AssertionError):
+        assert_survivors_equal(net, before, half, net.dense, after, rescaled=True)
 
 
 def test_optimizer_check_notices_a_stale_parameter():

@@ -20,13 +20,15 @@ from checks import (
     take_steps,
 )
 from conformance import ALL, DEPTH_OPERATORS, METHODS, OPERATORS
-from nets import NETS, Block, DropPath, Residual, Tower, image
+from nets import NETS, Block, DropPath, Tower, image
 from planted import Planted, plant_times, steps_of
 
 
 def test_the_table_is_complete(tmp_path, monkeypatch):
     plant_times(monkeypatch)
-    assert {row.name for row in OPERATORS} == set(REGISTERED_OPERATORS)
+    assert {(row.name, row.preserves_function, row.rescales) for row in OPERATORS} == {
+        (name, entry.preserving, entry.rescales) for name, entry in REGISTERED_OPERATORS.items()
+    }
     assert {row.name for row in DEPTH_OPERATORS} == set(REGISTERED_DEPTH_OPERATORS)
     assert {type(row.made(tmp_path)) for row in METHODS} == {*REGISTERED_METHODS.values(), morphogen.Combined}
 
@@ -49,7 +51,7 @@ def test_operator_carries_fills_and_is_repeatable(row, name):
 
     net, optimizer, half, before, receipt = grow()
     after = snapshot(net.model, optimizer)
-    assert_survivors_equal(net, before, half, net.current, after)
+    assert_survivors_equal(net, before, half, net.current, after, rescaled=row.rescales)
     assert_optimizer_holds_model(net.model, optimizer)
     assert receipt.new > 0 and receipt.before == half and receipt.after == net.current
     assert all(value.isfinite().all() for value in after.values())
@@ -60,7 +62,7 @@ def test_operator_carries_fills_and_is_repeatable(row, name):
 
 @pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
 def test_operator_keeps_or_changes_the_function_as_declared(row):
-    model = Residual().double()
+    model = Tower().double()
     randomise_statistics(model)
     x = image().double()
     net = morphogen.trace(model, x)

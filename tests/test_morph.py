@@ -220,7 +220,7 @@ def test_a_failing_operator_leaves_everything_as_it_was():
     before, current = snapshot(model, optimizer), net.current
 
     def wrong(gap):
-        return gap.old if gap.map.name == "bn2.weight" else commit.named("random")(gap)
+        return gap.old if gap.map.name == "bn2.weight" else commit.named("random").fill(gap)
 
     with pytest.raises(morphogen.MorphError, match=r"bn2\.weight"):
         morphogen.morph(net, net.dense, optimizer=optimizer, operator=wrong)

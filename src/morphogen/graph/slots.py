@@ -65,13 +65,13 @@ class Slots:
                     self.fix(axis, reason)
             return None
         if left is not right:
-            self.ties.append((left, right))
+            self.ties.append((left.reshape(-1), right.reshape(-1)))
         return left
 
     def fix(self, axis: Axis, reason: str) -> None:
         """Keep an axis whole in every sub-network; `reason` is what the user will read."""
         if axis is not None:
-            self.fixed.append((axis, reason))
+            self.fixed.append((axis.reshape(-1), reason))
 
     def match(self, left: Axis, right: Axis, reason: str) -> Axis:
         """As many positions of the one axis are alive as of the other; a fixed one fixes the other.

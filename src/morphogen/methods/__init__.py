@@ -4,11 +4,13 @@ import re
 
 from ..spec import build
 from .autoprog import AutoProg, Supernet
+from .bert2bert import Bert2BERT
 from .combined import Combined
 from .dense import Dense
 from .dynamic_batch import DynamicBatch
 from .efficient_train import EfficientTrain
 from .method import Method
+from .net2net import Net2Net
 from .network_expansion import NetworkExpansion
 from .prog import Prog
 from .progressive_resizing import ProgressiveResizing
@@ -19,10 +21,12 @@ from .stackbert import StackBERT
 
 METHODS: dict[str, type[Method]] = {
     "AutoProg": AutoProg,
+    "Bert2BERT": Bert2BERT,
     "Dense": Dense,
     "DynamicBatch": DynamicBatch,
     "EfficientTrain": EfficientTrain,
     "GrowThenPrune": GrowThenPrune,
+    "Net2Net": Net2Net,
     "NetworkExpansion": NetworkExpansion,
     "OneTime": OneTime,
     "Prog": Prog,
@@ -51,12 +55,14 @@ __all__ = [
     "METHODS",
     "SSL",
     "AutoProg",
+    "Bert2BERT",
     "Combined",
     "Dense",
     "DynamicBatch",
     "EfficientTrain",
     "GrowThenPrune",
     "Method",
+    "Net2Net",
     "NetworkExpansion",
     "OneTime",
     "Prog",

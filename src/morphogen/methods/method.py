@@ -102,6 +102,24 @@ class Method(ABC):
         return Momentum(self.decay, self.horizon) if depth_named(self.depth_operator).momentum else None
 
 
+def check_growth(who: str, stages: int, multiple_of: int, **shares: float | None) -> None:
+    """Refuse settings of growth in equal steps that are out of range.
+
+    Raises:
+        ConfigError: a share (of width, of depth) outside (0, 1], less than one stage, multiples of less than 1.
+    """
+    for name, share in shares.items():
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError(f"{name} out of range", where=who, expected=f"0 < {name} <= 1", found=f"{share}")
+    if stages < 1 or multiple_of < 1:
+        raise ConfigError(
+            "out of range",
+            where=who,
+            expected="stages and multiple_of at least 1",
+            found=f"stages {stages}, multiple_of {multiple_of}",
+        )
+
+
 def whole_blocks(network: Network, parts: int, who: str) -> None:
     """Refuse a network whose deepest stack cannot begin with one of so many parts and be doubled to its full size.
 

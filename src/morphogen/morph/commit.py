@@ -21,13 +21,13 @@ from .blocks import entering_blocks
 from .drop_path import lay_out_drop_path
 from .entry import DepthOperator, depth_named
 from .exchange import add_factors, averaged_blocks, exchange, tensors_of
-from .growth import GrowthOperator, named
+from .growth import GrowthOperator, WidthGrowth, named
 from .optimizer import carried_state, check_optimizers
 from .rehearsal import check_operator
 from .rezero import fold_factors
 from .tensors import TensorMap, map_tensors
 from .trial import try_out
-from .values import carried_average, compute_values
+from .values import blocks_above, carried_average, compute_values
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Receipt:
 
     @property
     def carried(self) -> int:
-        """Entries of the changed tensors that were carried over bit for bit."""
+        """Entries of the changed tensors that were carried over: bit for bit, or divided where the operator divides."""
         return sum(change.map.carried for change in self.changes.values())
 
     @property
@@ -90,9 +90,11 @@ def morph(
 
     Channels and blocks in both are carried over bit for bit, in the parameters, buffers, gradients, optimizer
     state and EMA copies alike; new channels are filled by `operator`, new blocks by `depth_operator` (their
-    optimizer state is empty, their EMA is their value); what is not in `target` is dropped. Where the
-    resolution changes, position embeddings are interpolated. Parameters stay the same objects, so whoever
-    holds them (an optimizer, a clipping list, a hook) holds the right ones afterwards.
+    optimizer state is empty, their EMA is their value); what is not in `target` is dropped. An operator that copies
+    channels and preserves the function (`net2net`) also divides the weights that read them, in the EMA copies too;
+    gradients and optimizer state are carried as they are. Where the resolution changes, position embeddings are
+    interpolated. Parameters stay the same objects, so whoever holds them (an optimizer, a clipping list, a hook)
+    holds the right ones afterwards.
 
     Args:
         network: what `trace` returned.
@@ -120,7 +122,7 @@ def morph(
     check_operator(growth.momentum and restarted is None, growth.silent, entering, depth_operator)
     structure, current, model = network.structure, network.current, network.model
     leaving = tuple(path for path in structure.absent(target) if path not in network.outside)
-    maps = map_tensors(network, current, target)
+    maps, above = map_tensors(network, current, target), blocks_above(network, target)
     trees = [model, *averages] if restarted is None else [model, *averages, restarted]
     outside = tensors_of(network.outside)
     parameters = {p: name for name, p in outside.items() if isinstance(p, nn.Parameter)}
@@ -134,17 +136,11 @@ def morph(
     with torch.inference_mode(False), torch.no_grad():
         unfold = fold_factors(trees, optimizers)
         try:
-            values = compute_values(network, target, maps, entering, fill, growth, restarted, generator)
+            values = compute_values(network, target, maps, entering, fill, growth, restarted, above, generator)
             edits = [
                 edit
                 for name, value in values.staying.items()
-                for edit in _plan(
-                    maps.get(name),
-                    tensor_named(model, name),
-                    value,
-                    optimizers,
-                    [tensor_named(tree, name) for tree in trees[1:]],
-                )
+                for edit in _plan(maps.get(name), tensor_named(model, name), value, optimizers, trees[1:], fill, above)
             ]
             copies = [averaged_blocks(network, entering, values.entering, tree) for tree in trees[1:]]
         except BaseException:
@@ -180,7 +176,9 @@ def _plan(
     tensor: torch.Tensor,
     new: torch.Tensor,
     optimizers: Iterable[Optimizer],
-    averages: Iterable[torch.Tensor],
+    averages: Iterable[nn.Module],
+    fill: WidthGrowth,
+    above: Mapping[str, str],
 ) -> list[Callable[[], None]]:
     """All edits that bring one tensor, its gradient, its moments and its averages to the new size."""
     if change is None:  # another value of the same size
@@ -188,11 +186,12 @@ def _plan(
     # A gradient belongs to entries; interpolated ones are others.
     grad = None if tensor.grad is None or change.regrids else change.carry(tensor.grad)
     edits: list[Callable[[], None]] = [partial(assign, tensor, new, grad)]
-    for average in averages:
-        edits.append(partial(assign, average, carried_average(change, average, new), None))
+    for tree in averages:
+        value = carried_average(change, tree, new, fill, above)
+        edits.append(partial(assign, tensor_named(tree, change.name), value, None))
     if isinstance(tensor, nn.Parameter):
         for optimizer in optimizers:
-            state = carried_state(optimizer, tensor, change, new)
+            state = carried_state(optimizer, tensor, change, new, rescaled=fill.rescales)
             if state:
                 edits.append(partial(optimizer.state[tensor].update, state))
     return edits

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 
 from ..errors import MorphError
+from ..spec import parse_call
 from .tensors import TensorMap
 
 
@@ -20,11 +22,13 @@ class Gap:
         map: shapes before and after, role, and where each position comes from.
         old: the tensor before.
         generator: for random numbers; None for PyTorch's default.
+        above: the same tensor of the next block of its stack, before; None where there is none of this size.
     """
 
     map: TensorMap
     old: torch.Tensor
     generator: torch.Generator | None = None
+    above: torch.Tensor | None = None
 
     def randn(self, *shape: int) -> torch.Tensor:
         """Standard normal numbers on the tensor's device, float32 (float64 for a float64 tensor)."""
@@ -60,35 +64,64 @@ def normal(like: torch.Tensor, shape: tuple[int, ...], generator: torch.Generato
 
 
 class GrowthOperator(Protocol):
-    """Fills what is new of a tensor; what was alive must come back unchanged."""
+    """Fills what is new of a tensor; what was alive must come back unchanged, or as `WidthGrowth.rescales` says."""
 
     def __call__(self, gap: Gap) -> torch.Tensor:
         """The tensor of `gap.map.new_shape`, in the dtype, device and memory format of `gap.old`."""
         ...
 
 
-OPERATORS: dict[str, GrowthOperator] = {}
+@dataclass(frozen=True)
+class WidthGrowth:
+    """An entry of the table.
+
+    Attributes:
+        fill: the operator.
+        rescales: what was alive comes back as `TensorMap.divide` has it: weights that read copied channels are
+            divided by the number of copies. Averaged copies of the model are then grown by the operator itself, with
+            its default settings, since their old weights have to be divided too.
+        preserving: with its default settings the grown network computes what the old one did, as far as all that
+            is between its weights works channel by channel.
+        settings: further arguments of the operator.
+    """
+
+    fill: Callable[..., torch.Tensor]
+    rescales: bool = False
+    preserving: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+OPERATORS: dict[str, WidthGrowth] = {}
 """The table: name -> operator. The modules of `morphogen.operators` enter theirs."""
 
 
-def operator(name: str) -> Callable[[GrowthOperator], GrowthOperator]:
-    """Enter the decorated operator into the table."""
+def operator(
+    name: str, *, rescales: bool = False, preserving: bool = False
+) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
+    """Enter the decorated operator into the table; the flags are those of `WidthGrowth`."""
 
-    def register(function: GrowthOperator) -> GrowthOperator:
-        OPERATORS[name] = function
+    def register(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        OPERATORS[name] = WidthGrowth(function, rescales, preserving)
         return function
 
     return register
 
 
-def named(name: str | GrowthOperator) -> GrowthOperator:
-    """The operator of that name; an operator itself is passed through.
+def named(name: str | GrowthOperator) -> WidthGrowth:
+    """The operator of that name, with settings where it has any: `net2net(noise=0.01)`. A function is taken as it is.
 
     Raises:
-        MorphError: there is none of that name.
+        ConfigError: it cannot be read.
+        MorphError: there is none of that name, or it has no such setting.
     """
     if not isinstance(name, str):
-        return name
-    if name not in OPERATORS:
-        raise MorphError(f"no growth operator '{name}'", expected="one of " + ", ".join(sorted(OPERATORS)))
-    return OPERATORS[name]
+        return next((entry for entry in OPERATORS.values() if entry.fill is name), WidthGrowth(name))
+    kind, settings = parse_call(name)
+    if kind not in OPERATORS:
+        raise MorphError(f"no growth operator '{kind}'", expected="one of " + ", ".join(sorted(OPERATORS)))
+    growth = OPERATORS[kind]
+    known = [*inspect.signature(growth.fill).parameters][1:]
+    if unknown := settings.keys() - set(known):
+        expected = "one of " + ", ".join(known) if known else "none"
+        raise MorphError(f"{kind} has no setting '{min(unknown)}'", expected=expected)
+    return replace(growth, settings=settings) if settings else growth

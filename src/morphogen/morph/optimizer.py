@@ -73,7 +73,7 @@ def _check_state(kind: str, name: str, parameter: nn.Parameter, state: Mapping[s
 
 
 def carried_state(
-    optimizer: Optimizer, parameter: nn.Parameter, change: TensorMap, new: torch.Tensor
+    optimizer: Optimizer, parameter: nn.Parameter, change: TensorMap, new: torch.Tensor, *, rescaled: bool = False
 ) -> dict[str, torch.Tensor]:
     """The state of one parameter at its new size; new entries get what the optimizer would begin with.
 
@@ -82,6 +82,8 @@ def carried_state(
         parameter: still with its old value.
         change: how it changes.
         new: its new value.
+        rescaled: old weights were divided, so that an average of them begins anew; moments are carried all the same:
+            the gradient of a weight that reads a copy is what it was.
     """
     state = optimizer.state.get(parameter)
     if not state:
@@ -99,11 +101,14 @@ def carried_state(
         key: fill.to(state[key]) if isinstance(fill, torch.Tensor) and key in state else fill
         for key, fill in begin.items()
     }
-    return {
+    carried = {
         key: change.regrid(change.carry(value, begin.get(key, 0.0)), smooth=False)
         for key, value in state.items()
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.ndim
     }
+    if rescaled and "ax" in carried:
+        carried["ax"] = new.to(carried["ax"], copy=True)
+    return carried
 
 
 Held = list[tuple[dict[str, Any], list[nn.Parameter]]]

@@ -28,6 +28,11 @@ class AxisMap:
     source: torch.Tensor
     carried: torch.Tensor
 
+    @property
+    def copies(self) -> torch.Tensor:
+        """For each new position, how many new positions have its source: 1 where nothing is copied."""
+        return torch.bincount(self.source)[self.source]
+
 
 @dataclass(frozen=True)
 class TensorMap:
@@ -101,6 +106,32 @@ class TensorMap:
                 new = new.index_select(dim, axis.source.to(old.device))
         return like(new, old)
 
+    @property
+    def reads(self) -> int | None:
+        """The axis along which a weight sums over channels. A convolution that gains whole groups sums within each."""
+        return self.role.in_axis if self.role.kind == "weight" and not self.role.blockwise else None
+
+    def divide(self, old: torch.Tensor) -> torch.Tensor:
+        """`select`, with each input weight divided among the copies of its input, so that they add up to the old one.
+
+        With inputs that are copied alike, the old outputs stay what they were, and new ones are copies of them
+        (Net2Net, equation 2; bert2BERT, section 3.3).
+        """
+        new = self.select(old)
+        axis = None if self.reads is None else self.axes[self.reads]
+        if self.reads is not None and axis is not None:
+            shape = [-1 if dim == self.reads else 1 for dim in range(new.ndim)]
+            new.div_(axis.copies.view(shape).to(new.device))
+        return new
+
+    def replace_outputs(self, new: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """`new`, in place, with everything that belongs to new outputs from `other`; what reads new inputs stays."""
+        for dim, axis in enumerate(self.axes):
+            if axis is not None and dim != self.reads:
+                fresh = (~axis.carried).nonzero().flatten().to(new.device)
+                new.index_copy_(dim, fresh, other.index_select(dim, fresh))
+        return new
+
     def carry(self, old: torch.Tensor, fill: float | torch.Tensor = 0.0) -> torch.Tensor:
         """The new tensor: what was alive carried over, the rest `fill`."""
         new = self.select(old)
@@ -133,7 +164,7 @@ def map_tensors(network: Network, current: SubNetwork, target: SubNetwork) -> di
     structure = network.structure
     old, new = structure.alive_mask(current), structure.alive_mask(target)
     old_grid, new_grid = network.grids.at(current.resolution).shapes, network.grids.at(target.resolution).shapes
-    source = _source_units(structure, old)
+    source = _source_units(structure, old, new)
     regrid = None
     if current.resolution is not None and target.resolution is not None:
         regrid = Regrid(current.resolution, target.resolution)
@@ -165,13 +196,17 @@ def _groups(layout: TensorLayout, shape: tuple[int, ...]) -> int:
     return shape[0] // (layout.shape[0] // role.groups) if role.blockwise else role.groups
 
 
-def _source_units(structure: Structure, alive: torch.Tensor) -> torch.Tensor:
-    """For each unit, itself where it is alive, else the units alive in its group, each in turn."""
+def _source_units(structure: Structure, alive: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """For each unit, itself; for one that enters, the units alive in its group, each in turn.
+
+    In turn, all have equally many copies where the ratio is whole; then copying by `divide` is exact through layer
+    normalisation too.
+    """
     source = torch.arange(len(alive))
     groups = structure.unit_groups()
     for number in range(len(structure.groups)):
         units = (groups == number).nonzero().flatten()
-        old, new = units[alive[units]], units[~alive[units]]
+        old, new = units[alive[units]], units[target[units] & ~alive[units]]
         source[new] = old[torch.arange(len(new)) % len(old)]
     source[-1] = FIXED
     if len(structure.products):  # a product comes from the product of its factors' sources

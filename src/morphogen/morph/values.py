@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ from ..network import Network
 from ..subnet import SubNetwork
 from .blocks import Entering, fill_block, is_learned
 from .entry import DepthGrowth
-from .growth import OPERATORS, Gap, GrowthOperator
+from .exchange import tensors_of
+from .growth import OPERATORS, Gap, WidthGrowth
 from .tensors import TensorMap
 
 
@@ -38,9 +40,10 @@ def compute_values(
     target: SubNetwork,
     maps: Mapping[str, TensorMap],
     blocks: Iterable[Entering],
-    fill: GrowthOperator,
+    fill: WidthGrowth,
     growth: DepthGrowth,
     momentum: nn.Module | None,
+    above: Mapping[str, str],
     generator: torch.Generator | None,
 ) -> Values:
     """Fill what is new of the tensors that stay, then the blocks that enter.
@@ -52,6 +55,7 @@ def compute_values(
         blocks: those that enter.
         fill, growth: the growth operator, for channels, and the depth operator, for blocks.
         momentum: the momentum network, if there is one.
+        above: what `blocks_above` says.
         generator: random numbers for the operators.
 
     Raises:
@@ -65,7 +69,14 @@ def compute_values(
     base = live
     if everything:
         base = {name: means[name].to(t) if is_learned(network, name) else t for name, t in live.items()}
-    new = {name: change.regrid(_fill(change, base[name].detach(), fill, generator)) for name, change in maps.items()}
+
+    def upper(name: str) -> torch.Tensor | None:
+        return base[above[name]].detach() if name in above else None
+
+    new = {
+        name: change.regrid(_fill(change, base[name].detach(), upper(name), fill, generator))
+        for name, change in maps.items()
+    }
     new |= {name: base[name].detach().clone() for name in base if base[name] is not live[name] and name not in maps}
 
     def online(name: str) -> torch.Tensor:
@@ -74,7 +85,7 @@ def compute_values(
     def averaged(name: str) -> torch.Tensor:
         if momentum is None:
             raise MorphError("the depth operator reads a momentum network, but there is none", where=name)
-        return carried_average(maps[name], means[name], new[name]) if name in maps else means[name]
+        return carried_average(maps[name], momentum, new[name], fill, above) if name in maps else means[name]
 
     fresh: dict[str, torch.Tensor] = {}
     for block in blocks:
@@ -87,21 +98,50 @@ def compute_values(
     return Values({name: value for name, value in new.items() if name not in buffers}, fresh, buffers)
 
 
-def carried_average(change: TensorMap, average: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """An averaged tensor after the morph; its new channels have the value `new` has."""
+def blocks_above(network: Network, target: SubNetwork) -> dict[str, str]:
+    """For each tensor of a block that stays, the same tensor of the next one of its stack that stays, by name."""
+    above = {}
+    for stack in network.stacks:
+        staying = sorted({*network.current.blocks[stack.name]} & {*target.blocks[stack.name]})
+        for unit, upper in pairwise(staying):
+            blocks = {path: network.model.get_submodule(path) for path in stack.units[unit]}
+            above |= {name: stack.counterpart(name, unit, upper) for name in tensors_of(blocks)}
+    return above
+
+
+def carried_average(
+    change: TensorMap, tree: nn.Module, new: torch.Tensor, fill: WidthGrowth, above: Mapping[str, str]
+) -> torch.Tensor:
+    """A tensor of an averaged copy after the morph.
+
+    Its new channels have the value `new` has; but where the operator rescales what was alive, the copy is grown by
+    it too (by its default settings, that is without noise): old and new weights belong together then.
+    """
+    average = tensor_named(tree, change.name).detach()
+    if fill.rescales:
+        upper = tensor_named(tree, above[change.name]).detach() if change.name in above else None
+        return change.regrid(_fill(change, average, upper, replace(fill, settings={}), None))
     if change.regrids:
-        return change.regrid(change.select(average.detach()))
-    return change.carry(average.detach(), new.to(average))
+        return change.regrid(change.select(average))
+    return change.carry(average, new.to(average))
 
 
 def _fill(
-    change: TensorMap, old: torch.Tensor, fill: GrowthOperator, generator: torch.Generator | None
+    change: TensorMap,
+    old: torch.Tensor,
+    above: torch.Tensor | None,
+    fill: WidthGrowth,
+    generator: torch.Generator | None,
 ) -> torch.Tensor:
     """The new value of one tensor, checked."""
     if not change.grows:
         return change.carry(old)
-    ours = any(fill is entry for entry in OPERATORS.values())
-    new = fill(Gap(change, old if ours else old.clone(), generator))  # a stranger may write into what it is given
+    if above is not None and above.shape != old.shape:
+        above = None
+    gap = Gap(change, old, generator, above)
+    if not any(fill.fill is entry.fill for entry in OPERATORS.values()):  # a stranger may write into what it is given
+        gap = Gap(change, old.clone(), generator, None if above is None else above.clone())
+    new = fill.fill(gap, **fill.settings)
     if not isinstance(new, torch.Tensor) or (new.shape, new.dtype, new.device) != (
         change.new_shape,
         old.dtype,
@@ -113,14 +153,15 @@ def _fill(
             expected=f"a tensor of {change.new_shape}, {old.dtype}, {old.device}",
             found=f"{tuple(new.shape)}, {new.dtype}, {new.device}" if isinstance(new, torch.Tensor) else repr(new),
         )
-    kept, was = change.survivors(new).contiguous(), change.survivors_of_old(old).contiguous()
-    if not old.is_meta and not torch.equal(
-        kept.view(torch.uint8), was.view(torch.uint8)
-    ):  # bit for bit, so that NaN equals itself
+    was = change.survivors(change.divide(old)) if fill.rescales else change.survivors_of_old(old)
+    kept, was = change.survivors(new).contiguous(), was.contiguous()
+    same = old.is_meta or torch.equal(kept.view(torch.uint8), was.view(torch.uint8))  # bits, so that NaN equals itself
+    if not same:
+        begin = "divide" if fill.rescales else "carry"
         raise MorphError(
             "the growth operator changed what was alive",
             where=change.name,
-            expected="the old entries where `gap.map` carries them",
-            todo="Begin with gap.map.carry(gap.old), and leave gap.old as it is",
+            expected=f"the old entries as `gap.map.{begin}` has them",
+            todo=f"Begin with gap.map.{begin}(gap.old), and leave gap.old as it is",
         )
     return new

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...errors import ConfigError
 from ...morph.entry import DepthOperator
 from ...morph.growth import GrowthOperator
 from ...network import Network
 from ...schedule.growth import growth
 from ...schedule.linear import equal_starts, linear_ratios
 from ...schedule.stages import Stage
-from ..method import Method
+from ..method import Method, check_growth
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,8 @@ class NetworkExpansion(Method):
             depth is given.
         depth: alpha_0, the share of each block stack in the first stage, in (0, 1].
         stages: n_g, the number of stages of equal length; the last is the dense network.
-        operator: how new channels are filled: `orthogonal` (the paper's), `random`, `replicate`, or your own.
+        operator: how new channels are filled: `orthogonal` (the paper's), `random`, `replicate`, `net2net`,
+            `bert2bert`, or your own.
         depth_operator: how new blocks are filled: `momentum` (the paper's), or another.
         decay: of the momentum network; None ties it to the stage's length.
         horizon: the share of a stage's steps that the average then reaches back over.
@@ -49,18 +49,7 @@ class NetworkExpansion(Method):
             object.__setattr__(self, "width", 0.5)
         if self.depth is None:  # no block enters, so no momentum network is kept for it
             object.__setattr__(self, "depth_operator", Method.depth_operator)
-        for name, share in (("width", self.width), ("depth", self.depth)):
-            if share is not None and not 0 < share <= 1:
-                raise ConfigError(
-                    f"{name} out of range", where="NetworkExpansion", expected=f"0 < {name} <= 1", found=f"{share}"
-                )
-        if self.stages < 1 or self.multiple_of < 1:
-            raise ConfigError(
-                "out of range",
-                where="NetworkExpansion",
-                expected="stages and multiple_of at least 1",
-                found=f"stages {self.stages}, multiple_of {self.multiple_of}",
-            )
+        check_growth("NetworkExpansion", self.stages, self.multiple_of, width=self.width, depth=self.depth)
         self.check_operators()
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:

@@ -27,7 +27,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Child:
 
     job: Job
     process: ForkProcess
-    pipe: Connection
+    pipe: Any
     start: float
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -91,7 +91,7 @@ def start(job: Job, options: dict[str, Any]) -> Child:
     return Child(job, process, ours, time.monotonic())
 
 
-def in_child(job: Job, options: dict[str, Any], pipe: Connection) -> None:
+def in_child(job: Job, options: dict[str, Any], pipe: Any) -> None:
     """The work of one process; Ctrl-C is the parent's to answer, and whatever models print is nobody's."""
     from measure import work
 

@@ -17,7 +17,9 @@ from torch import nn
 SIZES = (224, 256, 288, 299, 320, 384, 448, 512)
 """Pixels to try, the smallest first, where a model's own size is larger than the first of them."""
 
-LARGEST = """timm:convnext_xxlarge timm:eva_giant_patch14_224 timm:vit_giant_patch14_224 timm:resnetv2_152x4_bit
+LARGEST: list[
+    str
+] = """timm:convnext_xxlarge timm:eva_giant_patch14_224 timm:vit_giant_patch14_224 timm:resnetv2_152x4_bit
     torchvision:regnet_y_128gf torchvision:vit_h_14""".split()
 
 TORCHVISION = {
@@ -51,7 +53,7 @@ def matching(patterns: Iterable[str]) -> list[str]:
 def preset(name: str, cache: Path) -> list[str]:
     """The models of one of the sets; parameters of timm's are counted once, and kept in a file."""
     if name == "largest":
-        return LARGEST
+        return [str(model) for model in LARGEST]
     if name == "torchvision":
         return matching(["torchvision:*"])
     sizes = timm_sizes(cache)
@@ -92,7 +94,7 @@ def build(name: str, *, meta: bool = False) -> nn.Module:
         if model in TORCHVISION["classification"]:
             return torchvision.models.get_model(model, weights=None)
         whole = torchvision.models.get_model(model, weights=None, weights_backbone=None)
-        return whole.backbone if model in TORCHVISION["detection"] else whole
+        return whole.get_submodule("backbone") if model in TORCHVISION["detection"] else whole
 
 
 def input_shapes(name: str) -> Sequence[tuple[int, int, int]]:

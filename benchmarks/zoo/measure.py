@@ -21,13 +21,10 @@ from morphogen.program import first_line
 from morphogen.report.flops import cost
 
 from catalogue import build, input_shapes
-from checks import assert_optimizer_holds_model
-from correct import Wrong, check, shake, tensors_in
+from correct import Wrong, assert_optimizer_holds_model, check, shake, tensors_in
 
 REFUSING = {"trace", "plan", "narrow"}
 """Steps in which Morphogen may say no; afterwards an error is a defect."""
-
-EXPECTED = {"output of the model", "image"}
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -213,7 +210,7 @@ def torch_pruning_way(name: str, options: dict[str, Any], steps: Steps) -> None:
 
     model, x = prepared(name, steps)
     classes = getattr(model, "num_classes", None) or (21 if "segmentation" in type(model).__module__ else 1000)
-    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+    heads: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     heads = heads or [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels == classes]
     before = parameters(model)
     with steps("prune"):

@@ -64,9 +64,12 @@ class Child:
                 self.record |= told | {"steps": steps}
 
     def outcome(self, limit: float) -> dict[str, Any] | None:
-        """The finished record; None while the process is at work. Over the limit, the process is killed."""
+        """The finished record; None while the process is at work.
+
+        It ends itself when it has computed for too long. One that only waits is killed after ten times as long.
+        """
         seconds = time.monotonic() - self.start
-        over = seconds > limit
+        over = seconds > 10 * limit
         if over:
             self.process.kill()
             self.process.join()
@@ -76,6 +79,7 @@ class Child:
             return None
         if "outcome" not in self.record:
             code = self.process.exitcode or 0
+            over = over or code == -signal.SIGXCPU
             why = f"over the limit of {limit:g} s" if over else f"the process ended with code {code}"
             self.record |= {"outcome": "failed", "message": why}
         name, tool = self.job
@@ -192,7 +196,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--largest", action="store_true", help="the same as --set largest --until narrow --limit 1800")
     parser.add_argument("--output", type=Path, default=HERE.parent / "results" / "zoo", help="folder of runs.jsonl")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; default: cores")
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds for one model with one tool")
+    parser.add_argument(
+        "--limit", type=float, default=120.0, help="seconds on the processor for one model with one tool"
+    )
     parser.add_argument("--memory", type=float, help="GiB for one process; default: the free memory shared out")
     parser.add_argument("--width", type=float, default=0.5, help="share of the channels to keep")
     parser.add_argument("--until", choices=("narrow", "check"), default="check", help="the last step")

@@ -17,9 +17,7 @@ from torch import nn
 SIZES = (224, 256, 288, 299, 320, 384, 448, 512)
 """Pixels to try, the smallest first, where a model's own size is larger than the first of them."""
 
-LARGEST: list[
-    str
-] = """timm:convnext_xxlarge timm:eva_giant_patch14_224 timm:vit_giant_patch14_224 timm:resnetv2_152x4_bit
+LARGEST = """timm:convnext_xxlarge timm:eva_giant_patch14_224 timm:vit_giant_patch14_224 timm:resnetv2_152x4_bit
     torchvision:regnet_y_128gf torchvision:vit_h_14""".split()
 
 TORCHVISION = {

@@ -28,8 +28,7 @@ from torch.utils._pytree import tree_leaves
 import morphogen
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
-from checks import assert_optimizer_holds_model as assert_optimizer_holds_model
-from checks import masked_dense, randomise_statistics
+from checks import assert_optimizer_holds_model, masked_dense, randomise_statistics  # noqa: F401
 
 aten = torch.ops.aten
 SHARE = 1 / 64

@@ -10,15 +10,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import morphogen
 from morphogen.program import first_line
-from morphogen.report.flops import cost
 
 from catalogue import build, input_shapes
 from correct import Wrong, assert_optimizer_holds_model, check, shake, tensors_in
@@ -57,10 +58,11 @@ class Steps:
             )
 
 
-def limit_memory(gib: float) -> None:
-    """Let this process allocate so much more than it has; beyond, PyTorch raises."""
+def limit(seconds: float, gib: float) -> None:
+    """Let this process compute for so long, then end, and allocate so much more than it has; beyond, PyTorch raises."""
     has = next((int(line.split()[1]) for line in _status() if line.startswith("VmData")), 0) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (has + int(gib * 2**30), resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (ceil(seconds), resource.RLIM_INFINITY))
 
 
 def _status() -> list[str]:
@@ -76,7 +78,7 @@ def work(name: str, tool: str, options: dict[str, Any], tell: Tell) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     random.seed(0)
-    limit_memory(options["memory"])
+    limit(options["limit"], options["memory"])
     steps = Steps(tell)
     way = morphogen_way if tool == "morphogen" else torch_pruning_way
     try:
@@ -132,7 +134,7 @@ def morphogen_way(name: str, options: dict[str, Any], steps: Steps) -> None:
         half = net.subnetwork(width=options["width"])
     steps.tell(pinned(net, half))
     with steps("count FLOPs"):
-        steps.tell({"flops_at_half": cost(net, half).forward / max(1, cost(net, net.dense).forward)})
+        steps.tell({"flops_at_half": flops(net, half) / max(1, flops(net, net.dense))})
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
     before = parameters(model)
     with steps("narrow"):
@@ -157,6 +159,13 @@ def morphogen_way(name: str, options: dict[str, Any], steps: Steps) -> None:
         with steps("check"):
             verdict = check(net, half, x)
         steps.tell({"check": verdict.check, "found": verdict.found, "across": verdict.across})
+
+
+def flops(net: morphogen.Network, part: morphogen.SubNetwork) -> int:
+    """FLOPs of one forward pass, counted without arithmetic."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.fake.run(net.sketch(part), part.resolution)
+    return counter.get_total_flops()
 
 
 def parameters(model: nn.Module) -> int:

@@ -139,6 +139,7 @@ def row(record: Record, peer: Record | None) -> Row:
         **{f"{step} s": number(seconds_of(record, step)) for step in (*STEPS, "step at half", "check")},
         "peak MiB": number(max((s["peak_mib"] for s in record.get("steps", {}).values()), default=None)),
         "all s": number(record["seconds"]),
+        "processor s": number(sum(step["cpu_seconds"] for step in record.get("steps", {}).values())),
         "Torch-Pruning": peer["outcome"] if peer else "",
     }
 
@@ -190,6 +191,7 @@ def draw(ours: list[Record], path: Path) -> None:
         ax.set_xlabel(label)
         ax.grid(which="both", alpha=0.2)
     axes[0].set_ylabel("seconds, one thread")
-    axes[0].legend()
+    if axes[0].collections or axes[0].lines:
+        axes[0].legend()
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -39,6 +39,18 @@ def checked(model):
     return correct.check(net, net.subnetwork(width=0.5), image())
 
 
+class Mixing(Normed):
+    """Biases along the positions keep dropped channels from staying zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.along = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc(self.norm((x + self.along(x)).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
 def spoil(monkeypatch, defect):
     """A morph that does something wrong whenever it narrows."""
     whole = morphogen.morph
@@ -62,6 +74,11 @@ def test_the_strongest_check_that_applies_decides():
     assert verdict.found["size-free"] == "equal" and verdict.found["poison"] == "clean"
 
 
+def test_where_dropped_channels_do_not_stay_zero_norms_look_at_each_value_alone():
+    verdict = checked(Mixing())
+    assert verdict.check == "elementwise" and verdict.found["size-free"].startswith("differs")
+
+
 def test_masked_dense_notices_swapped_channels(monkeypatch):
     spoil(monkeypatch, lambda model: model.conv2.weight.copy_(model.conv2.weight.flip(1)))
     with pytest.raises(correct.Wrong, match="masked dense differs"):
@@ -71,7 +88,8 @@ def test_masked_dense_notices_swapped_channels(monkeypatch):
 def test_size_free_notices_swapped_channels(monkeypatch):
     spoil(monkeypatch, lambda model: model.norm.weight.copy_(model.norm.weight.flip(0)))
     verdict = checked(Normed())
-    assert verdict.found["size-free"].startswith("differs") and verdict.check == "poison"
+    assert all(verdict.found[way].startswith("differs") for way in ("size-free", "elementwise"))
+    assert verdict.check == "poison"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Whether a narrower network computes what it should: compared with the masked dense network, or poisoned.
 
-Three checks, the strongest that applies counts (`check`):
+Four checks, the strongest that applies counts (`check`):
 
 masked dense  the dense network with the dropped channels set to zero computes the same (invariant 3). Holds for every
               network in which no op looks across channels.
 size-free     the same comparison, with every op that divides by a number of channels (layer norm, group norm, means,
               the scale of attention) put by one that does not, in both networks. Zero channels then add nothing, so
               the comparison holds again; it is about the couplings, which are the same.
+elementwise   the same with norms that look at each value alone, where dropped channels do not stay zero (a mixer adds
+              biases along its tokens).
 poison        NaN in whatever is dropped never reaches the output, and whatever is kept still receives a gradient.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -81,7 +84,7 @@ def check(net: morphogen.Network, half: morphogen.SubNetwork, x: torch.Tensor) -
         net.model.float()
         tolerance = 1e-3
     verdict = Verdict()
-    ways = {"masked dense": _plain, "size-free": _size_free}
+    ways = {"masked dense": _plain, "size-free": _size_free, "elementwise": partial(_size_free, elementwise=True)}
     with torch.no_grad():
         whole = _plain(net.model, x)[0]
         masked = masked_dense(net, half)
@@ -103,7 +106,7 @@ def check(net: morphogen.Network, half: morphogen.SubNetwork, x: torch.Tensor) -
     morphogen.morph(net, net.dense, operator="random")
     poison(net, half, x)
     verdict.found["poison"] = "clean"
-    if verdict.found["size-free"] != "equal":
+    if verdict.found[verdict.check] != "equal":
         verdict.check = "poison"
     return verdict
 
@@ -155,8 +158,8 @@ def _plain(model: nn.Module, x: torch.Tensor) -> tuple[list[torch.Tensor], set[s
     return tensors_in(model(x)), set()
 
 
-def _size_free(model: nn.Module, x: torch.Tensor) -> tuple[list[torch.Tensor], set[str]]:
-    with SizeFreeAttention(), SizeFree() as mode:
+def _size_free(model: nn.Module, x: torch.Tensor, *, elementwise: bool = False) -> tuple[list[torch.Tensor], set[str]]:
+    with SizeFreeAttention(), SizeFree(elementwise=elementwise) as mode:
         return tensors_in(model(x)), mode.across
 
 
@@ -176,11 +179,13 @@ class SizeFree(TorchDispatchMode):
 
     Attributes:
         across: their names, and those of others that look across channels and cannot be replaced.
+        elementwise: norms look at each value alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, elementwise: bool = False) -> None:
         super().__init__()
         self.across: set[str] = set()
+        self.elementwise = elementwise
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace one op, or run it as it is."""
@@ -190,6 +195,8 @@ class SizeFree(TorchDispatchMode):
         if (replace is None and name not in NOTED) or not _looks_across(name, args, kwargs):
             return func(*args, **kwargs)
         self.across.add(name)
+        if self.elementwise and name in NORMS:
+            kwargs = {**kwargs, "alone": True}
         return func(*args, **kwargs) if replace is None else replace(*args, **kwargs)
 
 
@@ -235,26 +242,28 @@ def _affine(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | N
     return x if bias is None else x + bias
 
 
-def _normalised(x: torch.Tensor, dims: list[int], eps: float | None) -> torch.Tensor:
-    return x * (_sum(x * x, dims, True) + (eps or 1e-6)).rsqrt()
+def _normalised(x: torch.Tensor, dims: list[int], eps: float | None, alone: bool) -> torch.Tensor:
+    return x * ((x * x if alone else _sum(x * x, dims, True)) + (1.0 if alone else eps or 1e-6)).rsqrt()
 
 
-def _layer_norm(x: torch.Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> Any:
-    y = _affine(_normalised(x, [*range(-len(shape), 0)], eps), weight, bias)
+def _layer_norm(x: torch.Tensor, shape: Any, weight: Any, bias: Any, eps: float | None, alone: bool = False) -> Any:
+    y = _affine(_normalised(x, [*range(-len(shape), 0)], eps, alone), weight, bias)
     return y, x.new_empty(0), x.new_empty(0)
 
 
-def _rms_norm(x: torch.Tensor, shape: Any, weight: Any, eps: float | None) -> Any:
-    return _layer_norm(x, shape, weight, None, eps or 1e-6)[:2]
+def _rms_norm(x: torch.Tensor, shape: Any, weight: Any, eps: float | None, alone: bool = False) -> Any:
+    return _layer_norm(x, shape, weight, None, eps, alone)[:2]
 
 
-def _group_norm(x: torch.Tensor, weight: Any, bias: Any, n: int, c: int, hw: int, groups: int, eps: float) -> Any:
-    y = _normalised(x.reshape(n, groups, -1), [2], eps).reshape(x.shape)
+def _group_norm(
+    x: torch.Tensor, weight: Any, bias: Any, n: int, c: int, hw: int, groups: int, eps: float, alone: bool = False
+) -> Any:
+    y = _normalised(x.reshape(n, groups, -1), [2], eps, alone).reshape(x.shape)
     return _affine(y, *_per_channel(x, weight, bias)), x.new_empty(0), x.new_empty(0)
 
 
-def _batch_norm(x: torch.Tensor, weight: Any, bias: Any, *rest: Any, **_: Any) -> Any:
-    y = _normalised(x, [dim for dim in range(x.ndim) if dim != 1], rest[-1])
+def _batch_norm(x: torch.Tensor, weight: Any, bias: Any, *rest: Any, alone: bool = False) -> Any:
+    y = _normalised(x, [dim for dim in range(x.ndim) if dim != 1], rest[-1], alone)
     return _affine(y, *_per_channel(x, weight, bias)), x.new_empty(0), x.new_empty(0)
 
 
@@ -262,14 +271,11 @@ def _per_channel(x: torch.Tensor, *tensors: torch.Tensor | None) -> list[torch.T
     return [None if t is None else t.reshape(1, -1, *[1] * (x.ndim - 2)) for t in tensors]
 
 
-REPLACED: dict[str, Callable[..., Any]] = {
-    "mean": _mean,
-    "var": _var,
-    "std": _std,
-    "var_mean": _var_mean,
+NORMS: dict[str, Callable[..., Any]] = {
     "native_layer_norm": _layer_norm,
     "_fused_rms_norm": _rms_norm,
     "native_group_norm": _group_norm,
     **dict.fromkeys(BATCH_NORMS, _batch_norm),
 }
+REPLACED: dict[str, Callable[..., Any]] = {"mean": _mean, "var": _var, "std": _std, "var_mean": _var_mean, **NORMS}
 """What an op is put by, by its name; each takes what the op takes."""

@@ -214,7 +214,10 @@ def reload(name: str, model: nn.Module, x: torch.Tensor) -> None:
 
 
 def torch_pruning_way(name: str, options: dict[str, Any], steps: Steps) -> None:
-    """Torch-Pruning without settings for the model: half of all channels but the classes, then one training pass."""
+    """Torch-Pruning without settings for the model: half of all channels but the classes, then forward and backward.
+
+    It reads the evaluation mode, so that decides; whether the training mode runs too is told beside.
+    """
     import torch_pruning
 
     model, x = prepared(name, steps)
@@ -234,6 +237,10 @@ def torch_pruning_way(name: str, options: dict[str, Any], steps: Steps) -> None:
     share = parameters(model) / before
     steps.tell({"parameters_at_half": share})
     with steps("step at half"):
+        torch.autograd.backward([tensor.mean() for tensor in tensors_in(model(x))])
+    steps.tell({"trains": False})
+    with suppress(Exception):
         train_step(model, x, torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9))
+        steps.tell({"trains": True})
     if share == 1:
         raise NothingNarrower("nothing became narrower")

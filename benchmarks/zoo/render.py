@@ -89,9 +89,9 @@ def summary(ours: list[Record], peers: list[Record]) -> list[Row]:
                 "tool": tool,
                 "models": str(len(records)),
                 **{outcome: str(counts[outcome]) for outcome in OUTCOMES},
+                "ok in training mode": str(sum(r["outcome"] == "ok" and r.get("trains", True) for r in records)),
                 "checked": ", ".join(f"{n} {check}" for check, n in checks.most_common() if check),
                 "blind checks": str(sum("masking changes" in str(record.get("found")) for record in records)),
-                "size-free differs": str(sum("differs" in r.get("found", {}).get("size-free", "") for r in records)),
                 "median params at half": percent(middle(r["parameters_at_half"] for r in records if usable(r))),
                 "median seconds": number(middle(record["seconds"] for record in records)),
             }
@@ -140,7 +140,9 @@ def row(record: Record, peer: Record | None) -> Row:
         "peak MiB": number(max((s["peak_mib"] for s in record.get("steps", {}).values()), default=None)),
         "all s": number(record["seconds"]),
         "processor s": number(sum(step["cpu_seconds"] for step in record.get("steps", {}).values())),
-        "Torch-Pruning": peer["outcome"] if peer else "",
+        "Torch-Pruning": ""
+        if not peer
+        else peer["outcome"] + ("" if peer.get("trains", True) else ", not in training"),
     }
 
 

@@ -46,8 +46,10 @@ class Counting:
                 self.attributes[attribute] = axis
             case Dim() as dim:
                 self._slots.match(axis, axis_of(dim), "the model's code gives it the size of an axis that stays whole")
-            case Quotient(left, right) if not isinstance(right, Number) and int(left) == int(number) * right:
-                self.counts(left, None if axis is None else axis.repeat(right), axis_of)
+            case Quotient(left, right) if int(left) == int(number) * int(right):
+                if isinstance(right, Number):  # no axis of this view: a number of parts, which stays
+                    self.counts(right, None, axis_of)
+                self.counts(left, None if axis is None else axis.repeat(int(right)), axis_of)
             case Times(factors):
                 self._times(factors, axis, axis_of)
             case Plus(left, right):

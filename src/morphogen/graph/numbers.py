@@ -105,7 +105,7 @@ class Number(int):
         return Number(int(left) * int(right), Times(factors), self.equal)
 
     def _divided(self, left: int, right: int) -> int:
-        if int(right) == 1 and not isinstance(right, Number):
+        if int(right) == 1:
             return left
         return Number(int(left) // int(right), Quotient(left, right), self.equal)
 

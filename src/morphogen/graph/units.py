@@ -147,9 +147,17 @@ def _same_width(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _settle(slots: Slots, clash: _Clash) -> None:
-    """A unit is a product in two ways: of the same sizes, so that the factors are the same; or all are fixed."""
+    """Make what two products say of the same units agree.
+
+    Two of the same sizes have the same factors. One that says two things of a unit (all positions of a head have been
+    tied to each other) keeps the factor that both have. Otherwise all factors are fixed.
+    """
     one, other = clash.one, clash.other
-    if one.sizes == other.sizes and one is not other:
+    if one is other:
+        for factor in one.factors:
+            mine, theirs = factor[clash.rows], factor[clash.their_rows]
+            slots.fix(torch.cat([mine[mine != theirs], theirs[mine != theirs]]), "its positions are tied to each other")
+    elif one.sizes == other.sizes:
         for mine, theirs in zip(one.factors, other.factors, strict=True):
             slots.tie(mine[clash.rows], theirs[clash.their_rows], "")
     else:

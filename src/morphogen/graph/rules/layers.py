@@ -51,11 +51,12 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
     if call.args.get("bias") is not None:
         out = slots.tie(out, call["bias"].axes[0], "bias of fixed channels")
         call.role(call["bias"], Role("bias"))
-    (shape,) = call.shapes
-    for axis in x.axes[channel + 1 :]:
-        slots.fix(axis, "convolved along it")
-    axes = list(x.axes[:channel]) + [None] * -channel
-    axes[len(shape) + channel] = out
+    axes = list(x.axes[:channel]) + [out] + [None] * (-channel - 1)
+    for dim in range(channel + 1, 0):
+        if weight.shape[dim] == call["stride"][dim] == 1 and call["padding"] == [0] * (-channel - 1):
+            axes[dim] = x.axes[dim]  # every position by itself
+        else:
+            slots.fix(x.axes[dim], "convolved along it")
     return tuple(axes)
 
 

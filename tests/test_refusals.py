@@ -306,7 +306,7 @@ def test_refused_with_one_message_and_untouched(row, one_rank, capfd):
 class Follows(nn.Conv2d):
     """Counts its groups from the weight."""
 
-    groups = property(lambda self: len(self.weight), lambda self, value: None)
+    groups = property(lambda self: self.weight.shape[0], lambda self, value: None)
 
 
 def tied(net):
@@ -508,24 +508,24 @@ def test_a_sparse_tensor_stays_whole():
     morphogen.morph(net, net.dense)
 
 
-class Fixed(nn.GroupNorm):
-    """Has the number of its groups written into its code."""
+class Fixed(nn.Conv2d):
+    """Has the number of its outputs written into its code."""
 
     @property
-    def num_groups(self):
-        return 8
+    def out_channels(self):
+        return 16
 
-    @num_groups.setter
-    def num_groups(self, value):
-        if "_modules" in self.__dict__ and value != 8:
+    @out_channels.setter
+    def out_channels(self, value):
+        if "_modules" in self.__dict__ and value != 16:
             raise AttributeError("fixed")
 
 
 def test_a_size_that_cannot_be_set_is_refused():
-    model = Net(lambda net, x: net.k(x), setting(k=lambda: Fixed(8, 16)))
+    model = Net(lambda net, x: net.k(x), setting(k=lambda: Fixed(16, 16, 1)))
     net = morphogen.trace(model, image())
     before, there = snapshot(model), attributes(model)
-    with pytest.raises(morphogen.MorphError, match=r"k: the size num_groups cannot be set .*exclude"):
+    with pytest.raises(morphogen.MorphError, match=r"k: the size out_channels cannot be set .*exclude"):
         morphogen.morph(net, net.subnetwork(width=0.5))
     assert_same(before, model)
     assert attributes(model) == there

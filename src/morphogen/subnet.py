@@ -203,14 +203,15 @@ class AttributeLayout:
     dense: float | tuple[int, ...] | list[int]
     axes: tuple[torch.Tensor | None, ...]
 
-    def value(self, alive: torch.Tensor) -> float | tuple[float, ...] | list[float]:
+    def value(self, alive: torch.Tensor) -> float | tuple[int, ...] | list[int]:
         """The attribute's value in the sub-network whose mask is `alive`."""
-        several = isinstance(self.dense, (tuple, list))
-        numbers = self.dense if several else (self.dense,)
-        counts = [
-            number if axis is None else int(alive[axis].sum()) for number, axis in zip(numbers, self.axes, strict=True)
-        ]
-        return type(self.dense)(counts) if several else counts[0]
+
+        def count(number: Any, axis: torch.Tensor | None) -> Any:
+            return number if axis is None else int(alive[axis].sum())
+
+        if isinstance(self.dense, (tuple, list)):
+            return type(self.dense)(map(count, self.dense, self.axes))
+        return count(self.dense, self.axes[0])
 
 
 @dataclass(frozen=True)

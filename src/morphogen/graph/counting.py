@@ -12,7 +12,6 @@ from .numbers import Attribute, Dim, Number, Plus, Quotient, Times, factors_of, 
 from .slots import Axis, Slots
 
 
-
 class Counting:
     """Collects which axis each attribute counts, over all calls.
 

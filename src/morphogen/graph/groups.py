@@ -40,9 +40,7 @@ class Groups:
     number: torch.Tensor
 
 
-def derive_groups(
-    slots: Slots, tensors: Mapping[str, TracedTensor], attributes: Mapping[Attribute, Axis]
-) -> Groups:
+def derive_groups(slots: Slots, tensors: Mapping[str, TracedTensor], attributes: Mapping[Attribute, Axis]) -> Groups:
     """Channel groups, what is pinned and why, and for each slot the number of its unit.
 
     Args:

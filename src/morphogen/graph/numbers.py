@@ -244,9 +244,7 @@ def _body(function: types.FunctionType) -> types.FunctionType:
     it are seen one by one."""
     unasked = {name: _never for name in function.__globals__ if name.startswith("has_torch_function")}
     names = {**function.__globals__, **unasked}
-    body = types.FunctionType(
-        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
-    )
+    body = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     body.__kwdefaults__ = function.__kwdefaults__
     return body
 

@@ -9,13 +9,12 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.export.graph_signature import OutputKind
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TraceError
@@ -133,9 +132,7 @@ def _fake(model: nn.Module, example: Example) -> FakeModel:
         ) from error
 
 
-def _export(
-    model: nn.Module, example: Example, *, training: bool
-) -> tuple[torch.export.ExportedProgram, Numbers]:
+def _export(model: nn.Module, example: Example, *, training: bool) -> tuple[torch.export.ExportedProgram, Numbers]:
     """The exported model, and where the numbers in it come from."""
     args, kwargs = as_call(example)
     if training:  # batch norm refuses single values in training
@@ -322,9 +319,7 @@ class _Walk:
             return result, _TracedCall(op, path, outputs, {}, {})
         shapes = output_shapes(node)
         bound = bind(node.target, args, kwargs)
-        call = Call(
-            self.slots, op, bound, shapes, self.values, self.roles, {}, given, self.counting, axis_of
-        )
+        call = Call(self.slots, op, bound, shapes, self.values, self.roles, {}, given, self.counting, axis_of)
         try:
             axes = RULES[op](call)
             results = axes if isinstance(axes, list) else [axes]
@@ -377,18 +372,17 @@ class _Layouts:
     ) -> Iterable[AttributeLayout]:
         """The sizes that modules keep: those met in the model's code, and those of the names the rules gave."""
         found: dict[tuple[str, str], AttributeLayout] = {}
-        for key, group in groupby(sorted(counted, key=lambda a: (a.path, a.name)), lambda attribute: (attribute.path, attribute.name)):
+        for key in dict.fromkeys((attribute.path, attribute.name) for attribute in counted):
             value = getattr(model.get_submodule(key[0]), key[1])
-            axes: list[Axis] = [None] * (len(value) if isinstance(value, (tuple, list)) else 1)
-            for attribute in group:
-                axes[attribute.index or 0] = counted[attribute]
-            found[key] = AttributeLayout(*key, value, self(axes))
+            places = range(len(value)) if isinstance(value, (tuple, list)) else [None]
+            axes = self(counted.get(Attribute(*key, place)) for place in places)
+            found[key] = AttributeLayout(*key, value, axes)
         for call in calls:
             module = model.get_submodule(call.path)
-            for name, axes in call.sizes.items():
-                number = _whole(getattr(module, name, None), axes)
+            for name, size in call.sizes.items():
+                number = _whole(getattr(module, name, None), size)
                 if number is not None:
-                    found.setdefault((call.path, name), AttributeLayout(call.path, name, number, self(axes)))
+                    found.setdefault((call.path, name), AttributeLayout(call.path, name, number, self(size)))
         return [layout for layout in found.values() if any(axis is not None for axis in layout.axes)]
 
 

@@ -129,9 +129,7 @@ def _expanded(count: int, fixed: torch.Tensor, rows: list[_Rows]) -> tuple[torch
     found = []
     for i, j in pairs[clash].unique(dim=0).tolist():
         these = clash & (product == i) & (pairs[:, 1] == j)
-        found.append(
-            _Clash(rows[i].product, position[these], rows[j].product, position[first[which[these]]])
-        )
+        found.append(_Clash(rows[i].product, position[these], rows[j].product, position[first[which[these]]]))
     return factors, found
 
 

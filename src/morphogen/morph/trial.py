@@ -72,7 +72,9 @@ def _compare(network: Network, fake: nn.Module, path: ForwardPath, target: SubNe
         raise _cannot_run(fake, error) from error
     alive, absent = network.structure.alive_mask(target), frozenset(network.structure.absent(target))
     there = (call for call in path.calls if not within(call.path, absent) and call.op not in SILENT)
-    for expected, node in zip_longest(there, (n for n in calls(program.graph_module) if op_name(n.target) not in SILENT)):
+    for expected, node in zip_longest(
+        there, (n for n in calls(program.graph_module) if op_name(n.target) not in SILENT)
+    ):
         if expected is None or node is None or op_name(node.target) != expected.op:
             found = op_name(node.target) if node is not None else "the end"
             raise MorphError(

@@ -6,8 +6,7 @@ from math import prod
 
 from ...subnet import Role
 from ..axes import divide_groups
-from ..slots import Axis
-from .table import Axes, Call, Value, rule
+from .table import Axes, Call, rule
 
 
 def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:

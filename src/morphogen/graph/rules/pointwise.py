@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from ..slots import Axis
 from .table import Axes, Call, rule
 
 
 @rule(
     *"""
-    abs acos alias alpha_dropout asin atan bernoulli bitwise_not ceil celu clone conj contiguous cos detach detach_copy dropout elu erf erfc erfinv exp
-    exp2 expm1 feature_alpha_dropout feature_dropout fill floor gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan
-    leaky_relu lift lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not logit mish
-    nan_to_num native_dropout neg ones_like positive rand_like randn_like reciprocal relu relu6 resolve_conj round
-    rrelu rsqrt selu sgn sigmoid sign silu sin sinh special_expm1 softplus softshrink sqrt square tan
-    tanh uniform zero exponential tanhshrink threshold to type_as zeros_like _to_copy empty_like full_like""".split()
+    _to_copy abs acos alias alpha_dropout asin atan bernoulli bitwise_not ceil celu clone conj contiguous cos detach
+    detach_copy dropout elu empty_like erf erfc erfinv exp exp2 expm1 exponential feature_alpha_dropout
+    feature_dropout fill floor full_like gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan
+    leaky_relu lift lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num
+    native_dropout neg ones_like positive rand_like randn_like reciprocal relu relu6 resolve_conj round rrelu rsqrt
+    selu sgn sigmoid sign silu sin sinh softplus softshrink special_expm1 sqrt square tan tanh tanhshrink threshold
+    to type_as uniform zero zeros_like""".split()
 )
 def keep(call: Call) -> Axes | list[Axes]:
     """Activations, dropout, casts, copies."""

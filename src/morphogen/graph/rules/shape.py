@@ -88,7 +88,11 @@ def repeat(call: Call) -> Axes:
     numbers = call.numbers(call["repeats"] if "repeats" in call.args else call["dims"])
     stretched = call.sized(shape, numbers) if len(numbers) == len(shape) else (None,) * len(shape)
     return stretched[:lead] + tuple(
-        stretched[lead + i] if a is None and x.shape[i] == 1 else None if a is None else a.repeat(shape[lead + i] // x.shape[i])
+        stretched[lead + i]
+        if a is None and x.shape[i] == 1
+        else None
+        if a is None
+        else a.repeat(shape[lead + i] // x.shape[i])
         for i, a in enumerate(x.axes)
     )
 

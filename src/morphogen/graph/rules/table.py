@@ -92,12 +92,12 @@ class Call:
         An argument noted with None must be the same at every size.
         """
         for name, axes in sizes.items():
-            self.sizes[name] = axes = axes if isinstance(axes, tuple) else (axes,)
-            for number, axis in zip(self.numbers(self.args.get(name)), axes, strict=False):
+            self.sizes[name] = axes if isinstance(axes, tuple) else (axes,)
+            for number, axis in zip(self.numbers(self.args.get(name)), self.sizes[name], strict=False):
                 if isinstance(number, Number) or axis is not None:
                     self.counts(number, axis)
 
-    def numbers(self, literal: int | Sequence[int]) -> list[int | None]:
+    def numbers(self, literal: Any) -> list[int | None]:
         """An argument that holds numbers, with their origins; None for those that PyTorch computed."""
         return match(self.given, literal)
 

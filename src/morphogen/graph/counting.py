@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import torch
 
 from .axes import Factor, Segment, fold
-from .numbers import Attribute, Dim, Number, Plus, Quotient, Times, factors_of, is_same
+from .numbers import Attribute, Dim, Number, Plus, Quotient, Times, factors_of, identity
 from .slots import Axis, Slots
 
 
@@ -25,6 +26,7 @@ class Counting:
     def __init__(self, slots: Slots):
         self._slots = slots
         self.attributes: dict[Attribute, Axis] = {}
+        self._shares: dict[Any, Axis] = {}
 
     def counts(self, number: int | None, axis: Axis, axis_of: Callable[[Dim], Axis]) -> None:
         """The code gives this number as the size of an axis.
@@ -45,6 +47,8 @@ class Counting:
                 self.attributes[attribute] = axis
             case Dim() as dim:
                 self._slots.match(axis, axis_of(dim), "the model's code gives it the size of an axis that stays whole")
+            case Quotient() if identity(number) in self._shares:  # head_dim = C // heads, used again
+                self._slots.match(axis, self._shares[identity(number)], "it follows an axis that stays whole")
             case Quotient(left, right) if int(left) == int(number) * int(right):
                 if isinstance(right, Number):  # no axis of this view: a number of parts, which stays
                     self.counts(right, None, axis_of)
@@ -79,10 +83,13 @@ class Counting:
             if isinstance(number, Number) and isinstance(number.origin, Quotient):
                 left, right = number.origin.left, number.origin.right
                 # (heads, C // heads): C counts both together.
-                divisors = [p for d in factors_of(right) for p in parts if p[0] is not None and is_same(d, p[0])]
+                divisors = [
+                    p for d in factors_of(right) for p in parts if p[0] is not None and identity(d) == identity(p[0])
+                ]
                 together = [p for p in parts if p[1] is factors or any(p is d for d in divisors)]
                 whole = [factor for p in together for factor in p[1]]
                 if len(divisors) == len(factors_of(right)) and _size(whole) == int(left):
+                    self._shares[identity(number)] = fold(self._slots, factors)
                     self.counts(left, fold(self._slots, whole), axis_of)
                     continue
             if number is not None:

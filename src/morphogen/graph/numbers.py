@@ -139,11 +139,17 @@ def factors_of(number: int) -> tuple[int, ...]:
     return number.origin.factors if isinstance(number, Number) and isinstance(number.origin, Times) else (number,)
 
 
-def is_same(one: int, other: int) -> bool:
-    """Whether two numbers have the same origin; plain ones, the same value."""
-    if isinstance(one, Number) and isinstance(other, Number):
-        return one is other or (isinstance(one.origin, (Attribute, Dim)) and one.origin == other.origin)
-    return not isinstance(one, Number) and not isinstance(other, Number) and one == other
+def identity(number: int) -> Any:
+    """What two numbers have in common that the code gets in the same way from the same places."""
+    if not isinstance(number, Number):
+        return int(number)
+    match number.origin:
+        case Quotient(left, right) | Plus(left, right):
+            return type(number.origin), identity(left), identity(right)
+        case Times(factors):
+            return Times, tuple(map(identity, factors))
+        case origin:
+            return origin
 
 
 class Numbers(TorchFunctionMode):

@@ -38,6 +38,8 @@ class Network:
         fits: the sub-networks that have been tried out.
         initial: mean and standard deviation of the stacks' tensors when the model was traced; blocks that
             begin at random are drawn from it.
+        constants: buffers with channels that are no running statistics (the filters of an anti-aliased pooling, a
+            table of distances), as they were when the model was traced; channels that come back have their values.
         outside: the blocks that are out, by path: the user's own modules, their tensors empty.
         held: for each optimizer, its parameter groups that have lost parameters, and what they held.
         drop_path_scale: share of the dense rates of stochastic depth that is in use.
@@ -56,6 +58,7 @@ class Network:
         self.grids = Grids(fake, structure.resolution)
         self.fits = {self.dense}
         self.initial = _statistics(model, structure)
+        self.constants = _constants(model, structure)
         self.outside: dict[str, nn.Module] = {}
         self.held: WeakKeyDictionary[Optimizer, list[tuple[dict[str, Any], list[nn.Parameter]]]] = WeakKeyDictionary()
         self.drop_path_scale = 1.0
@@ -298,6 +301,17 @@ def _statistics(model: nn.Module, structure: Structure) -> dict[str, tuple[float
         return {}
     pairs = [torch.stack([t.float().mean(), t.float().std(correction=0)]) for t in tensors.values()]
     return {name: (mean, std) for name, (mean, std) in zip(tensors, torch.stack(pairs).tolist(), strict=True)}
+
+
+def _constants(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor]:
+    """Copies of the buffers that are not a layer's statistics and have channels."""
+    return {
+        name: buffer.detach().clone()
+        for name, buffer in model.named_buffers()
+        if (layout := structure.tensors.get(name)) is not None
+        and layout.role.kind == "direct"
+        and any(axis is not None for axis in layout.axes)
+    }
 
 
 def set_attributes(model: nn.Module, network: Network, target: SubNetwork) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .axes import Factor, Segment, fold
+from .axes import Factor, Segment, fold, unfold
 from .numbers import Attribute, Dim, Number, Plus, Quotient, Times, factors_of, identity
 from .slots import Axis, Slots
 
@@ -62,18 +62,20 @@ class Counting:
                 self._slots.fix(axis, "its size is computed in the model's code")
 
     def _times(self, factors: Sequence[int], axis: Axis, axis_of: Callable[[Dim], Axis]) -> None:
-        """A product of which one factor alone follows the size: the axis is that many times the same."""
+        """A product counts an axis: one factor alone, so many times; several, each its part of the axis."""
         follow = [factor for factor in factors if isinstance(factor, Number)]
-        if len(follow) == 1:
-            times = [1 if factor is follow[0] else factor for factor in factors]
-            line = None
-            if axis is not None:
-                rows, columns = axis.view(prod(times), -1), axis.view(-1, prod(times))
-                line = columns[:, 0]
-                if not torch.equal(columns, line[:, None].expand_as(columns)):
-                    line = rows[0]
-                    self._slots.tie(rows.reshape(-1), line.expand_as(rows).reshape(-1), "")
-            self.counts(follow[0], line, axis_of)
+        if axis is None or len(follow) > 1:
+            parts = unfold(self._slots, axis, list(map(int, factors)))
+            for factor, part in zip(factors, parts, strict=True):
+                self.counts(factor, part, axis_of)
+            return
+        times = prod(1 if factor is follow[0] else factor for factor in factors)
+        rows, columns = axis.view(times, -1), axis.view(-1, times)
+        line = columns[:, 0]
+        if not torch.equal(columns, line[:, None].expand_as(columns)):
+            line = rows[0]
+            self._slots.tie(rows, line.expand_as(rows), "")
+        self.counts(follow[0], line, axis_of)
 
     def segment(self, segment: Segment, numbers: Sequence[int | None], axis_of: Callable[[Dim], Axis]) -> None:
         """The code gives these numbers as the sizes of the new axes of a view."""

@@ -74,7 +74,11 @@ def compute_values(
         return base[above[name]].detach() if name in above else None
 
     new = {
-        name: change.regrid(_fill(change, base[name].detach(), upper(name), fill, generator))
+        name: change.regrid(
+            _restored(network, target, change, live[name])
+            if name in network.constants
+            else _fill(change, base[name].detach(), upper(name), fill, generator)
+        )
         for name, change in maps.items()
     }
     new |= {name: base[name].detach().clone() for name in base if base[name] is not live[name] and name not in maps}
@@ -96,6 +100,15 @@ def compute_values(
         for name, value in network.grids.buffers(target.resolution).items()
     }
     return Values({name: value for name, value in new.items() if name not in buffers}, fresh, buffers)
+
+
+def _restored(network: Network, target: SubNetwork, change: TensorMap, old: torch.Tensor) -> torch.Tensor:
+    """A constant buffer: channels that come back have the values they had when the model was traced."""
+    alive, constant = network.structure.alive_mask(target), network.constants[change.name].to(old)
+    for dim, axis in enumerate(network.structure.tensors[change.name].axes):
+        if axis is not None:
+            constant = constant.index_select(dim, alive[axis].nonzero().flatten().to(old.device))
+    return change.carry(old, constant)
 
 
 def blocks_above(network: Network, target: SubNetwork) -> dict[str, str]:

@@ -49,6 +49,16 @@ def gather(call: Call) -> Axes:
     return (None,) * len(shape)
 
 
+@rule("meshgrid", "one_hot", "bincount", "bucketize", "searchsorted")
+def positions(call: Call) -> Axes | list[Axes]:
+    """Tables made of positions."""
+    for value in call.values():
+        for axis in value.axes:
+            call.slots.fix(axis, f"made into a table by {call.op}")
+    axes = [(None,) * len(shape) for shape in call.shapes]
+    return axes[0] if len(axes) == 1 else axes
+
+
 @rule("embedding")
 def embedding(call: Call) -> Axes:
     """One row of a table for each index."""

@@ -241,12 +241,10 @@ class BakedIn(torch.nn.Module):
         return self.fc(self.conv(x).view(-1, 512))
 
 
-def test_sizes_written_into_the_code_are_refused_and_nothing_changes():
-    model = BakedIn()
-    net = morphogen.trace(model, image())
-    with pytest.raises(morphogen.MorphError, match="exclude"):
-        morphogen.morph(net, net.subnetwork(width=0.5))
-    assert net.current == net.dense and model.conv.out_channels == 8 and model.conv.weight.shape[0] == 8
+def test_sizes_written_into_the_code_pin():
+    net = morphogen.trace(BakedIn(), image())
+    assert not net.groups
+    assert any(pin.axis == "conv.weight[0]" and "written in the model's code" in pin.reason for pin in net.pinned)
 
 
 def test_foreign_and_unfit_optimizers_are_refused():

@@ -159,18 +159,27 @@ def _plain(model: nn.Module, x: torch.Tensor) -> tuple[list[torch.Tensor], set[s
 
 
 def _size_free(model: nn.Module, x: torch.Tensor, *, elementwise: bool = False) -> tuple[list[torch.Tensor], set[str]]:
-    with SizeFreeAttention(), SizeFree(elementwise=elementwise) as mode:
-        return tensors_in(model(x)), mode.across
+    with SizeFreeAttention() as attention, SizeFree(elementwise=elementwise) as mode:
+        return tensors_in(model(x)), mode.across | attention.across
 
 
 class SizeFreeAttention(TorchFunctionMode):
-    """Scales attention by a constant instead of the number of channels of a head."""
+    """Scales attention by a constant instead of the number of channels of a head.
+
+    Attributes:
+        across: its name, where the model leaves the scale to PyTorch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.across: set[str] = set()
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Give the scale where the model leaves it to PyTorch."""
         kwargs = dict(kwargs or {})
         if getattr(func, "__name__", "") == "scaled_dot_product_attention" and kwargs.get("scale") is None:
             kwargs["scale"] = 0.125
+            self.across.add("scaled_dot_product_attention")
         return func(*args, **kwargs)
 
 

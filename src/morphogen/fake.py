@@ -118,6 +118,19 @@ def at_least_two(value: Any) -> Any:
     return value
 
 
+def drop_caches(model: nn.Module) -> None:
+    """Have modules that keep what they computed from their weights (LeViT's attention biases) drop it.
+
+    They do so when training begins, and modes are then what they were; the same is due when weights change size.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        if type(module).train is not nn.Module.train:
+            module.train()
+    for module, training in modes:
+        module.training = training
+
+
 @contextmanager
 def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
     """The model in the given mode and without hooks.
@@ -133,6 +146,7 @@ def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
         if isinstance(value, (dict, list, set))
     ]
     try:
+        drop_caches(model)
         for module, _ in kept:
             module.training = training
             module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()

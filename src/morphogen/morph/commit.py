@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import MorphError
-from ..fake import tensor_named
+from ..fake import drop_caches, tensor_named
 from ..network import Network, set_attributes, set_buffers
 from ..subnet import SubNetwork, within
 from .assign import assign, copy
@@ -153,7 +153,7 @@ def morph(
         for tree in trees:
             set_buffers(tree, network, target, values.buffers)
             set_attributes(tree, network, target)
-            _forget(tree)
+            drop_caches(tree)
         lay_out_drop_path(network)
         if growth.rezero:
             for block in entering:
@@ -163,17 +163,6 @@ def morph(
     changes = {name: Change(tensor_named(model, name), change) for name, change in maps.items()}
     entered = {name: tensor_named(model, name) for name in values.entering}
     return Receipt(before, target, changes, entered, leaving, time.perf_counter() - start)
-
-
-def _forget(tree: nn.Module) -> None:
-    """Modules that keep what they computed from their weights (LeViT's attention biases) drop it when training
-    begins; the same is due when the weights change size."""
-    modes = [(module, module.training) for module in tree.modules()]
-    for module, _ in modes:
-        if type(module).train is not nn.Module.train:
-            module.train()
-    for module, training in modes:
-        module.training = training
 
 
 def _restart(momentum: nn.Module, model: nn.Module) -> None:

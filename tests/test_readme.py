@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 import morphogen
-from morphogen.graph.rules import RULES, rule
+from morphogen.graph.rules import LAYERS, RULES, rule
 from morphogen.morph.entry import DEPTH_OPERATORS, depth_operator
 from morphogen.morph.growth import OPERATORS, operator
 
@@ -42,6 +42,16 @@ def test_the_loop_needs_at_most_five_added_lines():
     assert marks == ["1", "2", "3", "4"]
     added = [line for line in blocks(README)[0].splitlines() if "morphogen" in line or "run." in line]
     assert len(added) == len(marks)
+
+
+def test_extending_examples_run():
+    rules, layers = dict(RULES), dict(LAYERS)
+    try:
+        exec("\n".join(blocks((ROOT / "docs" / "extending.md").read_text())), {})
+    finally:
+        for table, before in ((RULES, rules), (LAYERS, layers)):
+            table.clear()
+            table.update(before)
 
 
 def test_contributing_examples_are_enough():

@@ -15,6 +15,7 @@ from .elastic import ElasticSupernet
 from .errors import ConfigError, ExportError, MorphError, MorphogenError, SubNetworkError, TraceError, TrainingError
 from .export.programs import save_onnx, save_program
 from .export.weights import load, save
+from .graph.rules import Axes, Call, layer_rule, rule
 from .graph.trace import trace
 from .methods import (
     SSL,
@@ -46,19 +47,18 @@ from .pruning.lasso import GroupLasso
 from .schedule.mini_batch import MiniBatch
 from .schedule.stages import Regularisation, Stage
 from .search import Candidate, Found, Probe
-from .subnet import BlockStack, ChannelGroup, PinnedAxis, SubNetwork
+from .subnet import BlockStack, ChannelGroup, PinnedAxis, Role, SubNetwork
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Attached",
     "AutoProg",
+    "Axes",
     "Bert2BERT",
-    "Candidate",
-    "ElasticSupernet",
-    "Found",
-    "Probe",
     "BlockStack",
+    "Call",
+    "Candidate",
     "Change",
     "ChannelGroup",
     "Combined",
@@ -67,8 +67,10 @@ __all__ = [
     "DepthOperator",
     "DynamicBatch",
     "EfficientTrain",
+    "ElasticSupernet",
     "Entry",
     "ExportError",
+    "Found",
     "Gap",
     "GroupLasso",
     "GrowThenPrune",
@@ -84,13 +86,15 @@ __all__ = [
     "NetworkExpansion",
     "OneTime",
     "PinnedAxis",
+    "Probe",
     "Prog",
-    "ProgStack",
     "ProgressiveResizing",
+    "ProgStack",
     "PruneTrain",
     "Receipt",
     "Regularisation",
     "Retrain",
+    "Role",
     "SSL",
     "StackBERT",
     "Stage",
@@ -101,9 +105,11 @@ __all__ = [
     "TrainingError",
     "attach",
     "depth_operator",
+    "layer_rule",
     "load",
     "morph",
     "operator",
+    "rule",
     "save",
     "save_onnx",
     "save_program",

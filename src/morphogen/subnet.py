@@ -259,6 +259,8 @@ class Structure:
     products: torch.Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.long))
     """Units that are alive where several others are (position 6 of head 1), one a row: the numbers of those, filled
     up with FIXED. Their own numbers follow those of the groups' units."""
+    layers: tuple[str, ...] = ()
+    """Paths of the layers that were read as a whole, by a rule of their own."""
 
     def absent(self, subnetwork: SubNetwork) -> tuple[str, ...]:
         """The module paths of the blocks that are out in a sub-network, in the model's order."""

@@ -71,10 +71,14 @@ def _compare(network: Network, fake: nn.Module, path: ForwardPath, target: SubNe
     except Exception as error:  # whatever the model's own code raises at this size
         raise _cannot_run(fake, error) from error
     alive, absent = network.structure.alive_mask(target), frozenset(network.structure.absent(target))
-    there = (call for call in path.calls if not within(call.path, absent) and call.op not in SILENT)
-    for expected, node in zip_longest(
-        there, (n for n in calls(program.graph_module) if op_name(n.target) not in SILENT)
-    ):
+    skipped = absent | frozenset(network.structure.layers)
+    there = (call for call in path.calls if not within(call.path, skipped) and call.op not in SILENT)
+    nodes = (
+        node
+        for node in calls(program.graph_module)
+        if op_name(node.target) not in SILENT and not within(module_path(node), skipped)
+    )
+    for expected, node in zip_longest(there, nodes):
         if expected is None or node is None or op_name(node.target) != expected.op:
             found = op_name(node.target) if node is not None else "the end"
             raise MorphError(

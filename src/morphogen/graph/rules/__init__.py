@@ -1,13 +1,17 @@
 """One rule per ATen op, in one table. Importing this fills it."""
 
 from . import indexing, layers, pointwise, products, recurrent, shape, space
-from .table import RULES, Call, Value, rule
+from .table import LAYERS, RULES, Axes, Call, Rule, Value, layer_rule, rule
 
 __all__ = [
+    "LAYERS",
     "RULES",
+    "Axes",
     "Call",
+    "Rule",
     "Value",
     "indexing",
+    "layer_rule",
     "layers",
     "pointwise",
     "products",

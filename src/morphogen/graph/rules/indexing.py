@@ -55,7 +55,7 @@ def positions(call: Call) -> Axes | list[Axes]:
     for value in call.values():
         for axis in value.axes:
             call.slots.fix(axis, f"made into a table by {call.op}")
-    axes = [(None,) * len(shape) for shape in call.shapes]
+    axes: list[Axes] = [(None,) * len(shape) for shape in call.shapes]
     return axes[0] if len(axes) == 1 else axes
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...subnet import Role
 from ..axes import reshape
@@ -160,6 +161,24 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+LAYERS: dict[type[nn.Module], Rule] = {}
+"""Layers that are read as a whole, whatever ops they run: type -> rule."""
+
+
+def layer_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Enter the decorated function as the rule for whole layers of these types.
+
+    It is what `rule` is for an op; the arguments of its call are the tensors that go in, `input`, `input_1` and so on,
+    and the layer's own parameters and buffers by their names; sizes noted with `keeps` are attributes of the layer.
+    """
+
+    def register(function: Rule) -> Rule:
+        LAYERS.update(dict.fromkeys(types, function))
         return function
 
     return register

@@ -1,0 +1,275 @@
+"""Walk exported graphs op by op, each by its rule; nothing of the model is changed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export.graph_signature import OutputKind
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..errors import TraceError
+from ..program import bind, first_line, module_path, op_name, output_shapes, region
+from ..subnet import Role, is_inside
+from .counting import Counting
+from .groups import TracedTensor
+from .numbers import Attribute, Dim, Numbers
+from .refusals import immovable
+from .rules import LAYERS, RULES, Axes, Call, Rule, Value
+from .slots import Axis, Slots
+
+
+@dataclass(frozen=True)
+class TracedCall:
+    """One op, with slots for axes."""
+
+    op: str
+    path: str
+    outputs: tuple[Value, ...]
+    args: dict[str, Any]
+    sizes: dict[str, tuple[Axis, ...]]
+
+
+class Walk:
+    """Walks exported graphs of one model, which share the slots of its parameters and buffers."""
+
+    def __init__(self, model: nn.Module, exclude: tuple[str, ...]):
+        self.slots = Slots()
+        self.model, self.exclude = model, exclude
+        self.layers = {path: LAYERS[type(m)] for path, m in model.named_modules() if type(m) in LAYERS and path}
+        """Layers with a rule of their own, by path."""
+        self.roles: dict[str, Role] = {}
+        self.read_names: set[str] = set()
+        self.values: dict[str, Value] = {}
+        self.aliases: dict[str, str] = {}
+        self.counting = Counting(self.slots)
+        self.unruled: dict[str, str] = {}
+        """Ops without a rule, and the first module that runs each."""
+        first: dict[int, str] = {}
+        everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        self.parameters = {name for name, _ in model.named_parameters()}
+        for name, tensor in everything:
+            self.aliases[name] = owner = first.setdefault(id(tensor), name)
+            if owner == name:
+                self.values[name] = self._value(name, tensor, model.get_submodule(name.rpartition(".")[0]))
+                if any(name.startswith(path + ".") for path in exclude):
+                    self.fix(self.values[name], "excluded by the user")
+        for name, reason in immovable(model):
+            self.fix(self.values[self.aliases[name]], reason)
+
+    def _value(self, name: str, tensor: torch.Tensor, owner: nn.Module) -> Value:
+        # The taps of a convolution's kernel are never channels, whatever the module does with them first.
+        channels = 2 if isinstance(owner, _ConvNd) else tensor.ndim
+        axes = [
+            self.slots.fresh(size) if size > 1 and dim < channels else None for dim, size in enumerate(tensor.shape)
+        ]
+        return Value(tuple(tensor.shape), tuple(axes), frozenset([name]))
+
+    def named_inputs(self, program: torch.export.ExportedProgram) -> dict[str, str]:
+        """The model's parameters and buffers by the names of a program's inputs."""
+        signature = program.graph_signature
+        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        return {node: self.aliases[name] for node, name in names.items() if name in self.aliases}
+
+    def unread(self) -> set[str]:
+        """Parameters no graph has used so far."""
+        return self.parameters - self.read_names
+
+    def tensors(self) -> dict[str, TracedTensor]:
+        """All parameters and buffers; those no graph reads stay whole."""
+        for name in self.values.keys() - self.read_names:
+            self.fix(self.values[name], "not used by the forward pass")
+        return {
+            name: TracedTensor(value.shape, value.axes, self.roles.get(name, Role("direct")))
+            for name, value in self.values.items()
+        }
+
+    def layer_of(self, node: torch.fx.Node) -> tuple[str, str] | None:
+        """The layer with a rule of its own that an op is inside of: its path, and which of its runs."""
+        stack = node.meta.get("nn_module_stack") or {}
+        return next(((path, run) for run, (path, _) in stack.items() if path in self.layers), None)
+
+    def fix(self, value: Value, reason: str) -> None:
+        """Keep a tensor whole."""
+        for axis in value.axes:
+            self.slots.fix(axis, reason)
+
+    def read(self, program: torch.export.ExportedProgram, numbers: Numbers) -> list[TracedCall]:
+        """Collect the ties of one exported graph; returns its ops."""
+        signature = program.graph_signature
+        names = self.named_inputs(program)
+
+        def given(node: torch.fx.Node) -> Value:
+            name = names.get(node.name)
+            if name is not None and node.users:
+                self.read_names.add(name)
+            constant = node.name in signature.inputs_to_lifted_tensor_constants
+            origin = frozenset[str]() if constant else None
+            return self.values[name] if name is not None else _fixed(node.meta.get("val"), origin)
+
+        reading = _Reading(self, numbers)
+        results = reading.graph(
+            program.graph_module, [given(node) for node in program.graph.nodes if node.op == "placeholder"]
+        )
+        for spec, result in zip(signature.output_specs, results, strict=True):
+            if spec.kind == OutputKind.USER_OUTPUT and isinstance(result, Value):
+                self.fix(result, "output of the model")
+        reading.compare()
+        return reading.calls
+
+
+class _Reading:
+    """One exported graph on the way through it.
+
+    Attributes:
+        calls: its ops so far, without those inside layers that have a rule of their own.
+    """
+
+    def __init__(self, walk: Walk, numbers: Numbers):
+        self._walk, self._numbers = walk, numbers
+        self._made: dict[tuple[int, int], Value] = {}
+        self.calls: list[TracedCall] = []
+
+    def axis_of(self, dim: Dim) -> Axis:
+        """The axis whose size the code has read."""
+        if isinstance(dim.tensor, str):
+            value = self._walk.values.get(self._walk.aliases.get(dim.tensor, ""))
+        else:
+            value = self._made.get(dim.tensor)
+        return None if value is None else value.axes[dim.axis]
+
+    def compare(self) -> None:
+        """Where the code compares an attribute with a size, it expects them to stay equal."""
+        for one, other in self._numbers.equal:
+            for attribute, size in ((one, other), (other, one)):
+                if isinstance(attribute.origin, Attribute) and isinstance(size.origin, Dim):
+                    axis = self.axis_of(size.origin)
+                    if axis is not None:
+                        self._walk.counting.counts(attribute, axis, self.axis_of)
+
+    def graph(self, module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Walk a graph, and those inside it; returns its outputs."""
+        env: dict[torch.fx.Node, Any] = {}
+        rest = iter(inputs)
+        for layer, run in groupby(module.graph.nodes, self._walk.layer_of):
+            nodes = list(run)
+            if layer is not None:
+                env |= self._layer(layer[0], nodes, env)
+                continue
+            for node in nodes:
+                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
+                if node.op == "placeholder":
+                    env[node] = next(rest)
+                elif node.op == "get_attr":
+                    env[node] = getattr(module, node.target)
+                elif node.op == "output":
+                    return args[0] if isinstance(args[0], (tuple, list)) else [args[0]]
+                elif node.op != "call_function":
+                    raise TraceError(
+                        f"a graph node of kind '{node.op}' ({node.target}) cannot be read",
+                        where=module_path(node),
+                        todo="Exclude the module: trace(..., exclude=[...])",
+                    )
+                elif node.target is operator.getitem:
+                    env[node] = args[0][args[1]]
+                elif (position := region(node)) is not None:
+                    env[node] = self.graph(args[position], args[position + 1 :])
+                else:
+                    env[node] = self._op(node, args, kwargs)
+        return []
+
+    def _note(self, node: torch.fx.Node, result: Any) -> None:
+        """Remember which call made these tensors, for numbers read off them."""
+        number = self._numbers.call_of(node)
+        if number is not None:
+            self._made |= {(number, i): value for i, value in enumerate(tree_leaves(result))}
+
+    def _op(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """One op, by its rule; what an op without one reads and returns stays whole."""
+        walk, path, op = self._walk, module_path(node), op_name(node.target)
+        inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)]
+        origin = _origin(inputs)
+        excluded = any(is_inside(path, p) for p in walk.exclude)
+        if excluded or op not in RULES or not isinstance(node.target, torch._ops.OpOverload):
+            if not excluded:
+                walk.unruled.setdefault(str(node.target), path)
+            for value in inputs:
+                walk.fix(value, "read by a module the user excluded" if excluded else f"no rule for the op {op}")
+            result = tree_map(lambda value: _fixed(value, origin), node.meta.get("val"))
+            outputs = tuple(value for value in tree_leaves(result) if isinstance(value, Value))
+            self.calls.append(TracedCall(op, path, outputs, {}, {}))
+            return result
+        bound = bind(node.target, args, kwargs)
+        call = self._call(op, bound, output_shapes(node), self._numbers.given(node))
+        axes = _apply(RULES[op], call, str(node.target), path)
+        results = axes if isinstance(axes, list) else [axes]
+        values = [Value(shape, a, origin) for shape, a in zip(call.shapes, results, strict=True)]
+        self.calls.append(TracedCall(op, path, tuple(values), bound, call.sizes))
+        result = values if isinstance(axes, list) else values[0]
+        self._note(node, result)
+        return result
+
+    def _layer(
+        self, path: str, nodes: list[torch.fx.Node], env: Mapping[torch.fx.Node, Any]
+    ) -> dict[torch.fx.Node, Any]:
+        """One run of a layer that has a rule of its own: what goes in and comes out, by that rule."""
+        walk = self._walk
+        layer = walk.model.get_submodule(path)
+        given = dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in nodes)
+        inputs = [env[node] for node in given if isinstance(env[node], Value)]
+        own = {id(walk.values[name]): name for name in walk.values if is_inside(name, path)}
+        args: dict[str, Any] = {}
+        for value in sorted(inputs, key=lambda value: id(value) in own):
+            name = own[id(value)][len(path) + 1 :] if id(value) in own else f"input_{len(args)}" if args else "input"
+            args[name] = value
+        outputs = [node for node in nodes if any(user not in nodes for user in node.users)]
+        shapes = tuple(shape for node in outputs for shape in output_shapes(node))
+        call = self._call(type(layer).__name__, args, shapes, None)
+        axes = _apply(walk.layers[path], call, type(layer).__name__, path)
+        results = axes if isinstance(axes, list) else [axes]
+        values = [Value(shape, a, _origin(inputs)) for shape, a in zip(shapes, results, strict=True)]
+        self.calls.append(TracedCall(call.op, path, (), vars(layer), call.sizes))
+        for node, value in zip(outputs, values, strict=True):
+            self._note(node, value)
+        return dict(zip(outputs, values, strict=True))
+
+    def _call(
+        self, op: str, args: dict[str, Any], shapes: tuple[tuple[int, ...], ...], given: tuple[int, ...] | None
+    ) -> Call:
+        walk = self._walk
+        return Call(walk.slots, op, args, shapes, walk.values, walk.roles, {}, given, walk.counting, self.axis_of)
+
+
+def _apply(rule: Rule, call: Call, op: str, path: str) -> Axes | list[Axes]:
+    """What a rule says of a call, checked."""
+    try:
+        axes = rule(call)
+        for each, shape in zip(axes if isinstance(axes, list) else [axes], call.shapes, strict=True):
+            if [size if axis is None else len(axis) for axis, size in zip(each, shape, strict=True)] != list(shape):
+                sizes = [None if axis is None else len(axis) for axis in each]
+                raise ValueError(f"it gives axes of {sizes} to a tensor of {shape}")
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        way_out = f"Leave the module whole with trace(..., exclude=['{path}'])"
+        raise TraceError(
+            f"the rule for {op} does not cover this call ({first_line(error)})",
+            where=path or "the model's own forward",
+            todo=f"{way_out if path else 'Move it into a module of its own'} and report it",
+        ) from error
+    return axes
+
+
+def _origin(inputs: Sequence[Value]) -> frozenset[str] | None:
+    """The parameters and buffers that something made of these is computed from."""
+    origins = [value.origin for value in inputs]
+    return None if None in origins else frozenset[str]().union(*(o for o in origins if o is not None))
+
+
+def _fixed(value: Any, origin: frozenset[str] | None) -> Any:
+    """A tensor none of whose axes can change: an input, a constant."""
+    return Value(tuple(value.shape), (None,) * value.ndim, origin) if isinstance(value, torch.Tensor) else value

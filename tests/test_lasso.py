@@ -190,14 +190,29 @@ def test_images_classes_excluded_and_frozen_layers_are_not_penalised():
     assert dims == {"stem.weight": [0], "conv1.weight": [0, 1], "conv2.weight": [0, 1], "fc.weight": [1]}
 
 
+class Odd(nn.Module):
+    """An op without a rule."""
+
+    def forward(self, x):
+        return torch.special.erfcx(x)
+
+
 def test_what_an_op_without_a_rule_reads_is_not_penalised():
-    """timm's attention is one: of its layers only the width of the stream is, where it comes in or goes out."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), Odd(), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1))
+    dims = {
+        name: {axis.dim for axis in axes} for name, axes in GroupLasso(morphogen.trace(model, image())).axes.items()
+    }
+    assert dims == {"0.weight": {0}, "1.weight": {1}, "3.weight": {0}, "4.weight": {1}}
+
+
+def test_attention_is_penalised_by_channel():
     model, size = small("deit_tiny_patch16_224", depth=2)
-    net = morphogen.trace(model, torch.randn(2, 3, size, size))
-    dims = {name: {axis.dim for axis in axes} for name, axes in GroupLasso(net).axes.items()}
-    assert dims["blocks.0.attn.qkv.weight"] == {1} and dims["blocks.0.attn.proj.weight"] == {0}
-    assert dims["blocks.0.mlp.fc1.weight"] == dims["blocks.0.mlp.fc2.weight"] == {0, 1}
-    assert dims["patch_embed.proj.weight"] == {0} and dims["head.weight"] == {1}
+    axes = GroupLasso(morphogen.trace(model, torch.randn(2, 3, size, size))).axes
+    width = model.blocks[0].attn.proj.in_features
+    queries, stream = axes["blocks.0.attn.qkv.weight"]
+    assert (queries.dim, stream.dim) == (0, 1)
+    # A channel of a head is a row each of the queries, keys and values.
+    assert queries.places.shape == (width, 3) and stream.places is None
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.9])

@@ -93,6 +93,10 @@ def vit():
     return small("deit_tiny_patch16_224", img_size=16)[0]
 
 
+def no_channels():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
+
+
 def probe():
     return morphogen.Probe(lambda x, y: x.sum(), [(image(), None)])
 
@@ -205,11 +209,11 @@ WHEN_ATTACHED = {
         SEARCH | {"example": torch.zeros(2, 3)},
         r"the resolution of this model cannot change",
     ),
-    "the width of attention in a growth space": (
-        vit,
+    "a growth space of width without channels": (
+        no_channels,
         morphogen.AutoProg(stages=2, dimensions=("width",)),
         SEARCH,
-        r"no rule for the op|the width of this model cannot change",
+        r"the width of this model cannot change",
     ),
     "a space of another model": (
         Tower,
@@ -277,7 +281,7 @@ WHEN_ATTACHED = {
         {},
         r"ProgressiveResizing: 2 pixels: the resolution is below the least",
     ),
-    "width of attention": (vit, morphogen.NetworkExpansion(width=0.5, stages=2), {}, r"no rule for the op|no channels"),
+    "width without channels": (no_channels, morphogen.NetworkExpansion(width=0.5, stages=2), {}, r"no channels"),
     "no epochs": (Tower, morphogen.Prog(), {"epochs": 0}, r"epochs out of range"),
     "no images": (
         lambda: Stacked(4),

@@ -525,7 +525,6 @@ def test_the_command_recommends_a_multiple_for_the_mlp_of_a_vision_transformer(w
 
 BAD = {
     "no method": (["--method", "Prgo"], "no method 'Prgo'"),
-    "a method that does not fit": (["--method", "NetworkExpansion(stages=2)"], "width cannot change|no channels"),
     "a method that never prunes": (["--method", "PruneTrain(interval=9)"], "interval is longer than the run"),
     "too few epochs": (["--method", "Prog", "--epochs", "2"], "a stage needs at least one epoch"),
     "no images": (["--images", "3", "--method", "Prog"], "fewer training images than one batch"),

@@ -289,7 +289,7 @@ def refused(capsys, arguments, *words):
         (["--image_size", "1"], ["at least 8"]),
         (["--seed", "99999999999999"], ["seed"]),
         (["--batch_size", "5000"], ["fewer training images than one batch"]),
-        (["--model", "torchvision:alexnet"], ["AlexNet", "export"]),
+        (["--model", "torchvision:alexnet"], ["features.2", "export"]),
     ],
 )
 def test_bad_input_is_one_line(arguments, words, tmp_path, capsys):

@@ -9,7 +9,7 @@ import torch
 
 from ..fake import tensor_named
 from ..network import Network
-from ..subnet import BlockStack, ChannelGroup, SubNetwork, within
+from ..subnet import FIXED, BlockStack, ChannelGroup, SubNetwork, within
 from .axes import channel_axes
 
 
@@ -18,7 +18,8 @@ def sparse_part(network: Network, threshold: float, multiple_of: int = 1) -> Sub
 
     A block goes when each of its residual branches leads through a convolution or linear layer that is empty, which the
     overlap of input and output channels brings about (section 4.1). A channel goes when it is sparse in every layer
-    that writes or reads it (channel union, section 4.2); the layers of blocks that go do not count. At least one
+    that writes or reads it (channel union, section 4.2), a head when all of its channels are; the layers of blocks that
+    go do not count. At least one
     block of a stack and one unit of a group stay, the strongest, with a warning.
 
     Args:
@@ -32,17 +33,25 @@ def sparse_part(network: Network, threshold: float, multiple_of: int = 1) -> Sub
     }
     left = replace(current, blocks=blocks)
     gone = frozenset(network.structure.absent(left))
-    strength = torch.full((sum(group.size for group in network.groups),), -1.0, dtype=torch.float64)
+    products = network.structure.products
+    total = sum(group.size for group in network.groups)
+    strength = torch.full((total + len(products),), -1.0, dtype=torch.float64)
     for name, axes in channel_axes(network).items():
         if within(name, gone):
             continue
         weight = tensor_named(network.model, name).detach()
         for axis in axes:
             strength.scatter_reduce_(0, axis.units, axis.maxima(weight).double().cpu(), "amax")
+    for factor in products.unbind(1):  # a head is as strong as the strongest of its channels
+        known = factor != FIXED
+        strength.scatter_reduce_(0, factor[known], strength[total:][known], "amax")
     channels, start = {}, 0
     for group in network.groups:
         mine = strength[start : start + group.size]
-        channels[group.name] = _units_left(group, current.channels[group.name], mine, threshold, multiple_of)
+        alive = current.channels[group.name]
+        # The size of heads stays: attention's scale may follow it, so that removal would change the function.
+        left_of = alive if group.inner else _units_left(group, alive, mine, threshold, multiple_of)
+        channels[group.name] = left_of
         start += group.size
     return replace(left, channels=channels)
 

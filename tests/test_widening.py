@@ -175,6 +175,26 @@ def test_the_mlps_of_a_vision_transformer():
     assert_function_preserved(net, net.dense, x, "fpi")
 
 
+def test_whole_vision_transformers():
+    """Stream, heads and MLPs, each doubled: layer norms see every channel twice."""
+    model = deit(depth=2, num_heads=2, embed_dim=32).double()
+    perturb(model)
+    net = morphogen.trace(model, image(size=16).double())
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model.blocks[0].attn.num_heads == 1 and model.embed_dim == 32  # what the forward pass does not read stays
+    assert_function_preserved(net, net.dense, image(size=16).double(), "fpi")
+
+
+def test_pytorchs_encoders():
+    layer = nn.TransformerEncoderLayer(24, 4, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Linear(6, 24), encoder, nn.Linear(24, 3)).double()
+    perturb(model)
+    net = morphogen.trace(model, torch.randn(2, 5, 6).double())
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert_function_preserved(net, net.dense, torch.randn(2, 5, 6).double(), "fpi")
+
+
 def test_operators_that_are_not_declared_to_rescale_must_keep_what_was_alive():
     net = two_layers()
     before = snapshot(net.model)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "morphogen"
 LAYERS = [
-    {"errors", "timing"},
+    {"errors", "placement", "timing"},
     {"subnet", "spec", "program", "depth", "resize", "randomness"},
     {"fake", "bypass", "momentum", "files"},
     {"grid"},

@@ -275,3 +275,16 @@ def test_several_optimizers():
     morphogen.morph(net, net.subnetwork(width=0.5), optimizer=[head, body])
     assert head.state[model.fc.weight]["exp_avg"].shape == (10, 4)
     assert body.state[model.conv1.weight]["momentum_buffer"].shape == (6, 4, 3, 3)
+
+
+def test_another_default_device_changes_nothing():
+    model = Residual()
+    torch.set_default_device("meta")
+    try:
+        net = morphogen.trace(model, torch.randn(2, 3, 8, 8, device="cpu"))
+        morphogen.morph(net, net.subnetwork(width=0.5))
+        morphogen.morph(net, net.dense, operator="random", generator=torch.Generator("cpu").manual_seed(0))
+    finally:
+        torch.set_default_device(None)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    model(image()).sum().backward()

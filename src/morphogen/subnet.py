@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .errors import SubNetworkError
+from .placement import on_cpu
 
 FIXED = -1
 """The unit of an axis position that is always alive: an image channel, a class, a kernel tap."""
@@ -277,6 +278,7 @@ class Structure:
         absent = frozenset(self.absent(subnetwork))
         return {name: layout for name, layout in self.tensors.items() if not within(name, absent)}
 
+    @on_cpu
     def alive_mask(self, subnetwork: SubNetwork) -> torch.Tensor:
         """Boolean mask over all units, with one True behind them so that FIXED (-1) reads as alive."""
         mask = torch.zeros(sum(group.size for group in self.groups) + len(self.products) + 1, dtype=torch.bool)
@@ -288,6 +290,7 @@ class Structure:
         mask[start:-1] = mask[self.products].all(1)
         return mask
 
+    @on_cpu
     def unit_groups(self) -> torch.Tensor:
         """For each unit, the number of its group; FIXED for products, which have several."""
         sizes = torch.tensor([group.size for group in self.groups], dtype=torch.long)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..placement import on_cpu
 from ..subnet import FIXED, ChannelGroup, PinnedAxis, Role
 from .numbers import Attribute
 from .slots import ALWAYS, Axis, Slots
@@ -40,6 +41,7 @@ class Groups:
     number: torch.Tensor
 
 
+@on_cpu
 def derive_groups(slots: Slots, tensors: Mapping[str, TracedTensor], attributes: Mapping[Attribute, Axis]) -> Groups:
     """Channel groups, what is pinned and why, and for each slot the number of its unit.
 

@@ -55,7 +55,7 @@ class Slots:
     def fresh(self, size: int) -> torch.Tensor:
         """New slots for an axis of `size` positions."""
         self.count += size
-        return torch.arange(self.count - size, self.count)
+        return torch.arange(self.count - size, self.count, device="cpu")
 
     def tie(self, left: Axis, right: Axis, reason: str) -> Axis:
         """The two axes, position by position, are alive together; a fixed one fixes the other."""

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TraceError
+from ..placement import on_cpu
 from ..program import bind, first_line, module_path, op_name, output_shapes, region
 from ..subnet import Role, is_inside
 from .counting import Counting
@@ -81,6 +82,7 @@ class Walk:
         """Parameters no graph has used so far."""
         return self.parameters - self.read_names
 
+    @on_cpu
     def tensors(self) -> dict[str, TracedTensor]:
         """All parameters and buffers; those no graph reads stay whole."""
         for name in self.values.keys() - self.read_names:
@@ -100,6 +102,7 @@ class Walk:
         for axis in value.axes:
             self.slots.fix(axis, reason)
 
+    @on_cpu
     def read(self, program: torch.export.ExportedProgram, numbers: Numbers) -> list[TracedCall]:
         """Collect the ties of one exported graph; returns its ops."""
         signature = program.graph_signature

@@ -11,6 +11,7 @@ from math import prod
 import torch
 
 from ..network import Network
+from ..placement import on_cpu
 from ..subnet import FIXED, Role, Structure, SubNetwork, TensorLayout
 from .resample import Regrid, resample
 
@@ -159,6 +160,7 @@ def _strides(tensor: torch.Tensor, memory_format: torch.memory_format) -> tuple[
     return torch.empty(tensor.shape, device="meta", memory_format=memory_format).stride()
 
 
+@on_cpu
 def map_tensors(network: Network, current: SubNetwork, target: SubNetwork) -> dict[str, TensorMap]:
     """The map of every tensor that is in two sub-networks of one dense network and changes between them."""
     structure = network.structure

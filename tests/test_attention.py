@@ -26,6 +26,7 @@ class Block(nn.Module):
         self.num_heads, self.head_dim, self.scale = HEADS, WIDTH // HEADS, 0.4
         self.embed = nn.Linear(6, WIDTH)
         self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 5)
+        self.num_kv, self.kv = 2, nn.Linear(WIDTH, 2 * 2 * WIDTH // HEADS)
         self.table = nn.Parameter(torch.randn(9, HEADS))
         self.mix = nn.Conv2d(HEADS, HEADS, 1)
         self.register_buffer("index", (torch.arange(5)[:, None] - torch.arange(5) + 4).clone())
@@ -65,6 +66,14 @@ def grouped(net, x):
     q, k, v = net.qkv(x).split([WIDTH, WIDTH, WIDTH], dim=-1)
     q = q.unflatten(-1, (net.num_heads, net.head_dim)).transpose(1, 2)
     k, v = (t[..., : kv * net.head_dim].unflatten(-1, (kv, net.head_dim)).transpose(1, 2) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2)
+
+
+def two_groups(net, x):
+    """As `grouped`, with the number of groups kept by the module."""
+    b, n, _ = x.shape
+    q = net.qkv(x)[..., : net.num_heads * net.head_dim].reshape(b, n, net.num_heads, net.head_dim).transpose(1, 2)
+    k, v = net.kv(x).reshape(b, n, 2, net.num_kv, net.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2)
 
 
@@ -141,6 +150,14 @@ def test_sizes_written_in_stay():
     """The keys and values of `grouped` are cut at positions that stand in the code."""
     net = morphogen.trace(Block(grouped), tokens())
     assert all(group.name == "embed" for group in net.groups)
+
+
+def test_grouped_queries_leave_with_their_keys_and_values():
+    model = Block(two_groups).double()
+    net = morphogen.trace(model, tokens().double())
+    groups = next(group for group in net.groups if group.size == 2)
+    assert_equals_masked_dense(net, net.subnetwork(alive={groups.name: [1]}), tokens().double())
+    assert (model.num_heads, model.num_kv, model.kv.out_features, model.proj.in_features) == (2, 1, 12, 12)
 
 
 @pytest.mark.parametrize("norm_first", [False, True])

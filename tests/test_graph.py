@@ -7,6 +7,8 @@ from torch import nn
 import morphogen
 from morphogen.fake import tensor_named
 from morphogen.graph.axes import reshape
+from morphogen.graph.counting import Counting
+from morphogen.graph.numbers import Attribute, Dim, Number
 from morphogen.graph.slots import Slots
 from morphogen.graph.units import solve
 
@@ -186,6 +188,20 @@ def test_axes_of_one_size_are_tied_unless_they_are_the_same_units():
     one = slots.fresh(4)
     slots.match(one, one.flip(0), "")
     assert len(set(factors(slots, one))) == 4
+
+
+def test_a_share_in_one_graph_says_nothing_of_another():
+    """Calls are numbered anew when the training mode is read: the same number may stand for another tensor."""
+    slots = Slots()
+    counting = Counting(slots)
+    heads = Number(2, Attribute("", "heads"), [])
+    for size in (6, 8):
+        axis = slots.fresh(size)
+        counting.begin(lambda dim, axis=axis: axis)
+        width = Number(size, Dim((0, 0), 1), [])
+        _, (segment,) = reshape(slots, (1, size), (None, axis), (1, 2, size // 2))
+        counting.segment(segment, [None, heads, width // heads])
+        assert len(set(factors(slots, axis))) == size and all(len(f) == 2 for f in factors(slots, axis))
 
 
 def test_ties_are_transitive_and_fixing_spreads():

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 import morphogen
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
-from checks import assert_optimizer_holds_model, masked_dense, randomise_statistics  # noqa: F401
+import checks
 
 aten = torch.ops.aten
 SHARE = 1 / 64
@@ -60,7 +60,7 @@ def shake(model: nn.Module) -> None:
         for parameter in model.parameters():
             scale = 0.1 if parameter.ndim < 2 else 0.5 / sqrt(max(1, parameter[0].numel()))
             parameter.add_(scale * torch.randn_like(parameter))
-    randomise_statistics(model)
+    checks.randomise_statistics(model)
 
 
 def tensors_in(output: Any) -> list[torch.Tensor]:
@@ -87,7 +87,7 @@ def check(net: morphogen.Network, half: morphogen.SubNetwork, x: torch.Tensor) -
     ways = {"masked dense": _plain, "size-free": _size_free, "elementwise": partial(_size_free, elementwise=True)}
     with torch.no_grad():
         whole = _plain(net.model, x)[0]
-        masked = masked_dense(net, half)
+        masked = checks.masked_dense(net, half)
         expected = {way: run(masked, x) for way, run in ways.items()}
         del masked
         morphogen.morph(net, half)

@@ -22,7 +22,7 @@ import morphogen
 from morphogen.program import first_line
 
 from catalogue import build, input_shapes
-from correct import Wrong, assert_optimizer_holds_model, check, shake, tensors_in
+from correct import Wrong, check, checks, shake, tensors_in
 
 REFUSING = {"trace", "plan", "narrow"}
 """Steps in which Morphogen may say no; afterwards an error is a defect."""
@@ -87,7 +87,7 @@ def work(name: str, tool: str, options: dict[str, Any], tell: Tell) -> None:
         tell({"outcome": "refused", "message": str(error)})
     except Wrong as error:
         tell({"outcome": "wrong", "message": str(error)})
-    except Exception as error:
+    except Exception as error:  # whatever a model or a pruner raises is its outcome
         refused = isinstance(error, morphogen.MorphogenError) and steps.current in REFUSING
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = "" if refused else f" ({Path(where.filename).name}:{where.lineno})"
@@ -151,7 +151,7 @@ def morphogen_way(name: str, options: dict[str, Any], steps: Steps) -> None:
     with steps("grow"):
         morphogen.morph(net, net.dense, optimizer=optimizer)
     with steps("reload"):
-        assert_optimizer_holds_model(model, optimizer)
+        checks.assert_optimizer_holds_model(model, optimizer)
         reload(name, model, x)
     del optimizer
     model.zero_grad(set_to_none=True)
@@ -207,7 +207,7 @@ def reload(name: str, model: nn.Module, x: torch.Tensor) -> None:
         try:
             with torch.no_grad():
                 found = tensors_in(fresh.eval()(x))
-        except (RuntimeError, NotImplementedError):
+        except (RuntimeError, NotImplementedError):  # a meta tensor among those outside the state
             if meta:
                 continue
             raise

@@ -26,15 +26,20 @@ class Counting:
     def __init__(self, slots: Slots):
         self._slots = slots
         self.attributes: dict[Attribute, Axis] = {}
+        self._axis_of: Callable[[Dim], Axis] = lambda dim: None
         self._shares: dict[Any, Axis] = {}
 
-    def counts(self, number: int | None, axis: Axis, axis_of: Callable[[Dim], Axis]) -> None:
+    def begin(self, axis_of: Callable[[Dim], Axis]) -> None:
+        """Another graph is read, in which calls are numbered anew; `axis_of` gives the axis whose size was read."""
+        self._axis_of = axis_of
+        self._shares.clear()
+
+    def counts(self, number: int | None, axis: Axis) -> None:
         """The code gives this number as the size of an axis.
 
         Args:
             number: with its origin; None where PyTorch computed it, which says nothing.
             axis: None for an axis that never changes.
-            axis_of: the axis whose size was read.
         """
         if not isinstance(number, Number):
             if number is not None:
@@ -46,28 +51,30 @@ class Counting:
                     axis = self._slots.match(self.attributes[attribute], axis, self._shared(attribute))
                 self.attributes[attribute] = axis
             case Dim() as dim:
-                self._slots.match(axis, axis_of(dim), "the model's code gives it the size of an axis that stays whole")
+                self._slots.match(
+                    axis, self._axis_of(dim), "the model's code gives it the size of an axis that stays whole"
+                )
             case Quotient() if identity(number) in self._shares:  # head_dim = C // heads, used again
                 self._slots.match(axis, self._shares[identity(number)], "it follows an axis that stays whole")
             case Quotient(left, right) if int(left) == int(number) * int(right):
                 if isinstance(right, Number):  # no axis of this view: a number of parts, which stays
-                    self.counts(right, None, axis_of)
-                self.counts(left, None if axis is None else axis.repeat(int(right)), axis_of)
+                    self.counts(right, None)
+                self.counts(left, None if axis is None else axis.repeat(int(right)))
             case Times(factors):
-                self._times(factors, axis, axis_of)
+                self._times(factors, axis)
             case Plus(left, right):
-                self.counts(left, None if axis is None else axis[: int(left)], axis_of)
-                self.counts(right, None if axis is None else axis[int(left) :], axis_of)
+                self.counts(left, None if axis is None else axis[: int(left)])
+                self.counts(right, None if axis is None else axis[int(left) :])
             case _:
                 self._slots.fix(axis, "its size is computed in the model's code")
 
-    def _times(self, factors: Sequence[int], axis: Axis, axis_of: Callable[[Dim], Axis]) -> None:
+    def _times(self, factors: Sequence[int], axis: Axis) -> None:
         """A product counts an axis: one factor alone, so many times; several, each its part of the axis."""
         follow = [factor for factor in factors if isinstance(factor, Number)]
         if axis is None or len(follow) > 1:
             parts = unfold(self._slots, axis, list(map(int, factors)))
             for factor, part in zip(factors, parts, strict=True):
-                self.counts(factor, part, axis_of)
+                self.counts(factor, part)
             return
         times = prod(1 if factor is follow[0] else factor for factor in factors)
         rows, columns = axis.view(times, -1), axis.view(-1, times)
@@ -75,9 +82,9 @@ class Counting:
         if not torch.equal(columns, line[:, None].expand_as(columns)):
             line = rows[0]
             self._slots.tie(rows, line.expand_as(rows), "")
-        self.counts(follow[0], line, axis_of)
+        self.counts(follow[0], line)
 
-    def segment(self, segment: Segment, numbers: Sequence[int | None], axis_of: Callable[[Dim], Axis]) -> None:
+    def segment(self, segment: Segment, numbers: Sequence[int | None]) -> None:
         """The code gives these numbers as the sizes of the new axes of a view."""
         axes = zip(segment.new, segment.factors, strict=True)
         parts = [part for i, factors in axes for part in _dealt(numbers[i], factors)]
@@ -92,10 +99,10 @@ class Counting:
                 whole = [factor for p in together for factor in p[1]]
                 if len(divisors) == len(factors_of(right)) and _size(whole) == int(left):
                     self._shares[identity(number)] = fold(self._slots, factors)
-                    self.counts(left, fold(self._slots, whole), axis_of)
+                    self.counts(left, fold(self._slots, whole))
                     continue
             if number is not None:
-                self.counts(number, fold(self._slots, factors), axis_of)
+                self.counts(number, fold(self._slots, factors))
 
     @staticmethod
     def _shared(attribute: Attribute) -> str:

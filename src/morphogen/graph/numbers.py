@@ -2,8 +2,8 @@
 
 `qkv.view(B, N, 3, self.num_heads, C // self.num_heads)` is exported with plain numbers in it. While a model is
 exported, the numbers its modules keep, and those it reads off tensors, are therefore instances of `Number`: whole
-numbers that remember their source through products and quotients. What each call of PyTorch is given is noted, and
-the ops it leads to carry its number.
+numbers that remember their origin through products, quotients and sums. What each call of PyTorch is given is noted,
+and the ops it leads to carry its number.
 """
 
 from __future__ import annotations
@@ -246,8 +246,8 @@ class Numbers(TorchFunctionMode):
 
 
 def _body(function: types.FunctionType) -> types.FunctionType:
-    """A function of torch.nn.functional that does not ask for `__torch_function__` again, so that the calls inside
-    it are seen one by one."""
+    """A function of PyTorch's written in Python that does not ask for `__torch_function__` again, so that the calls
+    inside it are seen one by one."""
     unasked = {name: _never for name in function.__globals__ if name.startswith("has_torch_function")}
     names = {**function.__globals__, **unasked}
     body = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)

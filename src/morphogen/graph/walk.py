@@ -138,8 +138,9 @@ class _Reading:
         self._walk, self._numbers = walk, numbers
         self._made: dict[tuple[int, int], Value] = {}
         self.calls: list[TracedCall] = []
+        walk.counting.begin(self._axis_of)
 
-    def axis_of(self, dim: Dim) -> Axis:
+    def _axis_of(self, dim: Dim) -> Axis:
         """The axis whose size the code has read."""
         if isinstance(dim.tensor, str):
             value = self._walk.values.get(self._walk.aliases.get(dim.tensor, ""))
@@ -152,9 +153,9 @@ class _Reading:
         for one, other in self._numbers.equal:
             for attribute, size in ((one, other), (other, one)):
                 if isinstance(attribute.origin, Attribute) and isinstance(size.origin, Dim):
-                    axis = self.axis_of(size.origin)
+                    axis = self._axis_of(size.origin)
                     if axis is not None:
-                        self._walk.counting.counts(attribute, axis, self.axis_of)
+                        self._walk.counting.counts(attribute, axis)
 
     def graph(self, module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Sequence[Any]:
         """Walk a graph, and those inside it; returns its outputs."""
@@ -246,7 +247,7 @@ class _Reading:
         self, op: str, args: dict[str, Any], shapes: tuple[tuple[int, ...], ...], given: tuple[int, ...] | None
     ) -> Call:
         walk = self._walk
-        return Call(walk.slots, op, args, shapes, walk.values, walk.roles, {}, given, walk.counting, self.axis_of)
+        return Call(walk.slots, op, args, shapes, walk.values, walk.roles, {}, given, walk.counting)
 
 
 def _apply(rule: Rule, call: Call, op: str, path: str) -> Axes | list[Axes]:

@@ -18,7 +18,7 @@ from torch import nn
 from ...subnet import Role
 from ..axes import reshape
 from ..counting import Counting
-from ..numbers import Dim, Number, match
+from ..numbers import Number, match
 from ..slots import Axis, Slots
 
 Axes = tuple[Axis, ...]
@@ -51,7 +51,6 @@ class Call:
         sizes: arguments of this call that count axes, by name; filled by `keeps`.
         given: the numbers that the model's code gave to the call; None where they are not known.
         counting: what is known of them.
-        axis_of: the axis whose size a number was read from.
     """
 
     slots: Slots
@@ -63,7 +62,6 @@ class Call:
     sizes: dict[str, Axes]
     given: tuple[int, ...] | None
     counting: Counting
-    axis_of: Callable[[Dim], Axis]
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -104,7 +102,7 @@ class Call:
 
     def counts(self, number: int | None, axis: Axis) -> None:
         """A number given by the model's code is the size of an axis; see `Counting.counts`."""
-        self.counting.counts(number, axis, self.axis_of)
+        self.counting.counts(number, axis)
 
     def meet(self, tensors: Sequence[tuple[tuple[int, ...], Axes]]) -> Axes:
         """Tensors broadcast against each other: axes that meet are alive together.
@@ -135,7 +133,7 @@ class Call:
         """The axes of a tensor viewed in another shape, and the numbers that its code gives for the new axes."""
         axes, segments = reshape(self.slots, value.shape, value.axes, shape)
         for segment in segments if numbers else ():
-            self.counting.segment(segment, numbers, self.axis_of)
+            self.counting.segment(segment, numbers)
         return axes
 
     def reads(self, value: Value, dim: int, layer: Axis) -> Axis:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import log
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 from typing import Any
 
 Record = dict[str, Any]
@@ -73,7 +74,8 @@ def about(ours: list[Record]) -> str:
     for record in ours:
         for key, value in {**record["environment"], "width": record["settings"]["width"]}.items():
             seen.setdefault(key, set()).add(str(value))
-    return "; ".join(f"{key} {', '.join(sorted(values))}" for key, values in seen.items()) + "; one thread a model."
+    known = "; ".join(f"{key} {', '.join(sorted(values))}" for key, values in seen.items())
+    return f"{known}; one thread a model; seconds are the processor's."
 
 
 def summary(ours: list[Record], peers: list[Record]) -> list[Row]:
@@ -93,7 +95,7 @@ def summary(ours: list[Record], peers: list[Record]) -> list[Row]:
                 "checked": ", ".join(f"{n} {check}" for check, n in checks.most_common() if check),
                 "blind checks": str(sum("masking changes" in str(record.get("found")) for record in records)),
                 "median params at half": percent(middle(r["parameters_at_half"] for r in records if usable(r))),
-                "median seconds": number(middle(record["seconds"] for record in records)),
+                "median seconds": number(middle(map(all_seconds, records))),
             }
         )
     return rows
@@ -116,7 +118,7 @@ def by_file(ours: list[Record], peers: Mapping[str, Record]) -> list[Row]:
                 "models": str(len(records)),
                 **{outcome: str(counts[outcome] or "") for outcome in OUTCOMES},
                 "Torch-Pruning ok": str(sum(r["outcome"] == "ok" for r in there)) if there else "",
-                "slowest s": number(max(record["seconds"] for record in records)),
+                "slowest s": number(max(map(all_seconds, records))),
             }
         )
     return rows
@@ -138,8 +140,7 @@ def row(record: Record, peer: Record | None) -> Row:
         "check": "; ".join(f"{way}: {verdict}" for way, verdict in found.items()),
         **{f"{step} s": number(seconds_of(record, step)) for step in (*STEPS, "step at half", "check")},
         "peak MiB": number(max((s["peak_mib"] for s in record.get("steps", {}).values()), default=None)),
-        "all s": number(record["seconds"]),
-        "processor s": number(sum(step["cpu_seconds"] for step in record.get("steps", {}).values())),
+        "all s": number(all_seconds(record)),
         "Torch-Pruning": ""
         if not peer
         else peer["outcome"] + ("" if peer.get("trains", True) else ", not in training"),
@@ -152,8 +153,13 @@ def usable(record: Record) -> bool:
 
 
 def seconds_of(record: Record, step: str) -> float | None:
-    """Seconds of one step, if it was reached."""
-    return record.get("steps", {}).get(step, {}).get("seconds")
+    """Seconds of one step on the processor, if it was finished."""
+    return record.get("steps", {}).get(step, {}).get("cpu_seconds")
+
+
+def all_seconds(record: Record) -> float:
+    """Seconds of all finished steps on the processor, building and checking included."""
+    return sum(step["cpu_seconds"] for step in record.get("steps", {}).values())
 
 
 def middle(values: Any) -> float | None:
@@ -173,7 +179,8 @@ def percent(value: float | None) -> str:
 
 
 def draw(ours: list[Record], path: Path) -> None:
-    """Seconds to trace and to morph, against the number of ops and of parameters."""
+    """Seconds to trace and to morph, against the number of ops and of parameters; the legend tells the power that
+    fits them best, 1 where the cost is proportional."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -185,15 +192,21 @@ def draw(ours: list[Record], path: Path) -> None:
         ("ops of the forward pass", lambda record: record["ops"]),
         ("parameters", lambda record: record["parameters"]),
     ]
-    for ax, (label, size) in zip(axes, ways, strict=True):
+    for ax, (what, size) in zip(axes, ways, strict=True):
         for step, marker in zip(STEPS, "o^s", strict=True):
             points = [(size(r), seconds) for r in traced if (seconds := seconds_of(r, step))]
             if points:
-                ax.loglog(*zip(*points, strict=True), marker, label=step, markersize=4, alpha=0.6, markeredgewidth=0)
-        ax.set_xlabel(label)
+                x, y = zip(*points, strict=True)
+                label = f"{step}, power {power(x, y):.1f}" if len(set(x)) > 1 else step
+                ax.loglog(x, y, marker, label=label, markersize=4, alpha=0.6, markeredgewidth=0)
+                ax.legend()
+        ax.set_xlabel(what)
         ax.grid(which="both", alpha=0.2)
-    axes[0].set_ylabel("seconds, one thread")
-    if axes[0].collections or axes[0].lines:
-        axes[0].legend()
+    axes[0].set_ylabel("processor seconds")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def power(x: Sequence[float], y: Sequence[float]) -> float:
+    """The power p of the best y = a x^p, by least squares of the logarithms."""
+    return linear_regression([log(value) for value in x], [log(value) for value in y]).slope

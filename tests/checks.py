@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
@@ -38,27 +36,11 @@ def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, example, step
         optimizer.step()
 
 
-def masked_dense(net: morphogen.Network, target: morphogen.SubNetwork) -> nn.Module:
-    """A copy of the dense model with every weight that `target` drops set to zero."""
-    assert net.current == net.dense
-    model = copy.deepcopy(net.model)
-    alive = net.structure.alive_mask(target)
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    with torch.no_grad():
-        for name, layout in net.structure.tensors.items():
-            if layout.role.kind == "variance":
-                continue
-            for dim, axis in enumerate(layout.axes):
-                if axis is not None:
-                    tensors[name].index_fill_(dim, (~alive[axis]).nonzero().flatten(), 0.0)
-    return model
-
-
 def assert_equals_masked_dense(net: morphogen.Network, target: morphogen.SubNetwork, example, tolerance=1e-5) -> None:
     """Morph to `target`: outputs equal those of the masked dense network (invariant 3)."""
     net.model.eval()
     with torch.no_grad():
-        expected = masked_dense(net, target)(example)
+        expected = morphogen.masked_dense(net, target)(example)
         morphogen.morph(net, target)
         torch.testing.assert_close(net.model(example), expected, rtol=tolerance, atol=tolerance)
 

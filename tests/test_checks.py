@@ -11,7 +11,6 @@ from checks import (
     assert_optimizer_holds_model,
     assert_survivors_equal,
     assert_unchanged,
-    masked_dense,
     names_in_groups,
     perturb,
     randomise_statistics,
@@ -27,7 +26,7 @@ def test_masked_dense_notices_a_wrong_running_mean():
     randomise_statistics(model)
     net = morphogen.trace(model, image())
     half = net.subnetwork(width=0.5)
-    expected = masked_dense(net, half).eval()
+    expected = morphogen.masked_dense(net, half).eval()
     morphogen.morph(net, half)
     model.eval()
     model.bn1.running_mean += 0.1

@@ -12,7 +12,6 @@ from morphogen.graph.numbers import Attribute, Dim, Number
 from morphogen.graph.slots import Slots
 from morphogen.graph.units import solve
 
-from checks import masked_dense
 from nets import Plain, image
 
 
@@ -37,7 +36,8 @@ class Unknown(nn.Module):
 def test_an_unknown_op_names_itself_the_module_and_the_way_out():
     net = morphogen.trace(Unknown(), image())
     with pytest.raises(
-        morphogen.SubNetworkError, match=r"odd: .*no rule for the op aten.special_erfcx.*exclude=.*CONTRIBUTING"
+        morphogen.SubNetworkError,
+        match=r"odd: .*no rule for the op aten.special_erfcx.*rule\(.special_erfcx.\).*exclude=",
     ):
         net.subnetwork(width=0.5)
     morphogen.morph(net, net.subnetwork(resolution=4))  # nothing but width needs the rule
@@ -76,7 +76,7 @@ def test_groups_that_an_unknown_op_does_not_read_change_all_the_same(make):
     for _ in range(4):
         alive = {name: torch.randperm(size)[: size // 2].tolist() for name, size in groups.items()}
         target = net.subnetwork(alive=alive)
-        expected = masked_dense(net, target).eval()
+        expected = morphogen.masked_dense(net, target).eval()
         kept = net.structure.alive_mask(target)
         with torch.no_grad():
             for name, layout in net.structure.tensors.items():
@@ -214,3 +214,54 @@ def test_ties_are_transitive_and_fixing_spreads():
     units, reasons = solved.of, solved.reasons
     assert units[a].tolist() == units[c].tolist() == [1, 2, 3]
     assert reasons[2] == "because" and 1 not in reasons
+
+
+def test_a_rule_is_entered_under_any_way_of_writing_its_op():
+    table = morphogen.graph.rules.table.RULES
+    before = dict(table)
+    try:
+        for name in ("mine::op", "mine.op.default", "mine.op_"):
+            morphogen.rule(name)(len)
+            assert table.pop("mine.op") is len
+        morphogen.rule("aten.special_mine.default")(len)
+        assert table.pop("special_mine") is len
+        assert table == before
+    finally:
+        table.clear()
+        table |= before
+    for wrong in (lambda: morphogen.rule(len), morphogen.rule, morphogen.layer_rule, lambda: morphogen.layer_rule("a")):
+        with pytest.raises(morphogen.ConfigError, match=r"expected @morphogen\.(layer_)?rule\("):
+            wrong()
+    with pytest.raises(morphogen.ConfigError, match=r"no such role.*weight, bias"):
+        morphogen.Role("gain")
+
+
+def test_axes_of_different_lengths_are_not_tied():
+    slots = Slots()
+    with pytest.raises(ValueError, match="4 and 3"):
+        slots.tie(slots.fresh(4), slots.fresh(3), "")
+
+
+def test_a_rule_that_trips_names_the_layer_and_its_arguments():
+    class Odd(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(4, 8), Odd(8, 8), nn.Linear(8, 2))
+
+    def trips(call):
+        return call["input"].axes[0].chunk(2)
+
+    def misspelt(call):
+        call.keeps(in_feature=call["weight"].axes[1])
+        return call["input"].axes
+
+    try:
+        for mistake, message in (
+            (trips, "AttributeError.*arguments are input, weight, bias"),
+            (misspelt, "in_feature$"),
+        ):
+            morphogen.layer_rule(Odd)(mistake)
+            with pytest.raises(morphogen.TraceError, match=rf"^1: .*{message}"):
+                morphogen.trace(model, torch.randn(2, 4))
+    finally:
+        del morphogen.graph.rules.table.LAYERS[Odd]

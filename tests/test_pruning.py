@@ -19,7 +19,6 @@ from checks import (
     assert_equals_masked_dense,
     assert_optimizer_holds_model,
     assert_survivors_equal,
-    masked_dense,
     perturb,
     snapshot,
     take_steps,
@@ -73,7 +72,7 @@ def test_planted_channels_go_and_nothing_else_changes(make):
     before, average = snapshot(model, optimizer), snapshot(ema)
     model.eval()
     with torch.no_grad():
-        output, masked = model(x), masked_dense(net, target)(x)
+        output, masked = model(x), morphogen.masked_dense(net, target)(x)
         morphogen.morph(net, sparse_part(net, LIMIT), optimizer=optimizer, ema=ema)
         assert net.current == target
         for expected in (output, masked):

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import morphogen
 from morphogen.fake import as_call, tensor_named
 
-from checks import assert_equals_masked_dense, assert_same, masked_dense, snapshot
+from checks import assert_equals_masked_dense, assert_same, snapshot
 from nets import Tower, image
 
 
@@ -480,7 +480,7 @@ def test_unusual_models_narrow_and_grow(row):
     target = net.subnetwork(alive={g.name: torch.randperm(g.size)[: g.size // 2].tolist() for g in net.groups})
     kept = net.structure.alive_mask(target)
     with torch.no_grad():
-        expected = numbers(masked_dense(net, target)(*args, **kwargs))
+        expected = numbers(morphogen.masked_dense(net, target)(*args, **kwargs))
         for name, layout in net.structure.tensors.items():
             for dim, axis in enumerate(layout.axes):
                 tensor = tensor_named(model, name)

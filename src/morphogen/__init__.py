@@ -17,6 +17,7 @@ from .export.programs import save_onnx, save_program
 from .export.weights import load, save
 from .graph.rules import Axes, Call, layer_rule, rule
 from .graph.trace import trace
+from .masked import masked_dense
 from .methods import (
     SSL,
     AutoProg,
@@ -107,6 +108,7 @@ __all__ = [
     "depth_operator",
     "layer_rule",
     "load",
+    "masked_dense",
     "morph",
     "operator",
     "rule",

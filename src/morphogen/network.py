@@ -19,7 +19,7 @@ from .depth import interpolated, originals
 from .errors import MorphError, SubNetworkError
 from .fake import FakeModel
 from .grid import Grids, Resolution
-from .program import first_line
+from .program import first_line, rule_name
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, Structure, SubNetwork, within
 
 
@@ -201,8 +201,13 @@ class Network:
             f"width cannot change: no rule for the op {op}" + (f" and {more} more" if more else ""),
             where=path or "the model's own forward",
             expected="an op of morphogen's rule table",
-            todo="Leave the modules that run it whole with trace(..., exclude=[...]), or add a rule: one "
-            "function, see CONTRIBUTING.md. Depth and resolution can change as it is",
+            todo=f"Add a rule, one function under @morphogen.rule({rule_name(op)!r}) (see docs/extending.md), or "
+            + (
+                "leave the modules that run it whole with trace(..., exclude=[...])"
+                if path
+                else "move it into a module"
+            )
+            + ". Depth and resolution can change as it is",
         )
 
     def check(self, subnetwork: SubNetwork) -> None:

@@ -52,10 +52,15 @@ def op_name(target: Any) -> str:
     if not isinstance(target, torch._ops.OpOverload):
         plain = isinstance(target, (FunctionType, BuiltinFunctionType))  # whose text has an address in it
         return f"{target.__module__}.{target.__name__}" if plain else str(target)
-    namespace, _, name = target._schema.name.partition("::")
+    return rule_name(target._schema.name)
+
+
+def rule_name(text: str) -> str:
+    """The name under which an op's rule is found, from any way of writing it: `mylib::myop`, `aten.relu_.default`."""
+    namespace, _, name = text.replace("::", ".").removesuffix(".default").rpartition(".")
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
-    return name if namespace == "aten" else f"{namespace}.{name}"
+    return name if namespace in ("", "aten") else f"{namespace}.{name}"
 
 
 def module_path(node: torch.fx.Node) -> str:

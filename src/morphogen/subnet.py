@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .errors import SubNetworkError
+from .errors import ConfigError, SubNetworkError
 from .placement import on_cpu
 
 FIXED = -1
@@ -145,6 +145,10 @@ class FixedBlock:
     reason: str
 
 
+KINDS = ("weight", "bias", "scale", "shift", "mean", "variance", "direct")
+"""What a tensor can be to its layer, see `Role`."""
+
+
 @dataclass(frozen=True)
 class Role:
     """What a tensor is to the layer that reads it; growth operators decide by it how to fill new entries.
@@ -155,6 +159,9 @@ class Role:
         out_axis, in_axis: the channel axes of a `weight`.
         groups: number of groups of the dense convolution.
         blockwise: the convolution loses and gains whole groups, so new inputs meet new outputs only.
+
+    Raises:
+        ConfigError: another kind.
     """
 
     kind: str
@@ -162,6 +169,10 @@ class Role:
     in_axis: int = 1
     groups: int = 1
     blockwise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError("no such role of a tensor", expected=", ".join(KINDS), found=repr(self.kind))
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ class Slots:
                 if axis is not None:
                     self.fix(axis, reason)
             return None
+        if left.numel() != right.numel():
+            raise ValueError(f"axes of {left.numel()} and {right.numel()} positions cannot be tied")
         if left is not right:
             self.ties.append((left.reshape(-1), right.reshape(-1)))
         return left

@@ -236,6 +236,14 @@ class _Reading:
         shapes = tuple(shape for node in outputs for shape in output_shapes(node))
         call = self._call(type(layer).__name__, args, shapes, None)
         axes = _apply(walk.layers[path], call, type(layer).__name__, path)
+        for name in call.sizes:
+            if name not in args and not hasattr(layer, name):
+                raise TraceError(
+                    f"the rule for {call.op} keeps a size that the layer does not have",
+                    where=path,
+                    expected="an attribute of the layer, or a tensor that goes in",
+                    found=name,
+                )
         results = axes if isinstance(axes, list) else [axes]
         values = [Value(shape, a, _origin(inputs)) for shape, a in zip(shapes, results, strict=True)]
         self.calls.append(TracedCall(call.op, path, (), vars(layer), call.sizes))
@@ -258,12 +266,14 @@ def _apply(rule: Rule, call: Call, op: str, path: str) -> Axes | list[Axes]:
             if [size if axis is None else len(axis) for axis, size in zip(each, shape, strict=True)] != list(shape):
                 sizes = [None if axis is None else len(axis) for axis in each]
                 raise ValueError(f"it gives axes of {sizes} to a tensor of {shape}")
-    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        way_out = f"Leave the module whole with trace(..., exclude=['{path}'])"
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        way_out = f"leave the module whole with trace(..., exclude=['{path}'])"
         raise TraceError(
-            f"the rule for {op} does not cover this call ({first_line(error)})",
+            f"the rule for {op} does not cover this call ({type(error).__name__}: {first_line(error)}); "
+            f"its arguments are {', '.join(call.args)}",
             where=path or "the model's own forward",
-            todo=f"{way_out if path else 'Move it into a module of its own'} and report it",
+            todo=f"If the rule is yours, correct it (an axis that never changes is None); else "
+            f"{way_out if path else 'move the op into a module of its own'} and report it",
         ) from error
     return axes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -58,8 +58,8 @@ class Receipt:
 
     before: SubNetwork
     after: SubNetwork
-    changes: Mapping[str, Change]
-    entered: Mapping[str, torch.Tensor]
+    changes: Mapping[str, Change] = field(repr=False)
+    entered: Mapping[str, torch.Tensor] = field(repr=False)
     left: tuple[str, ...]
     seconds: float
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...errors import ConfigError
+from ...program import rule_name
 from ...subnet import Role
 from ..axes import reshape
 from ..counting import Counting
@@ -155,10 +157,23 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enter the decorated function into the table under each of `names`."""
+    """Enter the decorated function into the table.
+
+    Args:
+        names: of the ops it is for: `relu` for all of `aten.relu`, `mylib.myop` for an op of another namespace.
+
+    Raises:
+        ConfigError: no name, or something else.
+    """
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            "a rule needs the names of its ops",
+            expected="@morphogen.rule('mylib.myop')",
+            found=", ".join(map(repr, names)) or "none",
+        )
 
     def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
+        RULES.update(dict.fromkeys(map(rule_name, names), function))
         return function
 
     return register
@@ -171,9 +186,20 @@ LAYERS: dict[type[nn.Module], Rule] = {}
 def layer_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Enter the decorated function as the rule for whole layers of these types.
 
-    It is what `rule` is for an op; the arguments of its call are the tensors that go in, `input`, `input_1` and so on,
-    and the layer's own parameters and buffers by their names; sizes noted with `keeps` are attributes of the layer.
+    It is what `rule` is for an op; the arguments of its call are the tensors that go in, `input`, `input_1` and so on
+    in the order in which the layer first uses them, and its own parameters and buffers by their names; sizes noted
+    with `keeps` are attributes of the layer. A type stands for itself alone, not for those derived from it, and for
+    layers inside a model, not for the model itself.
+
+    Raises:
+        ConfigError: no type, or something else.
     """
+    if not types or not all(isinstance(each, type) and issubclass(each, nn.Module) for each in types):
+        raise ConfigError(
+            "a rule for a layer needs its type",
+            expected="@morphogen.layer_rule(MyLayer)",
+            found=", ".join(map(repr, types)) or "none",
+        )
 
     def register(function: Rule) -> Rule:
         LAYERS.update(dict.fromkeys(types, function))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class FakeModel:
     def run(self, model: nn.Module, resolution: tuple[int, int] | None, batch: int | None = None) -> Any:
         """Call a fake model; raises whatever its forward raises."""
         args, kwargs = self.inputs(resolution, batch)
-        with self.mode, silence():
+        with self.mode, silence(), uncompiled():
             return model(*args, **kwargs)
 
     def _fake(self, value: Any) -> Any:
@@ -118,6 +118,11 @@ def at_least_two(value: Any) -> Any:
     return value
 
 
+def uncompiled() -> AbstractContextManager[Any]:
+    """Compiled modules run as they were written: what a compiler has made of them knows real tensors alone."""
+    return torch.compiler.set_stance("force_eager")
+
+
 def drop_caches(model: nn.Module) -> None:
     """Have modules that keep what they computed from their weights (LeViT's attention biases) drop it.
 
@@ -150,7 +155,8 @@ def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
         for module, _ in kept:
             module.training = training
             module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
-        yield
+        with uncompiled():
+            yield
     finally:
         for module, attributes in kept:
             module.__dict__.clear()

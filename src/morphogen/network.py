@@ -314,7 +314,7 @@ def _constants(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor
         name: buffer.detach().clone()
         for name, buffer in model.named_buffers()
         if (layout := structure.tensors.get(name)) is not None
-        and layout.role.kind == "direct"
+        and layout.role.kind not in ("mean", "variance")
         and any(axis is not None for axis in layout.axes)
     }
 

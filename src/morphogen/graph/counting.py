@@ -68,6 +68,10 @@ class Counting:
             case _:
                 self._slots.fix(axis, "its size is computed in the model's code")
 
+    def stays(self, number: int | None) -> bool:
+        """Whether a number is the size of an axis that never changes, such as the input's own."""
+        return isinstance(number, Number) and isinstance(number.origin, Dim) and self._axis_of(number.origin) is None
+
     def _times(self, factors: Sequence[int], axis: Axis) -> None:
         """A product counts an axis: one factor alone, so many times; several, each its part of the axis."""
         follow = [factor for factor in factors if isinstance(factor, Number)]

@@ -64,6 +64,9 @@ class Plus:
     right: int
 
 
+OWN = frozenset(vars(nn.Module()))
+"""What every module keeps for PyTorch."""
+
 Equal = list[tuple["Number", "Number"]]
 """Attributes and sizes that the model's code compared and found equal."""
 
@@ -124,7 +127,9 @@ class Number(int):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = int.__hash__
+    def __hash__(self) -> int:
+        """Not that of the plain number: a cache (`functools.lru_cache`) must not hand out numbers of another origin."""
+        return hash((id(self.equal), identity(self)))
 
     def __reduce__(self) -> Any:
         return int, (int(self),)
@@ -157,6 +162,7 @@ class Numbers(TorchFunctionMode):
 
     Attributes:
         equal: numbers that the model's code compared and found equal.
+        values: numbers that it made tensors of.
     """
 
     def __init__(self, model: nn.Module):
@@ -168,12 +174,13 @@ class Numbers(TorchFunctionMode):
         self._given: list[tuple[int, ...]] = []
         self._known: dict[int, tuple[torch.Tensor, tuple[int, int] | str]] = {}
         self.equal: Equal = []
+        self.values: list[Number] = []
 
     def mark(self) -> None:
         """Replace the numbers that modules keep; `fake.quiet` brings them back."""
         for path, module in self._model.named_modules():
             for name, value in list(vars(module).items()):
-                if not name.startswith("_"):
+                if name not in OWN:
                     module.__dict__[name] = self._marked(value, path, name)
 
     def __enter__(self) -> Numbers:
@@ -210,6 +217,8 @@ class Numbers(TorchFunctionMode):
                 self._open.pop()
         number = len(self._given)
         self._given.append(tuple(_numbers((args, kwargs))))
+        if func in (torch.tensor, torch.as_tensor, torch.asarray):
+            self.values += [n for n in self._given[number] if isinstance(n, Number)]
         with annotate({KEY: number}):
             result = func(*args, **kwargs)
         for output, tensor in enumerate(tree_leaves(result)):

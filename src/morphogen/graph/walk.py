@@ -149,7 +149,9 @@ class _Reading:
         return None if value is None else value.axes[dim.axis]
 
     def compare(self) -> None:
-        """Where the code compares an attribute with a size, it expects them to stay equal."""
+        """Where the code compares an attribute with a size, they stay equal; one put into a tensor stays."""
+        for number in self._numbers.values:
+            self._walk.counting.counts(number, None)
         for one, other in self._numbers.equal:
             for attribute, size in ((one, other), (other, one)):
                 if isinstance(attribute.origin, Attribute) and isinstance(size.origin, Dim):
@@ -210,8 +212,9 @@ class _Reading:
             self.calls.append(TracedCall(op, path, outputs, {}, {}))
             return result
         bound = bind(node.target, args, kwargs)
-        call = self._call(op, bound, output_shapes(node), self._numbers.given(node))
+        call = self._call(op, bound, output_shapes(node), _used(node), self._numbers.given(node))
         axes = _apply(RULES[op], call, str(node.target), path)
+        call.keeps_values()
         results = axes if isinstance(axes, list) else [axes]
         values = [Value(shape, a, origin) for shape, a in zip(call.shapes, results, strict=True)]
         self.calls.append(TracedCall(op, path, tuple(values), bound, call.sizes))
@@ -234,7 +237,7 @@ class _Reading:
             args[name] = value
         outputs = [node for node in nodes if any(user not in nodes for user in node.users)]
         shapes = tuple(shape for node in outputs for shape in output_shapes(node))
-        call = self._call(type(layer).__name__, args, shapes, None)
+        call = self._call(type(layer).__name__, args, shapes, (True,) * len(shapes), None)
         axes = _apply(walk.layers[path], call, type(layer).__name__, path)
         for name in call.sizes:
             if name not in args and not hasattr(layer, name):
@@ -252,10 +255,15 @@ class _Reading:
         return dict(zip(outputs, values, strict=True))
 
     def _call(
-        self, op: str, args: dict[str, Any], shapes: tuple[tuple[int, ...], ...], given: tuple[int, ...] | None
+        self,
+        op: str,
+        args: dict[str, Any],
+        shapes: tuple[tuple[int, ...], ...],
+        used: tuple[bool, ...],
+        given: tuple[int, ...] | None,
     ) -> Call:
         walk = self._walk
-        return Call(walk.slots, op, args, shapes, walk.values, walk.roles, {}, given, walk.counting)
+        return Call(walk.slots, op, args, shapes, walk.values, walk.roles, {}, used, given, walk.counting)
 
 
 def _apply(rule: Rule, call: Call, op: str, path: str) -> Axes | list[Axes]:
@@ -276,6 +284,15 @@ def _apply(rule: Rule, call: Call, op: str, path: str) -> Axes | list[Axes]:
             f"{way_out if path else 'move the op into a module of its own'} and report it",
         ) from error
     return axes
+
+
+def _used(node: torch.fx.Node) -> tuple[bool, ...]:
+    """For each output of an op, whether the model does anything with it."""
+    count = len(output_shapes(node))
+    if count == 1:
+        return (bool(node.users),)
+    taken = [user.args[1] if user.target is operator.getitem else None for user in node.users if user.users]
+    return tuple(None in taken or number in taken for number in range(count))
 
 
 def _origin(inputs: Sequence[Value]) -> frozenset[str] | None:

@@ -212,13 +212,23 @@ def _source_units(structure: Structure, alive: torch.Tensor, target: torch.Tenso
         source[new] = old[torch.arange(len(new)) % len(old)]
     source[-1] = FIXED
     if len(structure.products):  # a product comes from the product of its factors' sources
-        wanted = source[structure.products].sort(dim=1).values
-        known = structure.products.sort(dim=1).values
+        units, (count, width) = torch.arange(len(groups)), structure.products.shape
+        alone = torch.full((len(units) - count, width), FIXED)
+        alone[:, 0] = units[: len(alone)]
+        known, wanted = _factors(torch.cat([alone, structure.products])), _factors(source[structure.products])
         _, same = torch.cat([known, wanted]).unique(dim=0, return_inverse=True)
         row = torch.full((int(same.max()) + 1,), FIXED)
-        row[same[: len(known)]] = torch.arange(len(known)) + len(groups) - len(known)
-        source[len(groups) - len(known) : -1] = row[same[len(known) :]]
+        row[same[: len(known)]] = units
+        source[len(alone) : -1] = row[same[len(known) :]]
     return source
+
+
+def _factors(products: torch.Tensor) -> torch.Tensor:
+    """Rows of units as sets: sorted, each unit once, filled up with FIXED; a unit times itself is that unit."""
+    rows = products.sort(dim=1).values
+    again = torch.zeros_like(rows, dtype=torch.bool)
+    again[:, 1:] = rows[:, 1:] == rows[:, :-1]
+    return rows.masked_fill(again, FIXED).sort(dim=1).values
 
 
 def _map_axis(axis: torch.Tensor, old: torch.Tensor, new: torch.Tensor, source: torch.Tensor) -> AxisMap | None:
@@ -232,7 +242,8 @@ def _map_axis(axis: torch.Tensor, old: torch.Tensor, new: torch.Tensor, source: 
     start = torch.searchsorted(axis[order], axis)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(axis)) - start[order]
-    of_source = order[torch.searchsorted(axis[order], source[axis]) + rank]
+    first, end = (torch.searchsorted(axis[order], source[axis], right=right) for right in (False, True))
+    of_source = order[first + rank % (end - first).clamp_min(1)]  # channel 1 by itself has one, by channel 2 two
     dense = torch.where(axis == FIXED, torch.arange(len(axis)), of_source)[will]
     position = was.cumsum(0) - 1  # dense position -> position in the current tensor
     return AxisMap(position[dense], was[will])

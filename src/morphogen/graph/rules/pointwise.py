@@ -23,8 +23,7 @@ def keep(call: Call) -> Axes | list[Axes]:
 @rule(*"add sub rsub mul div maximum minimum pow where lerp addcmul addcdiv fmod remainder atan2 hypot".split())
 @rule(*"clamp clamp_max clamp_min copy eq ne lt le gt ge logical_and logical_or masked_fill".split())
 def broadcast(call: Call) -> Axes:
-    """Arithmetic between tensors: axes that meet are alive together, and numbers do not depend on the size."""
-    call.keeps(**{name: None for name, value in call.args.items() if type(value) in (int, float)})
+    """Arithmetic between tensors: axes that meet are alive together."""
     return call.meet([(value.shape, value.axes) for value in call.values()])
 
 
@@ -54,8 +53,9 @@ def triangle(call: Call) -> Axes:
 
 @rule(*"arange eye linspace logspace randperm scalar_tensor".split())
 def line(call: Call) -> Axes:
-    """New tensors whose entries depend on their positions: whatever meets them stays whole."""
+    """New tensors whose entries depend on their positions: what meets or counts them stays whole."""
     (shape,) = call.shapes
+    call.keeps(**{name: None for name in ("n", "m", "end", "steps") if type(call.args.get(name)) is int})
     return (None,) * len(shape)
 
 

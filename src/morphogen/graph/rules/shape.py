@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..numbers import Number
 from .table import Axes, Call, rule
 
 
@@ -41,9 +42,9 @@ def reverse(call: Call) -> Axes:
     return call.input.axes[::-1]
 
 
-@rule("transpose", "swapaxes", "t", "mT")
+@rule("transpose", "swapaxes", "t", "mT", "matrix_H", "mH")
 def transpose(call: Call) -> Axes:
-    """Two axes swapped; `t` and `mT` swap the last two."""
+    """Two axes swapped; `t`, `mT` and `matrix_H` swap the last two."""
     axes = list(call.input.axes)
     if len(axes) > 1:
         a, b = (call.args.get(f"dim{i}", call.args.get(f"axis{i}", i - 2)) for i in (0, 1))
@@ -86,15 +87,20 @@ def repeat(call: Call) -> Axes:
     x, (shape,) = call.input, call.shapes
     lead = len(shape) - len(x.shape)
     numbers = call.numbers(call["repeats"] if "repeats" in call.args else call["dims"])
-    stretched = call.sized(shape, numbers) if len(numbers) == len(shape) else (None,) * len(shape)
-    return stretched[:lead] + tuple(
-        stretched[lead + i]
-        if a is None and x.shape[i] == 1
-        else None
-        if a is None
-        else a.repeat(shape[lead + i] // x.shape[i])
-        for i, a in enumerate(x.axes)
-    )
+    if len(numbers) < len(shape):  # `tile` leaves the first axes alone
+        return (None,) * lead + tuple(
+            None if a is None else a.repeat(shape[lead + i] // x.shape[i]) for i, a in enumerate(x.axes)
+        )
+    axes = []
+    for new, number, old, axis in zip(shape, numbers, (1,) * lead + x.shape, (None,) * lead + x.axes, strict=True):
+        times = new // old
+        if not isinstance(number, Number) or times == 1:
+            axes.append(None if axis is None else axis.repeat(times))
+            continue
+        again = call.slots.fresh(times)  # counted by the number; each of these is the whole axis once more
+        call.counts(number, again)
+        axes.append(again.repeat_interleave(old) if axis is None else call.slots.multiply([again, axis]))
+    return tuple(axes)
 
 
 @rule("repeat_interleave")
@@ -226,11 +232,14 @@ def slice_(call: Call) -> Axes:
         if place == default:
             continue
         (number,) = call.numbers(place)
-        before, behind = (axis[:place], None) if place > 0 else (None, axis[place:])
+        before, behind = (axis[:place], axis[place:]) if place > 0 else (None, axis[place:])
         if number is None:
             call.slots.fix(axis, "sliced at positions that are not followed")
         elif place > 0:
             call.counts(number, before)
+            # A longer input would be given more of a table.
+            if call.counting.stays(number) or (x.origin is not None and not isinstance(number, Number)):
+                call.slots.fix(behind, "a table read as far as the input is long")
         else:
             call.slots.fix(behind, "sliced at fixed positions")
     return (*x.axes[:dim], axis[start:end:step] if end > 0 else axis[start:][:end:step], *x.axes[dim + 1 :])

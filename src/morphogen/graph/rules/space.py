@@ -49,7 +49,7 @@ def reduce(call: Call) -> Axes | list[Axes]:
         if dims is None or dims == []
         else {d % max(ndim, 1) for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
     )
-    if call.op in ("argmax", "argmin") or (len(call.shapes) > 1 and call.op in ("max", "min")):
+    if call.op in ("argmax", "argmin") or (len(call.shapes) > 1 and call.op in ("max", "min") and call.used[1]):
         for i in gone:  # positions become values
             call.slots.fix(x.axes[i], f"positions along it are the result of {call.op}")
     kept = [None if i in gone else axis for i, axis in enumerate(x.axes) if call.args.get("keepdim") or i not in gone]

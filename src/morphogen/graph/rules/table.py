@@ -26,6 +26,15 @@ from ..slots import Axis, Slots
 Axes = tuple[Axis, ...]
 
 
+PLACES = frozenset(
+    """dim dim0 dim1 dims start_dim end_dim axis0 axis1 source destination dimension stride padding dilation kernel_size
+    output_padding pad size sizes shape split_size split_sizes start end length repeats output_size normalized_shape
+    groups num_groups num_layers chunks sections indices n m steps step max k num_classes minlength correction
+    upscale_factor downscale_factor padding_idx el path""".split()
+)
+"""Arguments of ops that say where, or how many positions; those among them that count axes are the rules' matter."""
+
+
 @dataclass(frozen=True)
 class Value:
     """A tensor in the graph.
@@ -51,6 +60,7 @@ class Call:
         parameters: the model's parameters and buffers by name.
         roles: what each of them is to its layer; the first to claim one wins.
         sizes: arguments of this call that count axes, by name; filled by `keeps`.
+        used: for each output, whether the model does anything with it.
         given: the numbers that the model's code gave to the call; None where they are not known.
         counting: what is known of them.
     """
@@ -62,6 +72,7 @@ class Call:
     parameters: Mapping[str, Value]
     roles: dict[str, Role]
     sizes: dict[str, Axes]
+    used: tuple[bool, ...]
     given: tuple[int, ...] | None
     counting: Counting
 
@@ -97,6 +108,14 @@ class Call:
             for number, axis in zip(self.numbers(self.args.get(name)), self.sizes[name], strict=False):
                 if isinstance(number, Number) or axis is not None:
                     self.counts(number, axis)
+
+    def keeps_values(self) -> None:
+        """Note that numbers which enter what the op computes (a slope, an index, a fill value) are the same at every
+        size."""
+        for name, value in self.args.items():
+            numbers = value if isinstance(value, (tuple, list)) else (value,)
+            if name not in (*PLACES, *self.sizes) and all(type(n) in (int, float) and n == n for n in numbers):
+                self.keeps(**{name: (None,) * len(numbers)})
 
     def numbers(self, literal: Any) -> list[int | None]:
         """An argument that holds numbers, with their origins; None for those that PyTorch computed."""

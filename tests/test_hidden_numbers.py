@@ -257,3 +257,25 @@ def test_what_a_compiler_has_made_of_a_model_does_not_run_on_fake_tensors():
     morphogen.morph(net, net.subnetwork(width=0.5))
     assert called == [False]
     assert model(image()).shape[1] == 4
+
+
+class Rest(nn.Module):
+    """A part of the channels goes another way than the rest: `split([part, dim - part])`."""
+
+    def __init__(self):
+        super().__init__()
+        self.dim, self.part = 16, 6
+        self.stem, self.gate, self.out = nn.Conv2d(3, 16, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        part, rest = self.stem(x).split([self.part, self.dim - self.part], 1)
+        return self.out(torch.cat([self.gate(part), rest], 1))
+
+
+def test_a_difference_of_numbers_counts_the_rest():
+    net = morphogen.trace(Rest(), image())
+    assert [group.size for group in net.groups] == [6, 10, 6]
+    first, rest, gate = (group.name for group in net.groups)
+    target = net.subnetwork(alive={first: [1, 4], rest: [0, 2, 9], gate: [5]})
+    assert_equals_masked_dense(net, target, image())
+    assert (net.model.dim, net.model.part, net.model.gate.out_channels) == (5, 2, 1)

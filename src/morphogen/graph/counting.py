@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from .axes import Factor, Segment, fold, unfold
-from .numbers import Attribute, Dim, Number, Plus, Quotient, Times, factors_of, identity
-from .slots import Axis, Slots
+from .numbers import Attribute, Dim, Minus, Number, Plus, Quotient, Times, factors_of, identity
+from .slots import ALWAYS, Axis, Slots
 
 
 class Counting:
@@ -65,8 +65,28 @@ class Counting:
             case Plus(left, right):
                 self.counts(left, None if axis is None else axis[: int(left)])
                 self.counts(right, None if axis is None else axis[int(left) :])
+            case Minus(left, right) if number > 0 and right > 0 and self._known(right):
+                whole = [self._axis(right), axis]
+                if all(part is None for part in whole):
+                    self.counts(left, None)
+                    return
+                sizes = int(right), int(number)
+                always = [torch.full((size,), ALWAYS) for size in sizes]
+                parts = [a if part is None else part for part, a in zip(whole, always, strict=True)]
+                self.counts(left, torch.cat(parts))
             case _:
                 self._slots.fix(axis, "its size is computed in the model's code")
+
+    def _known(self, number: int) -> bool:
+        """Whether it is known which axis a number counts: with a plain one, none that changes."""
+        origin = number.origin if isinstance(number, Number) else None
+        return origin is None or isinstance(origin, Dim) or origin in self.attributes
+
+    def _axis(self, number: int) -> Axis:
+        origin = number.origin if isinstance(number, Number) else None
+        if isinstance(origin, Dim):
+            return self._axis_of(origin)
+        return self.attributes[origin] if isinstance(origin, Attribute) else None
 
     def stays(self, number: int | None) -> bool:
         """Whether a number is the size of an axis that never changes, such as the input's own."""

@@ -2,8 +2,8 @@
 
 `qkv.view(B, N, 3, self.num_heads, C // self.num_heads)` is exported with plain numbers in it. While a model is
 exported, the numbers its modules keep, and those it reads off tensors, are therefore instances of `Number`: whole
-numbers that remember their origin through products, quotients and sums. What each call of PyTorch is given is noted,
-and the ops it leads to carry its number.
+numbers that remember their origin through products, quotients, sums and differences. What each call of PyTorch is
+given is noted, and the ops it leads to carry its number.
 """
 
 from __future__ import annotations
@@ -67,6 +67,15 @@ class Plus:
 OWN = frozenset(vars(nn.Module()))
 """What every module keeps for PyTorch."""
 
+
+@dataclass(frozen=True)
+class Minus:
+    """One number without another."""
+
+    left: int
+    right: int
+
+
 Equal = list[tuple["Number", "Number"]]
 """Attributes and sizes that the model's code compared and found equal."""
 
@@ -74,10 +83,10 @@ Equal = list[tuple["Number", "Number"]]
 class Number(int):
     """A whole number that remembers its origin."""
 
-    origin: Attribute | Dim | Quotient | Times | Plus
+    origin: Attribute | Dim | Quotient | Times | Plus | Minus
     equal: Equal
 
-    def __new__(cls, value: int, origin: Attribute | Dim | Quotient | Times | Plus, equal: Equal) -> Number:
+    def __new__(cls, value: int, origin: Attribute | Dim | Quotient | Times | Plus | Minus, equal: Equal) -> Number:
         """Comparisons that find it equal to another are added to `equal`."""
         number = int.__new__(cls, value)
         number.origin, number.equal = origin, equal
@@ -101,6 +110,12 @@ class Number(int):
     def __radd__(self, other: Any) -> Any:
         return self._plus(other, self) if _is_whole(other) else other + int(self)
 
+    def __sub__(self, other: Any) -> Any:
+        return self._minus(self, other) if _is_whole(other) else int(self) - other
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._minus(other, self) if _is_whole(other) else other - int(self)
+
     def _times(self, left: int, right: int) -> int:
         factors = tuple(factor for number in (left, right) for factor in factors_of(number) if int(factor) != 1)
         if len(factors) == 1:
@@ -117,6 +132,11 @@ class Number(int):
             if int(number) == 0 and not isinstance(number, Number):
                 return other
         return Number(int(left) + int(right), Plus(left, right), self.equal)
+
+    def _minus(self, left: int, right: int) -> int:
+        if int(right) == 0:
+            return left
+        return Number(int(left) - int(right), Minus(left, right), self.equal)
 
     def __eq__(self, other: object) -> bool:
         same = int.__eq__(self, other) is True
@@ -149,7 +169,7 @@ def identity(number: int) -> Any:
     if not isinstance(number, Number):
         return int(number)
     match number.origin:
-        case Quotient(left, right) | Plus(left, right):
+        case Quotient(left, right) | Plus(left, right) | Minus(left, right):
             return type(number.origin), identity(left), identity(right)
         case Times(factors):
             return Times, tuple(map(identity, factors))

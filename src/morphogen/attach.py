@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +30,7 @@ from .schedule.stages import Regularisation, Stage
 from .search import Found, Probe
 from .searching import Searching
 from .snapshot import Snapshot
+from .state import restore, state_of
 from .subnet import SubNetwork, intersection
 
 
@@ -179,6 +180,31 @@ class Attached:
         """Put this around a call of another method of the model than its `forward` (`forward_features`, say)."""
         return nullcontext() if self.searching is None else self.searching.supernet.swapped()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the run goes on from, between two steps: the sub-network, weights, optimizers, averaged copies,
+        momentum network, schedule, history, searches, the penalty's coefficient and the batch.
+
+        Dictionaries, lists, numbers, strings and tensors alone, so that `torch.load(..., weights_only=True)` reads it;
+        the tensors are the run's own, not copies. The random numbers and the position in the data are the loop's.
+        """
+        return state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the model, its optimizers and averaged copies take its size and its values.
+
+        The run was attached with the same model (its weights may be others), method, length and optimizers. After a
+        state that was saved at the end of an epoch go on with `begin_epoch` of the next one (see `next_epoch`); after
+        one saved within an epoch with the next step.
+
+        Raises:
+            CheckpointError: the state is damaged, or of another run; nothing is changed then.
+        """
+        restore(self, state)
+
+    def stages_after(self, found: Sequence[SubNetwork]) -> list[Stage]:
+        """The schedule as far as it is known after searches that found these sub-networks."""
+        return _distinct(self.method.continued(self.network, self.epochs, found))
+
     def end(self) -> Receipt | None:
         """Call when training is over: what is sparse, and what a method keeps in the model while it trains, goes."""
         self.close()
@@ -220,8 +246,7 @@ class Attached:
                 receipt = self._morph(self._kept.subnetwork)
             self._kept.restore()
             self.momentum, self._kept = self._kept.momentum, None
-        found = [outcome.subnetwork for outcome in self.searches]
-        self.stages = _distinct(self.method.continued(self.network, self.epochs, found))
+        self.stages = self.stages_after([outcome.subnetwork for outcome in self.searches])
         return receipt
 
     def _enter(self, stage: Stage, number: int) -> Receipt | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import distributed
@@ -83,6 +84,17 @@ class Batching:
     def lr_scale_of(self, images: int) -> float:
         """The same for a step of so many images, such as a smaller one at the end of an epoch."""
         return self.policy.lr_scale(images / self.first, self._adaptive)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        present = None if self._present is None else self._present.to_dict()
+        return {"size": self.size, "factor": self.factor, "present": present}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        present = state["present"]
+        self.size, self.factor = int(state["size"]), float(state["factor"])
+        self._present = None if present is None else SubNetwork.from_dict(present)
 
     def follow(self, subnetwork: SubNetwork) -> None:
         """Set the batch of what trains from here on; it stays where the sub-network does and the batch fits.

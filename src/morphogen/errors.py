@@ -38,5 +38,9 @@ class TrainingError(MorphogenError):
     """Training could not go on, such as a loss that is not finite."""
 
 
+class CheckpointError(MorphogenError):
+    """A checkpoint that is damaged, or of another run than the one it was to bring back; nothing was changed."""
+
+
 class ExportError(MorphogenError):
     """A trained network that cannot be written to a file, or a file that cannot be loaded onto a model."""

@@ -130,6 +130,31 @@ class Found:
             ],
         }
 
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Found:
+        """The inverse of `record`, but that a loss that is not finite has become NaN."""
+
+        def number(value: float | None) -> float:
+            return math.nan if value is None else float(value)
+
+        return Found(
+            int(record["epoch"]),
+            int(record["epochs"]),
+            tuple(
+                Candidate(
+                    SubNetwork.from_dict(c["subnetwork"]),
+                    number(c["loss"]),
+                    number(c["seconds"]),
+                    number(c["score"]),
+                    number(c["error"]),
+                )
+                for c in record["candidates"]
+            ),
+            float(record["exponent"]),
+            int(record["chosen"]),
+            float(record["seconds"]),
+        )
+
 
 def fit_exponent(losses: Sequence[float], seconds: Sequence[float]) -> float:
     """a of loss = c T^-a, by least squares on the logarithms: how much of its loss a candidate owes to its time.

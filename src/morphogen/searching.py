@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from typing import Any
 
 from .elastic import ElasticSupernet
 from .errors import ConfigError
@@ -66,6 +68,20 @@ class Searching:
         self._begun = False
         self.supernet.run_as(None)
         self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the search is between two steps, as JSON types."""
+        seconds = self._clock.read()
+        return {
+            "before": self.before,
+            "steps": self.steps,
+            "seconds": [seconds.get(number, []) for number in range(len(self.stage.candidates))],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.before, self.steps = int(state["before"]), int(state["steps"])
+        self._clock.seconds = {kind: list(map(float, s)) for kind, s in enumerate(state["seconds"]) if s}
 
     def decide(self, probe: Probe, resize: Resize) -> Found:
         """Compare the candidates; see `search`."""

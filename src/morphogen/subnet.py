@@ -5,6 +5,7 @@ Everything here is plain, frozen data. `graph` derives it, `morph` acts on it, n
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -273,6 +274,14 @@ class Structure:
     up with FIXED. Their own numbers follow those of the groups' units."""
     layers: tuple[str, ...] = ()
     """Paths of the layers that were read as a whole, by a rule of their own."""
+
+    def fingerprint(self) -> str:
+        """A hash of what sub-networks of this network mean: its channel groups, block stacks and tensors."""
+        groups = [[group.name, group.size] for group in self.groups]
+        stacks = [[stack.name, stack.units] for stack in self.stacks]
+        tensors = [[name, layout.shape] for name, layout in sorted(self.tensors.items())]
+        text = json.dumps([groups, stacks, tensors, self.resolution])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def absent(self, subnetwork: SubNetwork) -> tuple[str, ...]:
         """The module paths of the blocks that are out in a sub-network, in the model's order."""

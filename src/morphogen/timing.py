@@ -44,9 +44,14 @@ def _seconds(piece: Callable[[], object], device: torch.device, times: int = 1) 
 
 
 class StepClock:
-    """Seconds of training steps by kind, without waiting for the device in between."""
+    """Seconds of training steps by kind, without waiting for the device in between.
+
+    Attributes:
+        seconds: of the steps that have been read off the clock, by kind; see `read`.
+    """
 
     def __init__(self, device: torch.device):
+        self.seconds: dict[int, list[float]] = {}
         self._cuda = device.type == "cuda"
         self._marks: dict[int, list[tuple[Any, Any]]] = {}
         self._open: tuple[int, Any] | None = None
@@ -63,14 +68,18 @@ class StepClock:
             self._marks.setdefault(kind, []).append((begin, self._mark()))
             self._open = None
 
-    def medians(self) -> dict[int, float]:
-        """Median seconds of each kind; the first step of a kind, which warms up, only where it is the only one."""
+    def read(self) -> dict[int, list[float]]:
+        """`seconds` with every step until now, when the device has done them."""
         if self._cuda:
             torch.cuda.synchronize()
-        return {
-            kind: statistics.median([self._between(*pair) for pair in pairs[1:] or pairs])
-            for kind, pairs in self._marks.items()
-        }
+        for kind, pairs in self._marks.items():
+            self.seconds.setdefault(kind, []).extend(self._between(*pair) for pair in pairs)
+        self._marks.clear()
+        return self.seconds
+
+    def medians(self) -> dict[int, float]:
+        """Median seconds of each kind; the first step of a kind, which warms up, only where it is the only one."""
+        return {kind: statistics.median(seconds[1:] or seconds) for kind, seconds in self.read().items()}
 
     def _mark(self) -> Any:
         if not self._cuda:

@@ -110,7 +110,12 @@ def add_factors(block: Entering, trees: Sequence[nn.Module], optimizers: Iterabl
     """A factor on each residual branch of a new block, trained as the layer's own weight is."""
     writers = block.stack.writers or {}
     layers = {name.rpartition(".")[0] for name in block.tensors if writers.get(name, False)}
-    for path in sorted(layers):
+    put_factors(sorted(layers), trees, optimizers)
+
+
+def put_factors(layers: Iterable[str], trees: Sequence[nn.Module], optimizers: Iterable[Optimizer]) -> None:
+    """A factor on each of these layers of the model and of its averaged copies, the first and the rest of the trees."""
+    for path in layers:
         layer = trees[0].get_submodule(path)
         own = {id(parameter) for parameter in layer.parameters(recurse=False)}
         factor = add_factor(layer)

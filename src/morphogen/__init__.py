@@ -12,7 +12,16 @@ or a method in one's own loop: `morphogen.attach`. A trained network leaves by `
 from . import operators as operators  # enters the growth operators in the table
 from .attach import Attached, attach
 from .elastic import ElasticSupernet
-from .errors import ConfigError, ExportError, MorphError, MorphogenError, SubNetworkError, TraceError, TrainingError
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    MorphError,
+    MorphogenError,
+    SubNetworkError,
+    TraceError,
+    TrainingError,
+)
 from .export.programs import save_onnx, save_program
 from .export.weights import load, save
 from .graph.rules import Axes, Call, layer_rule, rule
@@ -62,6 +71,7 @@ __all__ = [
     "Candidate",
     "Change",
     "ChannelGroup",
+    "CheckpointError",
     "Combined",
     "ConfigError",
     "Dense",

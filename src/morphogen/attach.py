@@ -181,7 +181,7 @@ class Attached:
         return nullcontext() if self.searching is None else self.searching.supernet.swapped()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the run goes on from, between two steps: the sub-network, weights, optimizers, averaged copies,
+        """Everything that the run goes on from, between two steps: the sub-network, weights, optimizers, averages,
         momentum network, schedule, history, searches, the penalty's coefficient and the batch.
 
         Dictionaries, lists, numbers, strings and tensors alone, so that `torch.load(..., weights_only=True)` reads it;

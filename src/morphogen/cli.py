@@ -23,6 +23,7 @@ from .report.render import as_table, summary, write_results
 from .report.savings.rows import saving_rows
 from .report.savings.write import PICTURES, draw_savings
 from .report.searches import draw_searches, search_rows, search_title
+from .train.checkpoint import Checkpoints, Stopped
 from .train.compare import compare
 from .train.config import CompareConfig, ExportConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
 from .train.data import load_data, training_images
@@ -101,7 +102,7 @@ class InspectConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 or 143 after Ctrl-C or SIGTERM."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line
@@ -110,6 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MorphogenError as error:
         print(f"morphogen: {error}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"morphogen: {stop}; go on with --resume true", file=sys.stderr)
+        return 128 + stop.signal
     except KeyboardInterrupt:
         print("morphogen: stopped; what was finished is saved", file=sys.stderr)
         return 130
@@ -152,17 +156,23 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
 def run_train(config: TrainConfig) -> int:
     """Train one network by one method; weights and ledger go to the output folder."""
     method = build_method(config.method)
-    run = Run(config, load_data(config), method, config.method, config.seed)
+    checkpoints = Checkpoints(config.output / "checkpoints", config.save_every, config.keep)
+    run = Run(config, load_data(config), method, config.method, config.seed, checkpoints=checkpoints)
     writable(config.output)
+    if config.resume and (state := checkpoints.latest()) is not None:
+        run.load_state_dict(state)
+    else:
+        checkpoints.clear()
     for pattern in ("schedule.json", "search.png", *PICTURES):  # of another run
         for path in config.output.glob(pattern):
             path.unlink()
     try:
-        with _bars() as tell:
+        with _bars() as tell, checkpoints.listening():
             for epoch in run.epochs():
                 tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
     finally:
         _save(run, config)
+    checkpoints.clear()
     seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
     _console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy or 0:.2f}", **seconds}]))
     for search in run.ledger.searches:

@@ -131,11 +131,11 @@ def load_optimizer(optimizer: Optimizer, names: Mapping[nn.Parameter, str], stat
         flat.append({**saved["settings"], **known, "params": [numbers[name] for name in saved["parameters"]]})
     by_number = {numbers[name]: dict(entry) for name, entry in state["state"].items() if name in numbers}
     optimizer.load_state_dict({"state": by_number, "param_groups": flat})
-    for name, entry in state["state"].items():  # PyTorch gives moments the type of their weights
-        held = optimizer.state.get(parameters[name], {}) if name in numbers else {}
+    for name in numbers:  # moments lie in memory as their weights do, and keep the type they were saved with
+        parameter, entry = parameters[name], state["state"].get(name, {})
         for key, value in entry.items():
-            if isinstance(value, torch.Tensor) and key in held and held[key].dtype != value.dtype:
-                held[key] = value.to(held[key].device)
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                optimizer.state[parameter][key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     for group, loaded in zip(groups, optimizer.param_groups, strict=True):
         group.update({key: value for key, value in loaded.items() if key not in ("params", "param_names")})
     optimizer.param_groups[:] = groups

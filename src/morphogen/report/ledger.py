@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from .. import __version__
 from ..timing import now
 
-TRAINING = ("step", "data", "trace", "morph", "search")
+TRAINING = ("step", "data", "trace", "morph", "search", "checkpoint")
 """Causes of time that training takes."""
 
 BESIDE = ("evaluation", "accounting")
@@ -129,6 +129,17 @@ class PrunedRun:
 
 
 @dataclass
+class _Clock:
+    """A piece of a run that is being timed."""
+
+    cause: str
+    device: torch.device
+    start: float
+    inside: float = 0.0
+    """Seconds of clocks inside it that are not taken off yet."""
+
+
+@dataclass
 class Ledger:
     """All figures of one run, filled while it goes on."""
 
@@ -150,15 +161,34 @@ class Ledger:
     """None for a run that does not prune."""
     stopped: str | None = None
     """Why the run ended early; None for a finished one."""
+    _clocks: list[_Clock] = field(default_factory=list)
+    """Those that run, the innermost last."""
 
     @contextmanager
     def clock(self, cause: str, device: torch.device) -> Iterator[None]:
-        """Time a piece of the run under its cause, with the device idle at both ends."""
-        start = now(device)
+        """Time a piece of the run under its cause, with the device idle at both ends; what a clock inside it counts is
+        that one's alone."""
+        self._clocks.append(_Clock(cause, device, now(device)))
         try:
             yield
         finally:
-            self.seconds[cause] += now(device) - start
+            self._read(len(self._clocks) - 1)
+            self._clocks.pop()
+
+    def read_clocks(self) -> None:
+        """Bring `seconds` up to this moment."""
+        for number in reversed(range(len(self._clocks))):
+            self._read(number)
+
+    def _read(self, number: int) -> None:
+        """Put what a clock has counted on its account, and take it off that of the clock around it."""
+        clock = self._clocks[number]
+        time = now(clock.device)
+        counted, clock.start = time - clock.start, time
+        self.seconds[clock.cause] += counted - clock.inside
+        clock.inside = 0.0
+        if number:
+            self._clocks[number - 1].inside += counted
 
     @property
     def training_seconds(self) -> float:
@@ -185,7 +215,7 @@ class Ledger:
         if device.type == "cuda":  # whose own figure begins anew in every epoch of a dynamic mini-batch
             self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(device))
         else:
-            self.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            self.peak_memory = max(self.peak_memory, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
     def record(self) -> dict[str, Any]:
         """One record of JSON types; `compare` adds speedups against the dense run."""
@@ -210,6 +240,34 @@ class Ledger:
             "predicted_speedup": self.predicted_speedup,
             "pruned": None if self.pruned is None else asdict(self.pruned),
         }
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Ledger:
+        """The inverse of `record`."""
+
+        def stage(data: Mapping[str, Any]) -> StageCost:
+            size = data["resolution"]
+            return StageCost(**{**data, "resolution": None if size is None else (int(size[0]), int(size[1]))})
+
+        pruned = record["pruned"]
+        plain = ("method", "model", "data", "seed", "history", "searches", "schedule", "predicted_speedup", "stopped")
+        return Ledger(
+            **{key: record[key] for key in (*plain, "peak_memory")},
+            seconds=dict(record["seconds"]),
+            epochs=[Epoch(**data) for data in record["epochs"]],
+            morphs=[MorphEvent(**data) for data in record["morphs"]],
+            stages=[stage(data) for data in record["stages"]],
+            pruned=None
+            if pruned is None
+            else PrunedRun(
+                **{
+                    **pruned,
+                    "dense": stage(pruned["dense"]),
+                    "density": [LayerDensity(**data) for data in pruned["density"]],
+                    "inference": [InferenceSpeed(**data) for data in pruned["inference"]],
+                }
+            ),
+        )
 
 
 def environment(device: torch.device) -> dict[str, Any]:

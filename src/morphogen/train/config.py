@@ -155,17 +155,29 @@ class TrainConfig(Recipe):
     Attributes:
         method: such as `NetworkExpansion(width=0.5, stages=5, operator='orthogonal')` or `Dense`.
         seed: of the weights, the data order and the augmentation.
-        output: folder for the weights and the ledger.
+        output: folder for the weights, the ledger and the checkpoints.
+        resume: go on from the latest checkpoint in the output folder, where there is one; otherwise begin anew.
+        save_every: seconds between checkpoints; 0 saves after every step.
+        keep: checkpoints that stay.
     """
 
     method: str = "NetworkExpansion"
     seed: int = 0
     output: Path = Path("runs/train")
+    resume: bool = False
+    save_every: float = 300.0
+    keep: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.seed < 2**31:
             raise ConfigError("seed out of range", expected="0 to 2147483647", found=f"{self.seed}")
+        if not self.save_every >= 0 or self.keep < 1:
+            raise ConfigError(
+                "out of range",
+                expected="save_every at least 0, keep at least 1",
+                found=f"save_every {self.save_every}, keep {self.keep}",
+            )
 
 
 @dataclass(frozen=True)

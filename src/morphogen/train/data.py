@@ -97,6 +97,7 @@ class Data(ABC):
         resizing: str = "bilinear",
         strength: Regularisation = AS_THE_RECIPE_SAYS,
         batch_size: int | None = None,
+        first: int = 0,
     ) -> Iterator[TrainBatch]:
         """Shuffled, augmented, normalised batches, the same for the same arguments.
 
@@ -111,13 +112,14 @@ class Data(ABC):
             resizing: how they are brought to it, see `Method`.
             strength: shares of the recipe's RandAugment and erasing.
             batch_size: images in a step; None is what the recipe says.
+            first: the step to begin with.
 
         Raises:
             ConfigError: a number of sizes other than the epoch's steps.
         """
         counts = self.step_sizes(batch_size or self.recipe.batch_size)
         each = self._each_step(sizes, len(counts))
-        return self._batches(seed, epoch, self.recipe.repeated_augmentation, each, resizing, strength, counts)
+        return self._batches(seed, epoch, self.recipe.repeated_augmentation, each, resizing, strength, counts, first)
 
     def subset(self, count: int, seed: int, strength: Regularisation = AS_THE_RECIPE_SAYS) -> Subset:
         """A fixed random part of the training images, augmented in a fixed way, to compare networks on.
@@ -157,10 +159,17 @@ class Data(ABC):
 
     @abstractmethod
     def _train_bytes(
-        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, counts: Sequence[int]
+        self,
+        seed: int,
+        epoch: int,
+        repeats: int,
+        sizes: Sequence[Size],
+        augments: Augments,
+        counts: Sequence[int],
+        first: int,
     ) -> Iterator[TrainBatch]:
-        """Augmented images, uint8, a batch of so many for each size, at it where they can be made so, else at their
-        own."""
+        """Augmented images, uint8, a batch of so many for each size from step `first` on, at it where they can be made
+        so, else at their own."""
 
     @abstractmethod
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
@@ -175,14 +184,15 @@ class Data(ABC):
         resizing: str,
         strength: Regularisation,
         counts: Sequence[int],
+        first: int = 0,
     ) -> Iterator[TrainBatch]:
         """A batch for each size, of so many images, each image `repeats` times in a row; see `train_batches`."""
         # Only a bilinear image can be made small to begin with.
         decoded = [self._made_at(size) if resizing == "bilinear" else self.size for size in sizes]
         magnitude, mean = self.recipe.randaugment * strength.randaugment, self.mean.flatten().tolist()
         augments = {size: rand_augment(magnitude, size, mean) for size in set(decoded)}
-        batches = self._train_bytes(seed, epoch, repeats, decoded, augments, counts)
-        for step, size in enumerate(sizes):
+        batches = self._train_bytes(seed, epoch, repeats, decoded, augments, counts, first)
+        for step, size in enumerate(sizes[first:], first):
             with seeded(seed, epoch, 0, step, device=self.device):
                 images, labels = next(batches)
                 images = resized(self._normalised(images), size, resizing)
@@ -262,13 +272,22 @@ class MemoryData(Data):
         return self.size
 
     def _train_bytes(
-        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, counts: Sequence[int]
+        self,
+        seed: int,
+        epoch: int,
+        repeats: int,
+        sizes: Sequence[Size],
+        augments: Augments,
+        counts: Sequence[int],
+        first: int,
     ) -> Iterator[Batch]:
         """Random crops after padding, and horizontal flips where they keep the meaning."""
         generator, augment = self._generator(seed, epoch), augments[self.size]
         order = image_order(self.images, repeats, generator)[: sum(counts)]
-        for chosen in order.to(self.device).split(list(counts)):
+        for step, chosen in enumerate(order.to(self.device).split(list(counts))):
             images = crop_and_flip(self.train_images[chosen], self.crop, self.flip, generator)
+            if step < first:  # its random numbers are drawn all the same
+                continue
             yield augmented(images, augment) if augment else images, self.train_labels[chosen]
 
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
@@ -296,7 +315,14 @@ class StreamData(Data):
         return size
 
     def _train_bytes(
-        self, seed: int, epoch: int, repeats: int, sizes: Sequence[Size], augments: Augments, counts: Sequence[int]
+        self,
+        seed: int,
+        epoch: int,
+        repeats: int,
+        sizes: Sequence[Size],
+        augments: Augments,
+        counts: Sequence[int],
+        first: int,
     ) -> Iterator[TrainBatch]:
         """Random resized crops and horizontal flips."""
         order = image_order(self.images, repeats, self._generator(seed, epoch))
@@ -306,7 +332,7 @@ class StreamData(Data):
             for size, count in zip(sizes, counts, strict=True)
         ]
         crops = RandomCrops(self.train, augments, (seed, epoch, 1), self.maps)
-        yield from self._load(crops, batch_sampler=batches)
+        yield from self._load(crops, batch_sampler=batches[first:])
 
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """Centre crops."""

@@ -6,8 +6,9 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -16,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..attach import attach
-from ..errors import ConfigError, TrainingError
+from ..errors import CheckpointError, ConfigError, TrainingError
 from ..export.weights import metadata_of
 from ..files import replaced
 from ..methods import Method
@@ -30,6 +31,7 @@ from ..resize import check_resizing
 from ..schedule.cosine import cosine_share
 from ..search import Probe
 from ..subnet import SubNetwork
+from .checkpoint import Checkpoints
 from .config import Recipe
 from .data import Data, TrainBatch
 from .images import MapCrops
@@ -53,8 +55,25 @@ class Run:
         attached: the network and the method at work on it.
     """
 
-    def __init__(self, recipe: Recipe, data: Data, method: Method, label: str, seed: int, steps: int | None = None):
-        """`steps` shortens the run, and its learning-rate schedule, to so many steps of the recipe's batch.
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        method: Method,
+        label: str,
+        seed: int,
+        steps: int | None = None,
+        checkpoints: Checkpoints | None = None,
+    ):
+        """
+        Args:
+            recipe: how to train.
+            data: what on.
+            method: which changes the network meanwhile.
+            label: the method's name in tables.
+            seed: of the weights, the data order and the augmentation.
+            steps: shortens the run, and its learning-rate schedule, to so many steps of the recipe's batch.
+            checkpoints: where to save the run while it goes on; by default nowhere.
 
         Raises:
             MorphogenError: the model, the data and the method do not fit each other.
@@ -65,6 +84,7 @@ class Run:
         _check_mini_batch(method, recipe)
         self.steps = recipe.epochs * data.steps if steps is None else steps
         self.ledger = Ledger(label, recipe.model, data.name, seed)
+        self.checkpoints, self._at = checkpoints, _Position()
         self._random = self._random_state()
         with self._own_random():
             torch.manual_seed(seed)
@@ -110,18 +130,18 @@ class Run:
         return self.model if self.ema is None else self.ema.module
 
     def epochs(self) -> Iterator[Epoch]:
-        """Train; yield each epoch's figures when it is over.
+        """Train, from where the run is; yield each epoch's figures when it is over.
 
         Raises:
             TrainingError: a loss that is not finite; the ledger holds everything up to that epoch.
+            Stopped: it was asked to stop, and has saved a checkpoint.
         """
         try:
-            number = 0
-            while number < self.total_epochs:
+            while self._at.epoch < self.total_epochs:
                 with self._own_random():
-                    epoch = self._epoch(number)
+                    epoch = self._epoch(self._at.epoch)
+                self._at = _Position(self.attached.next_epoch(self._at.epoch))
                 yield epoch
-                number = self.attached.next_epoch(number)
             self._end()
             saved = saved_schedule(self.attached)
             self.ledger.schedule = saved.to_dict() if saved else None
@@ -132,6 +152,24 @@ class Run:
             raise
 
     def _epoch(self, number: int) -> Epoch:
+        ledger = self.ledger
+        if self._at.step is None:
+            self._begin(number)
+            self._at.step = 0
+            self._step_is_over()
+        loss = self._train_epoch(number)
+        epoch = Epoch(number, loss, self._evaluate(), ledger.training_seconds)
+        ledger.epochs.append(epoch)
+        ledger.note_memory(self.device)
+        if ledger.pruned is not None and self.attached.pruner is not None:
+            ledger.pruned.coefficient = self.attached.pruner.coefficient
+            with ledger.clock("accounting", self.device):
+                for layer, maxima in output_maxima(self.attached.network, self._mapped).items():
+                    ledger.pruned.sparsity.setdefault(layer, []).append(maxima)
+        return epoch
+
+    def _begin(self, number: int) -> None:
+        """Whatever changes before the first step of an epoch."""
         ledger, attached = self.ledger, self.attached
         searched = len(attached.searches)
         attached.probe = self._probe(attached.method, max(0, number - 1))
@@ -146,16 +184,63 @@ class Run:
         if receipt is not None:
             before, after = ledger.epochs[-1].accuracy, self._evaluate()
             ledger.morphs.append(MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds))
-        loss = self._train_epoch(number)
-        epoch = Epoch(number, loss, self._evaluate(), ledger.training_seconds)
-        ledger.epochs.append(epoch)
-        ledger.note_memory(self.device)
-        if ledger.pruned is not None and attached.pruner is not None:
-            ledger.pruned.coefficient = attached.pruner.coefficient
-            with ledger.clock("accounting", self.device):
-                for layer, maxima in output_maxima(attached.network, self._mapped).items():
-                    ledger.pruned.sparsity.setdefault(layer, []).append(maxima)
-        return epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the run goes on from, between two steps: plain data and tensors."""
+        self.ledger.read_clocks()
+        return {
+            "run": self._identity(),
+            "epoch": self._at.epoch,
+            "step": self._at.step,
+            "losses": [float(loss) for loss in self._at.losses],
+            "random": self._random_state(),
+            "attached": self.attached.state_dict(),
+            "ledger": self.ledger.record(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of the same run; raises CheckpointError, with nothing changed, where it is another's."""
+        try:
+            theirs, ours = state["run"], self._identity()
+            for key in sorted(theirs.keys() | ours.keys()):
+                if theirs.get(key) != ours.get(key):
+                    raise CheckpointError(
+                        "the checkpoint is of another run",
+                        where=key,
+                        expected=f"{ours.get(key)}, as this one",
+                        found=f"{theirs.get(key)}",
+                        todo="Give the settings it was begun with, or begin anew in another output folder",
+                    )
+            epoch, step = int(state["epoch"]), None if state["step"] is None else int(state["step"])
+            losses = [torch.tensor(float(loss), device=self.device) for loss in state["losses"]]
+            ledger, random = Ledger.from_record(state["ledger"]), list(state["random"])
+            if len(random) != len(self._random):
+                raise CheckpointError("the checkpoint is of a run on another kind of device", where="device")
+            attached = state["attached"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"the checkpoint is damaged ({type(error).__name__}: {first_line(error)})") from error
+        with self._own_random():
+            self.attached.load_state_dict(attached)
+        self._at, self.ledger, self._random = _Position(epoch, step, losses), ledger, random
+        self.ledger.stopped = None
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be the same run."""
+        beside = (
+            "output",
+            "workers",
+            "sparsity_map",
+            "resume",
+            "save_every",
+            "keep",
+            "methods",
+            "seeds",
+            "first_seed",
+            "data",
+        )
+        recipe = {key: str(value) for key, value in asdict(self.recipe).items() if key not in beside}
+        data = f"{self.data.name}, {self.data.images} images of {self.data.image_size} pixels"
+        return recipe | {"data": data, "method": self.ledger.method, "seed": self.seed, "steps": self.steps}
 
     def _end(self) -> None:
         """What a method takes out when training is over."""
@@ -178,29 +263,34 @@ class Run:
                     )
 
     def _train_epoch(self, number: int) -> float:
-        """One pass over the data; returns the mean loss."""
+        """One pass over the data, or what is left of it; returns the mean loss."""
         self.model.train()
-        losses: list[torch.Tensor] = []
-        counts, seen = self._counts_left(number), 0
-        waited = self.ledger.seconds["data"]
+        at, counts = self._at, self._counts_left(number)
+        assert at.step is not None
         with self.ledger.clock("step", self.device):
-            for images, labels in itertools.islice(self._timed(self._batches(number)), len(counts)):
-                self._set_learning_rate(number, seen, len(images))
-                losses.append(self._step(images, labels))
-                seen += len(images)
-                if len(losses) % CHECK_EVERY == 0:
-                    _check_finite(losses[-CHECK_EVERY:], number, len(losses) - CHECK_EVERY)
-            _check_finite(losses, number, 0)
-        # The loop waits for its batches inside the step clock; that part is the data's.
-        self.ledger.seconds["step"] -= self.ledger.seconds["data"] - waited
+            left = len(counts) - at.step
+            for images, labels in itertools.islice(self._timed(self._batches(number, at.step)), left):
+                self._set_learning_rate(number, sum(counts[: at.step]), len(images))
+                at.losses.append(self._step(images, labels))
+                at.step += 1
+                if at.step % CHECK_EVERY == 0:
+                    _check_finite(at.losses[-CHECK_EVERY:], number, at.step - CHECK_EVERY)
+                self._step_is_over()
+            _check_finite(at.losses, number, 0)
         with self.ledger.clock("accounting", self.device):
             stage = self.ledger.stages[-1]
             flops = sum(self._price(self.attached.runs(step), count).training for step, count in enumerate(counts))
-            stage.add(len(losses), seen, flops)
-        return float(torch.stack(losses).mean())
+            stage.add(len(counts), sum(counts), flops)
+        return float(torch.stack(at.losses).mean())
 
-    def _batches(self, number: int) -> Iterator[TrainBatch]:
-        """The training images of an epoch as its sub-network and its method want them."""
+    def _step_is_over(self) -> None:
+        """Save where it is time to."""
+        if self.checkpoints is not None:
+            with self.ledger.clock("checkpoint", self.device):
+                self.checkpoints.after_step(self._at.epoch, self._at.step or 0, self.state_dict)
+
+    def _batches(self, number: int, first: int) -> Iterator[TrainBatch]:
+        """The training images of an epoch, from a step on, as its sub-network and its method want them."""
         attached = self.attached
         return self.data.train_batches(
             self.seed,
@@ -212,6 +302,7 @@ class Run:
             attached.method.resizing,
             attached.regularisation(number),
             self.batch_size,
+            first,
         )
 
     @property
@@ -391,6 +482,21 @@ class Run:
             content["penalty_coefficient"] = self.attached.pruner.coefficient
         with replaced(path) as file:
             torch.save(content, file)
+
+
+@dataclass
+class _Position:
+    """Where a run is.
+
+    Attributes:
+        epoch: the one at work.
+        step: how many of its steps are taken; None before it has begun.
+        losses: of these steps.
+    """
+
+    epoch: int = 0
+    step: int | None = None
+    losses: list[torch.Tensor] = field(default_factory=list)
 
 
 def writable(folder: Path) -> None:

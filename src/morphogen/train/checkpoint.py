@@ -1,0 +1,231 @@
+"""Checkpoints: all that a run goes on from in one safetensors file, which is whole and as it was written, or refused.
+
+A state is a tree of dictionaries, lists, tuples, numbers, strings and tensors. The tensors are the file's, the tree is
+text in its metadata, and so is a hash over both; nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from ..errors import CheckpointError, ExportError, MorphogenError
+from ..files import replaced
+from ..program import first_line
+
+FORMAT = "morphogen checkpoint 1"
+KIND = "$"
+"""The key by which what JSON lacks is known in the tree: tensors, tuples, dictionaries with other keys than strings."""
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and has saved all it goes on from.
+
+    Attributes:
+        signal: the number of the signal that asked.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder of their own; the last few are kept.
+
+    Attributes:
+        folder: made where it is missing.
+        every: seconds between two of them; 0 saves after every step.
+        keep: how many stay.
+    """
+
+    def __init__(self, folder: Path, every: float = 300.0, keep: int = 2):
+        self.folder, self.every, self.keep = folder, every, keep
+        self._saved = time.monotonic()
+        self._asked: int | None = None
+
+    def files(self) -> list[Path]:
+        """Those that are there, the latest first."""
+        return sorted(self.folder.glob("epoch-*-step-*.safetensors"), reverse=True)
+
+    def latest(self) -> dict[str, Any] | None:
+        """The state of the latest one that is whole; None where there is none at all.
+
+        Raises:
+            CheckpointError: all that are there are damaged.
+        """
+        refused: CheckpointError | None = None
+        for path in self.files():
+            try:
+                return read(path)
+            except CheckpointError as error:
+                warnings.warn(f"{error}; the one before it is taken", stacklevel=2)
+                refused = refused or error
+        if refused is not None:
+            raise refused
+        return None
+
+    def after_step(self, epoch: int, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Save where it is time to, or where the run was asked to stop.
+
+        Raises:
+            Stopped: it was asked to, and has saved.
+        """
+        if self._asked is not None or time.monotonic() - self._saved >= self.every:
+            self.save(epoch, step, state())
+        if self._asked is not None:
+            raise Stopped(self._asked)
+
+    def save(self, epoch: int, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint and remove the oldest; where that fails, say so and go on with those that are there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(self.folder / f"epoch-{epoch:05}-step-{step:07}.safetensors", state)
+            for path in self.files()[self.keep :]:
+                path.unlink()
+        except (OSError, ExportError) as error:
+            if self._asked is not None:
+                raise CheckpointError(f"the run stops, and cannot be saved ({first_line(error)})") from error
+            warnings.warn(f"no checkpoint could be saved ({first_line(error)}); the last one stays", stacklevel=2)
+        self._saved = time.monotonic()
+
+    def clear(self) -> None:
+        """Remove them all: the run is over, or another one begins."""
+        for path in self.files():
+            path.unlink()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """A first SIGTERM or Ctrl-C ends the run after the step at work; a second Ctrl-C at once."""
+
+        def ask(number: int, _: FrameType | None) -> None:
+            if self._asked is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._asked = number
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state; a file already there stays until the new one is whole.
+
+    Raises:
+        ExportError: it cannot be written.
+        CheckpointError: something in it is neither plain data nor a tensor.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    tree = json.dumps(_packed(state, tensors, {}))
+    content = save_tensors(tensors, {"format": FORMAT, "tree": tree, "sha256": _digest(tree, tensors)})
+    with replaced(path) as file:
+        file.write(content)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The state that was written, its tensors on the CPU.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not what was written.
+    """
+    try:
+        content = path.read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+        tensors = load_tensors(content)
+        if metadata["format"] != FORMAT:
+            raise CheckpointError(
+                "written by another version of Morphogen", where=str(path), expected=FORMAT, found=metadata["format"]
+            )
+        if metadata["sha256"] != _digest(metadata["tree"], tensors):
+            raise ValueError("its checksum is another one")
+        state = _unpacked(json.loads(metadata["tree"]), tensors)
+        if not isinstance(state, dict):
+            raise ValueError("it holds no state")
+        return state
+    except MorphogenError:
+        raise
+    except (
+        OSError,
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        MemoryError,
+    ) as error:
+        raise CheckpointError(
+            f"not a checkpoint, or a damaged one ({type(error).__name__}: {first_line(error)})",
+            where=str(path),
+            expected=f"a file as `morphogen train` writes it ({FORMAT})",
+        ) from error
+
+
+def _packed(value: Any, tensors: dict[str, torch.Tensor], known: dict[int, str]) -> Any:
+    """A tree as JSON types; its tensors go into `tensors`, one that is there twice once."""
+    if isinstance(value, torch.Tensor):
+        if id(value) not in known:
+            known[id(value)] = f"{len(tensors)}"
+            tensors[known[id(value)]] = value.detach().to("cpu", copy=True).contiguous()
+        return {KIND: "tensor", "name": known[id(value)]}
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value) and KIND not in value:
+            return {key: _packed(item, tensors, known) for key, item in value.items()}
+        items = [[_packed(key, tensors, known), _packed(item, tensors, known)] for key, item in value.items()]
+        return {KIND: "items", "items": items}
+    if isinstance(value, tuple):
+        return {KIND: "tuple", "items": [_packed(item, tensors, known) for item in value]}
+    if isinstance(value, list):
+        return [_packed(item, tensors, known) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise CheckpointError(
+        "something in the state of the run cannot be saved",
+        expected="dictionaries, lists, numbers, strings and tensors",
+        found=type(value).__name__,
+    )
+
+
+def _unpacked(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match value.get(KIND):
+        case None:
+            return {key: _unpacked(item, tensors) for key, item in value.items()}
+        case "tensor":
+            return tensors[value["name"]]
+        case "tuple":
+            return tuple(_unpacked(item, tensors) for item in value["items"])
+        case "items":
+            return {_unpacked(key, tensors): _unpacked(item, tensors) for key, item in value["items"]}
+        case kind:
+            raise ValueError(f"{kind!r} is no kind of value")
+
+
+def _digest(tree: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of all that is in a file."""
+    digest = hashlib.sha256(tree.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,298 @@
+"""A run that goes on from a state ends as the one that was never stopped, bit for bit, whatever it was at."""
+
+import copy
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import morphogen
+from morphogen import timing
+from morphogen.methods import build_method
+from morphogen.train.checkpoint import Checkpoints, read
+from morphogen.train.config import TrainConfig
+from morphogen.train.data import load_data
+from morphogen.train.loop import Run
+
+from nets import Residual, deit
+
+EPOCHS, STEPS = 8, 5
+
+
+@pytest.fixture(autouse=True)
+def steps_take_as_long(monkeypatch):
+    """The times of a search's candidates are those of the machine; here they are always the same."""
+    monkeypatch.setattr(timing.StepClock, "medians", lambda clock: {k: 1.0 + k for k in clock.read()})
+
+
+class Loop:
+    """A user's own loop, of few steps on one batch."""
+
+    def __init__(self, model, method, optimizer=torch.optim.AdamW, seed=0):
+        torch.manual_seed(seed)
+        self.model = Residual() if model == "cnn" else deit(depth=4, drop_rate=0.1, drop_path_rate=0.1)
+        side = 8 if model == "cnn" else 16
+        self.optimizer = optimizer(self.model.parameters(), 1e-2)
+        self.ema = torch.optim.swa_utils.AveragedModel(self.model)
+        generator = torch.Generator().manual_seed(1)
+        self.x, self.y = torch.randn(4, 3, side, side, generator=generator), torch.arange(4)
+        probe = morphogen.Probe(lambda x, y: F.cross_entropy(self.model(x), y), [(self.x, self.y)])
+        self.run = morphogen.attach(
+            self.model,
+            self.optimizer,
+            method,
+            example=self.x,
+            epochs=EPOCHS,
+            steps_per_epoch=STEPS,
+            ema=self.ema,
+            probe=probe,
+            batch_size=4,
+        )
+        self.epoch = self.step = 0
+
+    def train(self, until=None):
+        """To the end, or until so many steps of an epoch are taken."""
+        while self.epoch < EPOCHS:
+            if self.step == 0:
+                self.run.begin_epoch(self.epoch)
+            while self.step < STEPS:
+                loss = F.cross_entropy(self.model(self.run.begin_step(self.x)), self.y)
+                self.optimizer.zero_grad()
+                self.run.penalised(loss).backward()
+                self.optimizer.step()
+                self.run.end_step()
+                self.ema.update_parameters(self.model)
+                self.step += 1
+                if (self.epoch, self.step) == until:
+                    return self
+            self.epoch, self.step = self.run.next_epoch(self.epoch), 0
+        self.run.end()
+        return self
+
+    def saved(self):
+        """Through a file that torch reads without unpickling."""
+        file = io.BytesIO()
+        torch.save({"run": self.run.state_dict(), "random": torch.get_rng_state()}, file)
+        file.seek(0)
+        return torch.load(file, weights_only=True), (self.epoch, self.step)
+
+    def load(self, state, place):
+        self.run.load_state_dict(state["run"])
+        torch.set_rng_state(state["random"])
+        self.epoch, self.step = place
+        if self.step == STEPS:
+            self.epoch, self.step = self.run.next_epoch(self.epoch), 0
+        return self
+
+    def tensors(self):
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        state = {f"{names[p]}.{key}": value for p, kept in self.optimizer.state.items() for key, value in kept.items()}
+        return {**self.model.state_dict(), **{f"ema.{n}": t for n, t in self.ema.state_dict().items()}, **state}
+
+
+RUNS = {
+    "width": ("cnn", "NetworkExpansion(stages=4)"),
+    "width by copies": ("cnn", "Net2Net"),
+    "pruning": ("cnn", "PruneTrain(ratio=0.5, interval=2, threshold=0.02)"),
+    "pruning by steps": ("cnn", "PruneTrain(ratio=0.9, interval=2, proximal=True)"),
+    "growth, then pruning, and batches": ("cnn", "GrowThenPrune(stages=2, ratio=0.5, interval=1, threshold=0.02)"),
+    "depth from the average": ("vit", "Prog(stages=3)"),
+    "depth with factors": ("vit", "Prog(stages=3, depth_operator='rezero')"),
+    "searched": ("vit", "AutoProg(stages=3, search_epochs=2)"),
+    "searched and thrown away": ("vit", "AutoProg(stages=3, search_epochs=2, recycle=False)"),
+    "stacked": ("vit", "StackBERT"),
+}
+PLACES = [(0, 2), (1, 5), (3, 3), (4, 5), (6, 1)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_goes_on_bit_for_bit(name):
+    model, text = RUNS[name]
+    method = build_method(text)
+    expected = Loop(model, method).train()
+    for place in PLACES[:: 2 if model == "cnn" else 3]:
+        saved = Loop(model, method).train(until=place).saved()
+        resumed = Loop(model, method, seed=7).load(*saved).train()
+        found, wanted = resumed.tensors(), expected.tensors()
+        assert found.keys() == wanted.keys()
+        assert [n for n in wanted if not torch.equal(found[n], wanted[n])] == [], place
+        assert resumed.run.history == expected.run.history
+        assert resumed.run.network.current == expected.run.network.current
+
+
+def test_the_comparison_notices_a_lost_moment():
+    method = build_method("NetworkExpansion(stages=4)")
+    expected = Loop("cnn", method).train().tensors()
+    loop = Loop("cnn", method).train(until=(3, 3))
+    state, place = loop.saved()
+    next(iter(state["run"]["optimizers"][0]["state"].values()))["exp_avg"].zero_()
+    found = Loop("cnn", method, seed=7).load(state, place).train().tensors()
+    assert any(not torch.equal(found[name], expected[name]) for name in expected)
+
+
+def loop_at(place=(3, 3), **settings):
+    return Loop("cnn", build_method("NetworkExpansion(stages=4)"), **settings).train(until=place)
+
+
+def cut(state):
+    state["trees"][0]["state"]["conv1.weight"] = state["trees"][0]["state"]["conv1.weight"][:-1]
+
+
+def another_kind(state):
+    state["optimizers"][0]["kind"] = "SGD"
+
+
+def another_group(state):
+    group = state["optimizers"][0]["groups"][0]
+    state["optimizers"][0]["groups"] = [{**group, "parameters": group["parameters"][:1]}, group]
+
+
+REFUSED = {
+    "another version": (lambda s: s.update(format="morphogen run 0"), "another version.*found morphogen run 0"),
+    "another model": (lambda s: s.update(dense="0" * 64), "another model"),
+    "another method": (
+        lambda s: s.update(method="Dense()"),
+        r"another method; expected NetworkExpansion\(.*found Dense",
+    ),
+    "another length": (lambda s: s.update(epochs=9), "another length, in epochs,; expected 8, found 9"),
+    "a tensor cut": (cut, "conv1.weight.*shape"),
+    "a tensor missing": (lambda s: s["trees"][0]["state"].pop("fc.bias"), "fc.bias.*found none"),
+    "another optimizer": (another_kind, "the optimizer is another one; expected SGD"),
+    "other groups": (another_group, "other parameter groups; expected 2"),
+    "no average": (lambda s: s["trees"].pop(), "other averaged copies"),
+    "a channel too many": (lambda s: s["current"]["channels"].update(conv1="0:99"), "conv1"),
+    "no history": (lambda s: s.pop("history"), "damaged.*history"),
+    "a word for a number": (lambda s: s.update(epoch="many"), "damaged"),
+    "a search that is none": (lambda s: s.update(searching={"before": 0, "steps": 0, "seconds": []}), "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_state_of_another_run_changes_nothing(name):
+    change, message = REFUSED[name]
+    state, _ = loop_at().saved()
+    change(state["run"])
+    loop = Loop("cnn", build_method("NetworkExpansion(stages=4)"), seed=7)
+    before = copy.deepcopy(loop.tensors())
+    current = loop.run.network.current
+    with pytest.raises(morphogen.CheckpointError, match=message) as refused:
+        loop.run.load_state_dict(state["run"])
+    assert "\n" not in str(refused.value)
+    after = loop.tensors()
+    assert loop.run.network.current == current and before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_an_optimizer_swapped_between_runs_is_refused():
+    state, place = loop_at().saved()
+    with pytest.raises(morphogen.CheckpointError, match=r"expected AdamW, as it was saved, found Adam$"):
+        Loop("cnn", build_method("NetworkExpansion(stages=4)"), optimizer=torch.optim.Adam).load(state, place)
+
+
+def test_moments_lie_in_memory_as_their_weights():
+    def make():
+        model = Residual().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2, fused=True)
+        method = morphogen.NetworkExpansion(stages=2)
+        run = morphogen.attach(model, optimizer, method, example=torch.randn(2, 3, 8, 8), epochs=2)
+        return model, optimizer, run
+
+    model, optimizer, run = make()
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    state = copy.deepcopy(run.state_dict())
+    state["optimizers"][0]["state"]["conv1.weight"]["exp_avg"] = run.state_dict()["optimizers"][0]["state"][
+        "conv1.weight"
+    ]["exp_avg"].contiguous()
+    model, optimizer, run = make()
+    run.load_state_dict(state)
+    weight = model.conv1.weight
+    assert (
+        optimizer.state[weight]["exp_avg"].stride()
+        == weight.stride()
+        == weight.contiguous(memory_format=torch.channels_last).stride()
+    )
+
+
+class Narrow(nn.Sequential):
+    def __init__(self, num_classes):
+        conv = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1)
+        super().__init__(*conv, nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
+def trainer(folder, method="NetworkExpansion(stages=3)", **settings):
+    own = {"epochs": 3, "batch_size": 32, "images": 100, "test_images": 50, "mixup": 0.2, "ema": 0.9}
+    config = TrainConfig("test_resume:Narrow", method=method, output=folder, **{**own, **settings})
+    checkpoints = Checkpoints(folder, every=0, keep=100)
+    return Run(config, load_data(config), build_method(method), method, config.seed, checkpoints=checkpoints)
+
+
+@pytest.mark.parametrize("method", ["NetworkExpansion(stages=3)", "PruneTrain(ratio=0.9, interval=1, proximal=True)"])
+def test_the_trainer_goes_on_from_every_step(tmp_path, method):
+    whole = trainer(tmp_path, method)
+    list(whole.epochs())
+    files = whole.checkpoints.files()
+    assert len(files) == 3 * (1 + 3)  # after what begins an epoch, and after each of its steps
+    for path in files[::2]:
+        again = trainer(tmp_path / "again", method)
+        again.load_state_dict(read(path))
+        list(again.epochs())
+        left, right = whole.result.state_dict(), again.result.state_dict()
+        assert all(torch.equal(left[name], right[name]) for name in left), path.name
+        for key in ("epochs", "morphs", "stages", "history", "flops"):
+            one, other = whole.ledger.record()[key], again.ledger.record()[key]
+            if isinstance(one, list):
+                one, other = (
+                    [{k: v for k, v in e.items() if "seconds" not in k} for e in each] for each in (one, other)
+                )
+            assert one == other, key
+        assert again.ledger.training_seconds > again.ledger.seconds["checkpoint"] > 0
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 0.2}, {"images": 64}, {"method": "Dense"}])
+def test_the_trainer_refuses_the_checkpoint_of_another_run(tmp_path, change):
+    whole = trainer(tmp_path)
+    whole.checkpoints.every = 1e9
+    next(whole.epochs())
+    whole.checkpoints.save(1, 0, whole.state_dict())
+    state = whole.checkpoints.latest()
+    with pytest.raises(morphogen.CheckpointError, match=r"of another run; expected .*, as this one, found") as refused:
+        trainer(tmp_path / "other", **change).load_state_dict(state)
+    assert next(iter(change)) in str(refused.value) or "data" in str(refused.value)
+
+
+def test_sigterm_saves_first_and_says_so(tmp_path):
+    """As a scheduler does it; the run that goes on ends as one that was left alone."""
+    settings = "--model resnet8(width=4) --images 256 --test_images 64 --batch_size 64 --save_every 3600".split()
+
+    def start(name, *more):
+        command = [sys.executable, "-m", "morphogen", "train", *settings, "--output", str(tmp_path / name), *more]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    epochs = ["--epochs", "12"]
+    other = start("whole", *epochs)
+    run = start("cut", *epochs)
+    folder = tmp_path / "cut"
+    deadline = time.monotonic() + 60
+    while not folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    run.send_signal(signal.SIGTERM)
+    error = run.communicate()[1]
+    if run.returncode != 0:  # it had not ended before
+        assert run.returncode == 128 + signal.SIGTERM and "stopped by SIGTERM; go on with --resume true" in error
+        assert len(os.listdir(folder / "checkpoints")) == 1
+        run = start("cut", *epochs, "--resume", "true")
+        run.communicate()
+    other.communicate()
+    assert run.returncode == other.returncode == 0
+    states = [torch.load(tmp_path / name / "model.pt", weights_only=True)["state_dict"] for name in ("whole", "cut")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not os.listdir(folder / "checkpoints")

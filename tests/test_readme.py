@@ -23,13 +23,13 @@ def blocks(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks(README), ids=["loop", "by hand", "export", "autoprog"])
+@pytest.mark.parametrize("code", blocks(README), ids=["loop", "by hand", "export", "autoprog", "resume"])
 def test_readme_examples_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code, names)
     model = names["model"]
-    if list(tmp_path.iterdir()):  # the one that leaves the network small
+    if list(tmp_path.iterdir()):  # those that leave the network small
         assert model.conv1.out_channels == 32
         return
     assert model.conv1.out_channels == 64

@@ -106,7 +106,7 @@ def optimizer_state(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> 
             }
             for group in optimizer.param_groups
         ],
-        "state": {names[p]: dict(state) for p, state in optimizer.state.items() if p in names},
+        "state": {name: dict(optimizer.state[p]) for p, name in names.items() if p in optimizer.state},
     }
 
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
+from .batching import Batching
 from .errors import CheckpointError, SubNetworkError
 from .export.weights import check_tensors
 from .methods import Method
+from .momentum import MomentumNetwork
 from .morph.commit import averaged, morph
 from .morph.drop_path import lay_out_drop_path
 from .morph.exchange import put_factors
 from .morph.rezero import FACTOR, has_factor
 from .network import Network
 from .program import first_line
-from .schedule.stages import Stage
+from .pruning.pruner import Pruner
+from .schedule.stages import Regularisation, Stage
 from .search import Found
 from .searching import Searching
 from .snapshot import (
@@ -33,13 +38,43 @@ from .snapshot import (
 )
 from .subnet import SubNetwork
 
-if TYPE_CHECKING:
-    from .attach import Attached
-
 FORMAT = "morphogen run 1"
 
 
-def state_of(run: Attached) -> dict[str, Any]:
+class Resumable(Protocol):
+    """What of a run is saved and brought back, see `Attached`."""
+
+    network: Network
+    method: Method
+    stages: Sequence[Stage]
+    epochs: int
+    pruner: Pruner | None
+    batching: Batching | None
+    momentum: MomentumNetwork | None
+    searching: Searching | None
+    searches: list[Found]
+    history: list[tuple[int, SubNetwork]]
+    _stage: Stage | None
+    _epoch: int
+    _left: SubNetwork
+    _kept: Snapshot | None
+
+    def _followers(self) -> tuple[list[nn.Module], list[Optimizer]]: ...
+
+    def stages_after(self, found: Sequence[SubNetwork]) -> list[Stage]:
+        """See `Attached`."""
+        ...
+
+    def regularisation(self, epoch: int) -> Regularisation:
+        """See `Attached`."""
+        ...
+
+    def close(self) -> None:
+        """See `Attached`."""
+        ...
+
+
+def state_of(run: Resumable) -> dict[str, Any]:
     """See `Attached.state_dict`."""
     trees, optimizers = run._followers()
     names = parameter_names(run.network.model)
@@ -66,7 +101,7 @@ def state_of(run: Attached) -> dict[str, Any]:
     }
 
 
-def restore(run: Attached, state: Mapping[str, Any]) -> None:
+def restore(run: Resumable, state: Mapping[str, Any]) -> None:
     """See `Attached.load_state_dict`."""
     try:
         plan = _Plan(run, state)
@@ -96,7 +131,7 @@ def describe(method: Method) -> str:
 class _Plan:
     """Everything that is to be done, read and checked before the first of it is done."""
 
-    def __init__(self, run: Attached, state: Mapping[str, Any]):
+    def __init__(self, run: Resumable, state: Mapping[str, Any]):
         self.run, self.state = run, state
         self.trees, self.optimizers = run._followers()
         network = run.network
@@ -124,10 +159,11 @@ class _Plan:
             for name in state["trees"][0]["state"]
             if name.rpartition(".")[2] == FACTOR and name not in network.structure.tensors
         )
-        self.kept = None if state["kept"] is None else _subnetwork(network, state["kept"]["subnetwork"])
         self._check(self.current, state)
-        if self.kept is not None:
-            self._check(self.kept, state["kept"])
+        self.kept: SubNetwork | None = None
+        if (kept := state["kept"]) is not None:
+            self.kept = _subnetwork(network, kept["subnetwork"])
+            self._check(self.kept, kept)
         for key, there in (("batching", run.batching), ("coefficient", run.pruner)):
             if there is None and state[key] is not None:
                 raise CheckpointError("the run that was saved was attached with another batch size", where=key)

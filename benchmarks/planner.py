@@ -30,10 +30,10 @@ from morphogen.methods import build_method
 from morphogen.report.ledger import environment
 from morphogen.train.compare import speedups
 from morphogen.train.config import PlanConfig
-from morphogen.train.data import load_data
 from morphogen.train.loop import Run
 from morphogen.train.models import build_model
 from morphogen.train.planning import plan_recipe
+from morphogen.train.sources import load_data
 
 STUDIES = [
     (

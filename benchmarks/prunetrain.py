@@ -27,8 +27,8 @@ from morphogen.report.savings.rows import saving_rows
 from morphogen.report.savings.shares import images_of
 from morphogen.train.compare import speedups
 from morphogen.train.config import CompareConfig
-from morphogen.train.data import load_data
 from morphogen.train.loop import Run
+from morphogen.train.sources import load_data
 
 HERE = Path(__file__).parent
 SSL = "SSL(ratio=0.8, proximal=True)"

@@ -24,7 +24,8 @@ from torchvision.io import write_jpeg
 import morphogen
 from morphogen.report.ledger import environment
 from morphogen.train.config import Recipe
-from morphogen.train.data import load_data, loader_throughput
+from morphogen.train.data import loader_throughput
+from morphogen.train.sources import load_data
 
 SMALL = {
     # dense model, the same at half the depth (built natively), image side

@@ -4,8 +4,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from morphogen.train.config import Recipe
-from morphogen.train.data import load_data
 from morphogen.train.images import RandomCrops
+from morphogen.train.sources import load_data
 
 EVERYTHING = {
     "warmup_epochs": 1,

@@ -11,8 +11,8 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from morphogen.errors import ConfigError
 from morphogen.schedule.stages import Regularisation
 from morphogen.train.augment import image_order, rand_augment, seeded
-from morphogen.train.data import load_data
 from morphogen.train.images import RandomCrops
+from morphogen.train.sources import load_data
 
 from batches import CPU, EVERYTHING, epoch_of, of_either, recipe, same, streamed
 

@@ -12,8 +12,8 @@ from morphogen.errors import ConfigError
 from morphogen.resize import RESIZINGS, low_frequency, resized
 from morphogen.schedule.stages import Regularisation
 from morphogen.train.augment import rand_augment
-from morphogen.train.data import load_data
 from morphogen.train.images import read_random_crop
+from morphogen.train.sources import load_data
 
 from batches import EVERYTHING, epoch_of, of_either, recipe, same, streamed
 

@@ -17,8 +17,8 @@ from morphogen.methods import build_method
 from morphogen.report.flops import cost
 from morphogen.schedule.mini_batch import MiniBatch, step_sizes
 from morphogen.train.config import Recipe
-from morphogen.train.data import load_data
 from morphogen.train.loop import Run
+from morphogen.train.sources import load_data
 from test_memory import Two, step_bytes
 
 from nets import Tower, image

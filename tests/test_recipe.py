@@ -21,10 +21,12 @@ from morphogen.methods.method import Method
 from morphogen.schedule.cosine import cosine_share
 from morphogen.schedule.stages import Regularisation, Stage
 from morphogen.train.augment import seeded
-from morphogen.train.data import Data, load_data, loader_throughput
+from morphogen.train.data import Data, loader_throughput
 from morphogen.train.images import read_random_crop
-from morphogen.train.loop import Run, build_optimizer
+from morphogen.train.loop import Run
 from morphogen.train.models import build_model
+from morphogen.train.objective import build_optimizer
+from morphogen.train.sources import load_data
 
 from batches import CPU, EVERYTHING, epoch_of, recipe, streamed
 
@@ -165,8 +167,8 @@ def test_the_loop_asks_for_what_the_method_says(monkeypatch):
     monkeypatch.setattr(run.attached, "end_step", lambda: steps.append(1))
     list(run.epochs())
     assert asked == [
-        (4, 0, [(8, 8)] * data.steps, "low-frequency", Regularisation(randaugment=0.5, erasing=0.0), 64),
-        (4, 1, [(16, 16)] * data.steps, "low-frequency", Regularisation(randaugment=1.0, erasing=0.0), 64),
+        (4, 0, [(8, 8)] * data.steps, "low-frequency", Regularisation(randaugment=0.5, erasing=0.0), 64, 0),
+        (4, 1, [(16, 16)] * data.steps, "low-frequency", Regularisation(randaugment=1.0, erasing=0.0), 64, 0),
     ]
     assert tested == [(8, 8), (16, 16), (16, 16)] and len(steps) == 2 * data.steps
     assert [stage.resolution for stage in run.ledger.stages] == [(8, 8), (16, 16)]

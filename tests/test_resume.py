@@ -18,8 +18,8 @@ from morphogen import timing
 from morphogen.methods import build_method
 from morphogen.train.checkpoint import Checkpoints, read
 from morphogen.train.config import TrainConfig
-from morphogen.train.data import load_data
 from morphogen.train.loop import Run
+from morphogen.train.sources import load_data
 
 from nets import Residual, deit
 

@@ -22,8 +22,8 @@ from morphogen.report.sparsity import densities, mapped_layers, output_maxima
 from morphogen.subnet import SubNetwork
 from morphogen.train.cifar_resnet import CIFAR_RESNETS
 from morphogen.train.config import Recipe
-from morphogen.train.data import load_data
 from morphogen.train.loop import Run
+from morphogen.train.sources import load_data
 
 from nets import Plain, Residual, Tower
 

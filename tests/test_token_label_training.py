@@ -14,9 +14,9 @@ from morphogen.cli import main
 from morphogen.errors import ConfigError
 from morphogen.methods import AutoProg, Dense, Prog
 from morphogen.train.config import Recipe
-from morphogen.train.data import load_data
 from morphogen.train.label_maps import About, LabelMaps
 from morphogen.train.loop import Run
+from morphogen.train.sources import load_data
 from morphogen.train.teacher import make_label_maps
 
 VOLO_64 = (

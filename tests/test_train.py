@@ -18,9 +18,9 @@ from morphogen.train.augment import crop_and_flip
 from morphogen.train.cifar_resnet import CIFAR_RESNETS
 from morphogen.train.compare import speedups
 from morphogen.train.config import Recipe
-from morphogen.train.data import load_data
 from morphogen.train.loop import Run
 from morphogen.train.models import build_model
+from morphogen.train.sources import load_data
 
 SMALL = ["--model", "resnet8(width=8)", "--epochs", "2", "--batch_size", "64", "--images", "256", "--image_size", "8"]
 

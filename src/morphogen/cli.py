@@ -26,11 +26,11 @@ from .report.searches import draw_searches, search_rows, search_title
 from .train.checkpoint import Checkpoints, Stopped
 from .train.compare import compare
 from .train.config import CompareConfig, ExportConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
-from .train.data import load_data, training_images
 from .train.export import export_run
 from .train.loop import Run, writable
 from .train.models import build_model
 from .train.planning import plan_recipe
+from .train.sources import load_data, training_images
 from .train.teacher import load_teacher, make_label_maps
 
 EXAMPLES = {

@@ -13,8 +13,9 @@ from ..program import first_line
 from ..report.ledger import environment
 from ..report.plan.predict import realised
 from .config import CompareConfig, Recipe
-from .data import Data, load_data
+from .data import Data
 from .loop import Run, writable
+from .sources import load_data
 
 Record = dict[str, Any]
 BESIDE_THE_RECIPE = ("methods", "seeds", "first_seed", "output", "workers", "sparsity_map")

@@ -6,27 +6,22 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
-from rich.progress import track
 from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import CIFAR10, CIFAR100, DatasetFolder, ImageFolder, ImageNet
-from torchvision.transforms import v2
+from torchvision.datasets import DatasetFolder
 
 from ..errors import ConfigError
-from ..program import first_line
 from ..resize import Size, resized
 from ..schedule.mini_batch import step_sizes
 from ..schedule.stages import Regularisation
 from ..timing import now
 from .augment import Augments, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
 from .config import Recipe
-from .images import CentreCrops, MapCrops, RandomCrops, Sample, read_image
+from .images import CentreCrops, MapCrops, RandomCrops, Sample
 from .label_maps import LabelMaps
 
 T = TypeVar("T")
@@ -47,6 +42,35 @@ AS_THE_RECIPE_SAYS = Regularisation()
 
 _OF_A_SUBSET = 2**31 - 1
 """Stands in for the epoch in the random numbers of a subset: no run gets so far."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way through training images, the same whenever it is gone.
+
+    Attributes:
+        seed, epoch: decide the order, and every random number.
+        sizes: height and width of the images of each step.
+        counts: how many there are in each step.
+        repeats: times an image comes in a row; 0 and 1 are once.
+        resizing: how they are brought to their size, see `Method`.
+        strength: shares of the recipe's RandAugment and erasing.
+        first: the step to begin with.
+    """
+
+    seed: int
+    epoch: int
+    sizes: Sequence[Size]
+    counts: Sequence[int]
+    repeats: int = 1
+    resizing: str = "bilinear"
+    strength: Regularisation = AS_THE_RECIPE_SAYS
+    first: int = 0
+
+    def generator(self) -> torch.Generator:
+        """Random numbers of this pass."""
+        # Seeds of neighbouring runs must not share epochs, hence the product with a large odd number.
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
 
 
 class Data(ABC):
@@ -119,7 +143,8 @@ class Data(ABC):
         """
         counts = self.step_sizes(batch_size or self.recipe.batch_size)
         each = self._each_step(sizes, len(counts))
-        return self._batches(seed, epoch, self.recipe.repeated_augmentation, each, resizing, strength, counts, first)
+        repeats = self.recipe.repeated_augmentation
+        return self._batches(Pass(seed, epoch, each, counts, repeats, resizing, strength, first))
 
     def subset(self, count: int, seed: int, strength: Regularisation = AS_THE_RECIPE_SAYS) -> Subset:
         """A fixed random part of the training images, augmented in a fixed way, to compare networks on.
@@ -158,45 +183,26 @@ class Data(ABC):
         """The size at which images can be made where another one is asked for."""
 
     @abstractmethod
-    def _train_bytes(
-        self,
-        seed: int,
-        epoch: int,
-        repeats: int,
-        sizes: Sequence[Size],
-        augments: Augments,
-        counts: Sequence[int],
-        first: int,
-    ) -> Iterator[TrainBatch]:
-        """Augmented images, uint8, a batch of so many for each size from step `first` on, at it where they can be made
-        so, else at their own."""
+    def _train_bytes(self, way: Pass, sizes: Sequence[Size], augments: Augments) -> Iterator[TrainBatch]:
+        """Augmented images, uint8, a batch for each step of the pass, at its size where they can be made so, else at
+        their own."""
 
     @abstractmethod
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """As `_train_bytes`, for the test images."""
 
-    def _batches(
-        self,
-        seed: int,
-        epoch: int,
-        repeats: int,
-        sizes: Sequence[Size],
-        resizing: str,
-        strength: Regularisation,
-        counts: Sequence[int],
-        first: int = 0,
-    ) -> Iterator[TrainBatch]:
-        """A batch for each size, of so many images, each image `repeats` times in a row; see `train_batches`."""
+    def _batches(self, way: Pass) -> Iterator[TrainBatch]:
+        """The batches of a pass; see `train_batches`."""
         # Only a bilinear image can be made small to begin with.
-        decoded = [self._made_at(size) if resizing == "bilinear" else self.size for size in sizes]
-        magnitude, mean = self.recipe.randaugment * strength.randaugment, self.mean.flatten().tolist()
+        decoded = [self._made_at(size) if way.resizing == "bilinear" else self.size for size in way.sizes]
+        magnitude, mean = self.recipe.randaugment * way.strength.randaugment, self.mean.flatten().tolist()
         augments = {size: rand_augment(magnitude, size, mean) for size in set(decoded)}
-        batches = self._train_bytes(seed, epoch, repeats, decoded, augments, counts, first)
-        for step, size in enumerate(sizes[first:], first):
-            with seeded(seed, epoch, 0, step, device=self.device):
+        batches = self._train_bytes(way, decoded, augments)
+        for step, size in enumerate(way.sizes[way.first :], way.first):
+            with seeded(way.seed, way.epoch, 0, step, device=self.device):
                 images, labels = next(batches)
-                images = resized(self._normalised(images), size, resizing)
-                images = erased(images, self.recipe.erasing * strength.erasing)
+                images = resized(self._normalised(images), size, way.resizing)
+                images = erased(images, self.recipe.erasing * way.strength.erasing)
                 if self.mixup:
                     images, labels = self.mixup(images, labels)
             yield images, labels
@@ -208,10 +214,6 @@ class Data(ABC):
         if len(sizes) != steps:
             raise ConfigError("not one size for each step", expected=f"{steps}", found=f"{len(sizes)}")
         return cast("Sequence[Size]", sizes)
-
-    def _generator(self, seed: int, epoch: int) -> torch.Generator:
-        # Seeds of neighbouring runs must not share epochs, hence the product with a large odd number.
-        return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
     def _normalised(self, images: Tensor) -> Tensor:
         mean, std = (t.to(images.device).view(3, 1, 1) for t in (self.mean, self.std))
@@ -239,7 +241,7 @@ class Subset(Iterable[TrainBatch]):
     def __iter__(self) -> Iterator[TrainBatch]:
         sizes = [self.data.size] * self.steps
         counts = [self.data.recipe.batch_size] * self.steps
-        return self.data._batches(self.seed, _OF_A_SUBSET, 1, sizes, "bilinear", self.strength, counts)
+        return self.data._batches(Pass(self.seed, _OF_A_SUBSET, sizes, counts, strength=self.strength))
 
 
 class MemoryData(Data):
@@ -271,22 +273,13 @@ class MemoryData(Data):
     def _made_at(self, size: Size) -> Size:
         return self.size
 
-    def _train_bytes(
-        self,
-        seed: int,
-        epoch: int,
-        repeats: int,
-        sizes: Sequence[Size],
-        augments: Augments,
-        counts: Sequence[int],
-        first: int,
-    ) -> Iterator[Batch]:
+    def _train_bytes(self, way: Pass, sizes: Sequence[Size], augments: Augments) -> Iterator[Batch]:
         """Random crops after padding, and horizontal flips where they keep the meaning."""
-        generator, augment = self._generator(seed, epoch), augments[self.size]
-        order = image_order(self.images, repeats, generator)[: sum(counts)]
-        for step, chosen in enumerate(order.to(self.device).split(list(counts))):
+        generator, augment = way.generator(), augments[self.size]
+        order = image_order(self.images, way.repeats, generator)[: sum(way.counts)]
+        for step, chosen in enumerate(order.to(self.device).split(list(way.counts))):
             images = crop_and_flip(self.train_images[chosen], self.crop, self.flip, generator)
-            if step < first:  # its random numbers are drawn all the same
+            if step < way.first:  # its random numbers are drawn all the same
                 continue
             yield augmented(images, augment) if augment else images, self.train_labels[chosen]
 
@@ -314,25 +307,16 @@ class StreamData(Data):
     def _made_at(self, size: Size) -> Size:
         return size
 
-    def _train_bytes(
-        self,
-        seed: int,
-        epoch: int,
-        repeats: int,
-        sizes: Sequence[Size],
-        augments: Augments,
-        counts: Sequence[int],
-        first: int,
-    ) -> Iterator[TrainBatch]:
+    def _train_bytes(self, way: Pass, sizes: Sequence[Size], augments: Augments) -> Iterator[TrainBatch]:
         """Random resized crops and horizontal flips."""
-        order = image_order(self.images, repeats, self._generator(seed, epoch))
+        order = image_order(self.images, way.repeats, way.generator())
         items = enumerate(order.tolist())
         batches = [
             [(position, index, size) for position, index in itertools.islice(items, count)]
-            for size, count in zip(sizes, counts, strict=True)
+            for size, count in zip(sizes, way.counts, strict=True)
         ]
-        crops = RandomCrops(self.train, augments, (seed, epoch, 1), self.maps)
-        yield from self._load(crops, batch_sampler=batches[first:])
+        crops = RandomCrops(self.train, augments, (way.seed, way.epoch, 1), self.maps)
+        yield from self._load(crops, batch_sampler=batches[way.first :])
 
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """Centre crops."""
@@ -373,128 +357,6 @@ def loader_throughput(data: Data, size: Size | None, batches: int, resizing: str
     start = now(data.device)
     images = sum(len(images) for images, _ in itertools.islice(stream, batches))
     return images / (now(data.device) - start)
-
-
-def load_data(recipe: Recipe) -> Data:
-    """The data a recipe names.
-
-    Raises:
-        ConfigError: a missing or empty folder, an image that cannot be read, fewer images than a batch.
-    """
-    kind, _, folder = recipe.data.rpartition(":")
-    if not kind and folder == "digits":
-        return _digits(recipe)
-    if kind in ("cifar10", "cifar100"):
-        dataset = CIFAR10 if kind == "cifar10" else CIFAR100
-        try:
-            pairs = [dataset(folder, train=train) for train in (True, False)]
-        except (RuntimeError, OSError) as error:
-            raise ConfigError(f"cannot read {kind} ({error})", where=folder) from error
-        train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2), torch.tensor(p.targets)) for p in pairs]
-        return MemoryData(
-            kind, _resized(train, recipe.image_size), _resized(test, recipe.image_size), recipe, crop=4, flip=True
-        )
-    if kind == "imagenet":
-        try:
-            return StreamData(kind, ImageNet(folder, "train"), ImageNet(folder, "val"), recipe)
-        except (RuntimeError, OSError) as error:
-            raise ConfigError(f"cannot read ImageNet ({error})", where=folder) from error
-    return _folder(Path(recipe.data), recipe)
-
-
-def _digits(recipe: Recipe) -> Data:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey, enlarged to 16 x 16; every fifth is for testing."""
-    from sklearn.datasets import load_digits
-
-    pixels, targets = load_digits(return_X_y=True)
-    grey = torch.from_numpy(pixels).view(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8)
-    images, labels = grey.expand(-1, 3, -1, -1), torch.from_numpy(targets).long()
-    testing = torch.arange(len(labels)) % 5 == 0
-    size = recipe.image_size or 16
-    train, test = (_resized((images[mask].contiguous(), labels[mask]), size) for mask in (~testing, testing))
-    return MemoryData("digits", train, test, recipe, crop=size // 8, flip=False)
-
-
-def _folder(root: Path, recipe: Recipe) -> Data:
-    if not root.is_dir():
-        raise ConfigError(
-            "no such data",
-            where=str(root),
-            expected="digits, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER or an image folder",
-        )
-    names = ["train", next((name for name in ("val", "test") if (root / name).is_dir()), "val")]
-    sets = [_part(root, name) for name in names]
-    if sets[0].classes != sets[1].classes:
-        raise ConfigError(
-            "training and test folders hold different classes",
-            where=str(root),
-            expected=f"{sets[0].classes}",
-            found=f"{sets[1].classes}",
-        )
-    sizes = {read_image(sets[0].samples[i][0]).size for i in (0, len(sets[0]) // 2, len(sets[0]) - 1)}
-    if len(sizes) == 1 and max(next(iter(sizes))) <= IN_MEMORY:
-        train, test = (
-            _resized(_decode(dataset, name), recipe.image_size) for dataset, name in zip(sets, names, strict=True)
-        )
-        return MemoryData(root.name, train, test, recipe, crop=train[0].shape[-1] // 8, flip=True)
-    return StreamData(root.name, sets[0], sets[1], recipe)
-
-
-def training_images(data: str) -> ImageFolder:
-    """The training images that a recipe's `data` names, where they are files.
-
-    Raises:
-        ConfigError: there is no such folder.
-    """
-    kind, _, folder = data.rpartition(":")
-    if kind not in ("", "imagenet") or not Path(folder).is_dir():
-        raise ConfigError("no such image folder", where=data, expected="a folder with train/CLASS/IMAGE")
-    return _part(Path(folder), "train")
-
-
-def _part(root: Path, name: str) -> ImageFolder:
-    try:
-        return ImageFolder(str(root / name), loader=read_image)
-    except OSError as error:
-        raise ConfigError(
-            f"not an image folder ({error})",
-            where=str(root),
-            expected="train/CLASS/IMAGE and val/CLASS/IMAGE (or test/...)",
-        ) from error
-
-
-def _decode(dataset: ImageFolder, name: str) -> Batch:
-    """All images of one size as bytes; torchvision decodes JPEG faster, but PIL reads every format."""
-    images: list[Tensor] = []
-    for path, _ in track(dataset.samples, f"reading {name} images", transient=True, disable=not terminal()):
-        image = torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)
-        if images and image.shape != images[0].shape:
-            raise ConfigError(
-                "images of this folder differ in size",
-                where=path,
-                expected=f"{tuple(images[0].shape[1:])}",
-                found=f"{tuple(image.shape[1:])}",
-            )
-        images.append(image)
-    return torch.stack(images), torch.tensor(dataset.targets)
-
-
-def terminal() -> bool:
-    """Whether someone watches; a progress bar in a file is only noise."""
-    from rich.console import Console
-
-    return Console().is_terminal
-
-
-def _resized(batch: Batch, size: int | None) -> Batch:
-    images, labels = batch
-    if size is None or images.shape[-2:] == (size, size):
-        return batch
-    try:
-        return v2.functional.resize(images, [size, size], antialias=True), labels
-    except RuntimeError as error:
-        reason = f"images cannot have this size ({first_line(error)})"
-        raise ConfigError(reason, where="image_size", found=f"{size}") from error
 
 
 def _subset(batch: Batch, count: int | None) -> Batch:

@@ -4,39 +4,38 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
-from torch.nn import functional as F
 
 from ..attach import attach
-from ..errors import CheckpointError, ConfigError, TrainingError
+from ..errors import CheckpointError, ConfigError
 from ..export.weights import metadata_of
 from ..files import replaced
 from ..methods import Method
 from ..program import first_line
-from ..report.flops import Cost, cost
 from ..report.inference import inference_speeds
-from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun, StageCost
+from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun
 from ..report.outcome import predicted_speedup, saved_schedule
 from ..report.sparsity import densities, mapped_layers, output_maxima
 from ..resize import check_resizing
 from ..schedule.cosine import cosine_share
 from ..search import Probe
-from ..subnet import SubNetwork
 from .checkpoint import Checkpoints
 from .config import Recipe
+from .costs import Costs
 from .data import Data, TrainBatch
 from .images import MapCrops
 from .models import build_model
-from .token_labels import check_predicts, predict, token_grid, token_label_loss, token_targets, with_true_labels
+from .objective import build_optimizer, check_finite, loss_of
+from .own_random import OwnRandom
+from .token_labels import check_predicts
 
 CHECK_EVERY = 50
 """Steps between looks at the loss: often enough to stop early, seldom enough not to wait for a GPU."""
@@ -85,8 +84,8 @@ class Run:
         self.steps = recipe.epochs * data.steps if steps is None else steps
         self.ledger = Ledger(label, recipe.model, data.name, seed)
         self.checkpoints, self._at = checkpoints, _Position()
-        self._random = self._random_state()
-        with self._own_random():
+        self._random = OwnRandom(self.device)
+        with self._random.active():
             torch.manual_seed(seed)
             self.model = self._dense_model().train()
             if recipe.token_labels:
@@ -109,11 +108,11 @@ class Run:
                     batch_size=recipe.batch_size,
                     autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
                 )
-            self._prices: dict[tuple[SubNetwork, int], Cost] = {}
+            self._costs = Costs(self.attached, self._precision)
             self._open_stage(0)
             if self.attached.pruner is not None:
                 dense, threshold = self.attached.network.dense, self.attached.pruner.policy.threshold
-                price = self._stage_cost(0, dense, recipe.batch_size)
+                price = self._costs.of_stage(0, dense, recipe.batch_size)
                 self.ledger.pruned = PrunedRun(
                     replace(price, steps=self.steps, images=self.steps * recipe.batch_size), threshold
                 )
@@ -138,7 +137,7 @@ class Run:
         """
         try:
             while self._at.epoch < self.total_epochs:
-                with self._own_random():
+                with self._random.active():
                     epoch = self._epoch(self._at.epoch)
                 self._at = _Position(self.attached.next_epoch(self._at.epoch))
                 yield epoch
@@ -193,7 +192,7 @@ class Run:
             "epoch": self._at.epoch,
             "step": self._at.step,
             "losses": [float(loss) for loss in self._at.losses],
-            "random": self._random_state(),
+            "random": self._random.now(),
             "attached": self.attached.state_dict(),
             "ledger": self.ledger.record(),
         }
@@ -214,14 +213,14 @@ class Run:
             epoch, step = int(state["epoch"]), None if state["step"] is None else int(state["step"])
             losses = [torch.tensor(float(loss), device=self.device) for loss in state["losses"]]
             ledger, random = Ledger.from_record(state["ledger"]), list(state["random"])
-            if len(random) != len(self._random):
+            if len(random) != len(self._random.state):
                 raise CheckpointError("the checkpoint is of a run on another kind of device", where="device")
             attached = state["attached"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint is damaged ({type(error).__name__}: {first_line(error)})") from error
-        with self._own_random():
+        with self._random.active():
             self.attached.load_state_dict(attached)
-        self._at, self.ledger, self._random = _Position(epoch, step, losses), ledger, random
+        self._at, self.ledger, self._random.state = _Position(epoch, step, losses), ledger, random
         self.ledger.stopped = None
 
     def _identity(self) -> dict[str, Any]:
@@ -245,7 +244,7 @@ class Run:
     def _end(self) -> None:
         """What a method takes out when training is over."""
         ledger, last = self.ledger, self.ledger.epochs[-1]
-        with self._own_random(), ledger.clock("morph", self.device):
+        with self._random.active(), ledger.clock("morph", self.device):
             receipt = self.attached.end()
         if receipt is not None:
             self._open_stage(self.total_epochs)
@@ -255,7 +254,7 @@ class Run:
                 MorphEvent(self.total_epochs, before, last.accuracy, receipt.seconds, ledger.training_seconds)
             )
         if ledger.pruned is not None:
-            with self._own_random(), ledger.clock("accounting", self.device), self._precision():
+            with self._random.active(), ledger.clock("accounting", self.device), self._precision():
                 ledger.pruned.density = densities(self.attached.network, ledger.pruned.threshold)
                 with suppress(RuntimeError):  # out of memory; a finished run is not lost to a figure
                     ledger.pruned.inference = inference_speeds(
@@ -274,12 +273,14 @@ class Run:
                 at.losses.append(self._step(images, labels))
                 at.step += 1
                 if at.step % CHECK_EVERY == 0:
-                    _check_finite(at.losses[-CHECK_EVERY:], number, at.step - CHECK_EVERY)
+                    check_finite(at.losses[-CHECK_EVERY:], number, at.step - CHECK_EVERY)
                 self._step_is_over()
-            _check_finite(at.losses, number, 0)
+            check_finite(at.losses, number, 0)
         with self.ledger.clock("accounting", self.device):
             stage = self.ledger.stages[-1]
-            flops = sum(self._price(self.attached.runs(step), count).training for step, count in enumerate(counts))
+            flops = sum(
+                self._costs.of_step(self.attached.runs(step), count).training for step, count in enumerate(counts)
+            )
             stage.add(len(counts), sum(counts), flops)
         return float(torch.stack(at.losses).mean())
 
@@ -395,42 +396,10 @@ class Run:
         network = self.attached.network
         with self.ledger.clock("accounting", self.device):
             searching = self.attached.searching is not None
-            self.ledger.stages.append(self._stage_cost(epoch, network.current, self.batch_size, searching))
+            self.ledger.stages.append(self._costs.of_stage(epoch, network.current, self.batch_size, searching))
             self.ledger.history = [
                 {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
             ]
-
-    def _stage_cost(self, epoch: int, subnetwork: SubNetwork, batch_size: int, searching: bool = False) -> StageCost:
-        """What a stage of this sub-network costs, before its first step."""
-        price = self._price(subnetwork, batch_size)
-        return StageCost(
-            epoch,
-            subnetwork.resolution,
-            price.parameters,
-            price.training,
-            batch_size,
-            searching,
-            inference_flops=price.forward // batch_size,
-            normalisation=price.normalisation,
-            layers=price.layers,
-            memory=self._memory(subnetwork, batch_size),
-        )
-
-    def _price(self, subnetwork: SubNetwork, batch_size: int) -> Cost:
-        key = subnetwork, batch_size
-        if key not in self._prices:
-            with self._precision():
-                self._prices[key] = cost(self.attached.network, *key)
-        return self._prices[key]
-
-    def _memory(self, subnetwork: SubNetwork, batch_size: int) -> int | None:
-        """Bytes of a step as modelled, in runs that are about memory; None where a step cannot be modelled."""
-        if self.attached.pruner is None and self.attached.batching is None:
-            return None
-        try:
-            return self.attached.memory.bytes(subnetwork, batch_size)
-        except ConfigError:
-            return None
 
     def _dense_model(self) -> nn.Module:
         """The recipe's model, made anew on the device."""
@@ -441,26 +410,6 @@ class Run:
 
     def _example(self, batch_size: int) -> torch.Tensor:
         return self._laid_out(self.data.example(batch_size).to(self.device))
-
-    @contextmanager
-    def _own_random(self) -> Iterator[None]:
-        """This run's random numbers, whatever other runs draw between its epochs."""
-        others = self._random_state()
-        self._set_random(self._random)
-        try:
-            yield
-        finally:
-            self._random = self._random_state()
-            self._set_random(others)
-
-    def _random_state(self) -> list[torch.Tensor]:
-        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
-        return [torch.random.get_rng_state(), *cuda]
-
-    def _set_random(self, state: list[torch.Tensor]) -> None:
-        torch.random.set_rng_state(state[0])
-        for cuda in state[1:]:
-            torch.cuda.set_rng_state(cuda, self.device)
 
     def save(self, path: Path) -> None:
         """Write the weights, the sub-network they belong to, and what a method keeps: momentum network, coefficient.
@@ -509,36 +458,6 @@ def writable(folder: Path) -> None:
         raise ConfigError(f"cannot write results there ({first_line(error)})", where=str(folder)) from error
 
 
-def loss_of(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor | MapCrops,
-    smoothing: float,
-    swapped: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> torch.Tensor:
-    """The training loss of a batch: cross entropy, or that of token labelling where the labels are maps.
-
-    `swapped` surrounds a call of another method of the model than its `forward`, see `Attached.swapped`.
-    """
-    if isinstance(labels, torch.Tensor):
-        # PyTorch's cross entropy takes mixed labels too, and smooths both kinds alike.
-        return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
-    with swapped():
-        predictions = predict(model, images)
-    count, classes = predictions.tokens.shape[1:]
-    targets = token_targets(labels, classes, token_grid(count, (images.shape[2], images.shape[3])))
-    return token_label_loss(predictions, with_true_labels(targets, labels.labels, smoothing))
-
-
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of a recipe; AdamW leaves biases, norms and tokens undecayed."""
-    if recipe.optimizer == "adamw":
-        tokens = getattr(model, "no_weight_decay", set)()  # timm's way to name them
-        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=tokens)
-        return torch.optim.AdamW(groups, recipe.lr)
-    return torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
-
-
 def _check_mini_batch(method: Method, recipe: Recipe) -> None:
     """Refuse batches that mixup and cutmix cannot pair."""
     if method.mini_batch is not None and method.mini_batch.step % 2 and (recipe.mixup or recipe.cutmix):
@@ -547,17 +466,4 @@ def _check_mini_batch(method: Method, recipe: Recipe) -> None:
             where="DynamicBatch, step",
             expected="an even number",
             found=f"{method.mini_batch.step}",
-        )
-
-
-def _check_finite(losses: list[torch.Tensor], epoch: int, first_step: int) -> None:
-    """Refuse losses that are not numbers; the first of these is that of step `first_step` of the epoch."""
-    finite = torch.stack(losses).isfinite()
-    if not bool(finite.all()):
-        bad = int((~finite).nonzero()[0])
-        raise TrainingError(
-            "the loss is not finite",
-            where=f"epoch {epoch}, step {first_step + bad}",
-            found=f"{float(losses[bad])}",
-            todo="Lower the learning rate, or begin with a larger network",
         )

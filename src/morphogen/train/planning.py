@@ -17,9 +17,10 @@ from ..methods import build_method
 from ..report.plan import Plan, Supply, Training, plan
 from ..resize import check_resizing
 from .config import PlanConfig, Recipe
-from .data import Data, StreamData, load_data, loader_throughput
-from .loop import build_optimizer, loss_of
+from .data import Data, StreamData, loader_throughput
 from .models import build_model
+from .objective import build_optimizer, loss_of
+from .sources import load_data
 
 LOADER_BATCH = 32
 """Images in a batch when decoding is timed: with large ones the loader's processes all finish their first at once."""

@@ -19,8 +19,9 @@ from torchvision.transforms import InterpolationMode, v2
 from ..errors import ConfigError
 from ..program import first_line
 from ..spec import parse_call, suggest
-from .data import in_one_line, terminal
+from .data import in_one_line
 from .label_maps import About, LabelMaps, class_names, image_names
+from .sources import terminal
 
 
 def make_label_maps(

@@ -1,0 +1,54 @@
+"""What the stages of a run cost: FLOPs, parameters and memory of a step, each sub-network counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from ..attach import Attached
+from ..errors import ConfigError
+from ..report.flops import Cost, cost
+from ..report.ledger import StageCost
+from ..subnet import SubNetwork
+
+
+class Costs:
+    """The costs of one run's steps."""
+
+    def __init__(self, attached: Attached, precision: Callable[[], AbstractContextManager[None]]):
+        """`precision` surrounds a forward pass, as in training."""
+        self._attached, self._precision = attached, precision
+        self._known: dict[tuple[SubNetwork, int], Cost] = {}
+
+    def of_step(self, subnetwork: SubNetwork, batch_size: int) -> Cost:
+        """What a training step of so many images costs."""
+        key = subnetwork, batch_size
+        if key not in self._known:
+            with self._precision():
+                self._known[key] = cost(self._attached.network, *key)
+        return self._known[key]
+
+    def of_stage(self, epoch: int, subnetwork: SubNetwork, batch_size: int, searching: bool = False) -> StageCost:
+        """What a stage of this sub-network costs, before its first step."""
+        price = self.of_step(subnetwork, batch_size)
+        return StageCost(
+            epoch,
+            subnetwork.resolution,
+            price.parameters,
+            price.training,
+            batch_size,
+            searching,
+            inference_flops=price.forward // batch_size,
+            normalisation=price.normalisation,
+            layers=price.layers,
+            memory=self._memory(subnetwork, batch_size),
+        )
+
+    def _memory(self, subnetwork: SubNetwork, batch_size: int) -> int | None:
+        """Bytes of a step as modelled, in runs that are about memory; None where a step cannot be modelled."""
+        if self._attached.pruner is None and self._attached.batching is None:
+            return None
+        try:
+            return self._attached.memory.bytes(subnetwork, batch_size)
+        except ConfigError:
+            return None

@@ -1,0 +1,59 @@
+"""What a recipe minimises, and with which optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import TrainingError
+from .config import Recipe
+from .images import MapCrops
+from .token_labels import predict, token_grid, token_label_loss, token_targets, with_true_labels
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer of a recipe; AdamW leaves biases, norms and tokens undecayed."""
+    if recipe.optimizer == "adamw":
+        tokens = getattr(model, "no_weight_decay", set)()  # timm's way to name them
+        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=tokens)
+        return torch.optim.AdamW(groups, recipe.lr)
+    return torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+
+
+def loss_of(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor | MapCrops,
+    smoothing: float,
+    swapped: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> torch.Tensor:
+    """The training loss of a batch: cross entropy, or that of token labelling where the labels are maps.
+
+    `swapped` surrounds a call of another method of the model than its `forward`, see `Attached.swapped`.
+    """
+    if isinstance(labels, torch.Tensor):
+        # PyTorch's cross entropy takes mixed labels too, and smooths both kinds alike.
+        return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
+    with swapped():
+        predictions = predict(model, images)
+    count, classes = predictions.tokens.shape[1:]
+    targets = token_targets(labels, classes, token_grid(count, (images.shape[2], images.shape[3])))
+    return token_label_loss(predictions, with_true_labels(targets, labels.labels, smoothing))
+
+
+def check_finite(losses: list[torch.Tensor], epoch: int, first_step: int) -> None:
+    """Refuse losses that are not numbers; the first of these is that of step `first_step` of the epoch."""
+    finite = torch.stack(losses).isfinite()
+    if not bool(finite.all()):
+        bad = int((~finite).nonzero()[0])
+        raise TrainingError(
+            "the loss is not finite",
+            where=f"epoch {epoch}, step {first_step + bad}",
+            found=f"{float(losses[bad])}",
+            todo="Lower the learning rate, or begin with a larger network",
+        )

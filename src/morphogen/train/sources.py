@@ -1,0 +1,140 @@
+"""Where images come from: scikit-learn's digits, image folders, CIFAR and ImageNet as torchvision reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder, ImageNet
+from torchvision.transforms import v2
+
+from ..errors import ConfigError
+from ..program import first_line
+from .config import Recipe
+from .data import IN_MEMORY, Batch, Data, MemoryData, StreamData
+from .images import read_image
+
+
+def load_data(recipe: Recipe) -> Data:
+    """The data a recipe names.
+
+    Raises:
+        ConfigError: a missing or empty folder, an image that cannot be read, fewer images than a batch.
+    """
+    kind, _, folder = recipe.data.rpartition(":")
+    if not kind and folder == "digits":
+        return _digits(recipe)
+    if kind in ("cifar10", "cifar100"):
+        dataset = CIFAR10 if kind == "cifar10" else CIFAR100
+        try:
+            pairs = [dataset(folder, train=train) for train in (True, False)]
+        except (RuntimeError, OSError) as error:
+            raise ConfigError(f"cannot read {kind} ({error})", where=folder) from error
+        train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2), torch.tensor(p.targets)) for p in pairs]
+        return MemoryData(
+            kind, _resized(train, recipe.image_size), _resized(test, recipe.image_size), recipe, crop=4, flip=True
+        )
+    if kind == "imagenet":
+        try:
+            return StreamData(kind, ImageNet(folder, "train"), ImageNet(folder, "val"), recipe)
+        except (RuntimeError, OSError) as error:
+            raise ConfigError(f"cannot read ImageNet ({error})", where=folder) from error
+    return _folder(Path(recipe.data), recipe)
+
+
+def _digits(recipe: Recipe) -> Data:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey, enlarged to 16 x 16; every fifth is for testing."""
+    from sklearn.datasets import load_digits
+
+    pixels, targets = load_digits(return_X_y=True)
+    grey = torch.from_numpy(pixels).view(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8)
+    images, labels = grey.expand(-1, 3, -1, -1), torch.from_numpy(targets).long()
+    testing = torch.arange(len(labels)) % 5 == 0
+    size = recipe.image_size or 16
+    train, test = (_resized((images[mask].contiguous(), labels[mask]), size) for mask in (~testing, testing))
+    return MemoryData("digits", train, test, recipe, crop=size // 8, flip=False)
+
+
+def _folder(root: Path, recipe: Recipe) -> Data:
+    if not root.is_dir():
+        raise ConfigError(
+            "no such data",
+            where=str(root),
+            expected="digits, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER or an image folder",
+        )
+    names = ["train", next((name for name in ("val", "test") if (root / name).is_dir()), "val")]
+    sets = [_part(root, name) for name in names]
+    if sets[0].classes != sets[1].classes:
+        raise ConfigError(
+            "training and test folders hold different classes",
+            where=str(root),
+            expected=f"{sets[0].classes}",
+            found=f"{sets[1].classes}",
+        )
+    sizes = {read_image(sets[0].samples[i][0]).size for i in (0, len(sets[0]) // 2, len(sets[0]) - 1)}
+    if len(sizes) == 1 and max(next(iter(sizes))) <= IN_MEMORY:
+        train, test = (
+            _resized(_decode(dataset, name), recipe.image_size) for dataset, name in zip(sets, names, strict=True)
+        )
+        return MemoryData(root.name, train, test, recipe, crop=train[0].shape[-1] // 8, flip=True)
+    return StreamData(root.name, sets[0], sets[1], recipe)
+
+
+def training_images(data: str) -> ImageFolder:
+    """The training images that a recipe's `data` names, where they are files.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    kind, _, folder = data.rpartition(":")
+    if kind not in ("", "imagenet") or not Path(folder).is_dir():
+        raise ConfigError("no such image folder", where=data, expected="a folder with train/CLASS/IMAGE")
+    return _part(Path(folder), "train")
+
+
+def _part(root: Path, name: str) -> ImageFolder:
+    try:
+        return ImageFolder(str(root / name), loader=read_image)
+    except OSError as error:
+        raise ConfigError(
+            f"not an image folder ({error})",
+            where=str(root),
+            expected="train/CLASS/IMAGE and val/CLASS/IMAGE (or test/...)",
+        ) from error
+
+
+def _decode(dataset: ImageFolder, name: str) -> Batch:
+    """All images of one size as bytes; torchvision decodes JPEG faster, but PIL reads every format."""
+    images: list[Tensor] = []
+    for path, _ in track(dataset.samples, f"reading {name} images", transient=True, disable=not terminal()):
+        image = torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)
+        if images and image.shape != images[0].shape:
+            raise ConfigError(
+                "images of this folder differ in size",
+                where=path,
+                expected=f"{tuple(images[0].shape[1:])}",
+                found=f"{tuple(image.shape[1:])}",
+            )
+        images.append(image)
+    return torch.stack(images), torch.tensor(dataset.targets)
+
+
+def terminal() -> bool:
+    """Whether someone watches; a progress bar in a file is only noise."""
+    from rich.console import Console
+
+    return Console().is_terminal
+
+
+def _resized(batch: Batch, size: int | None) -> Batch:
+    images, labels = batch
+    if size is None or images.shape[-2:] == (size, size):
+        return batch
+    try:
+        return v2.functional.resize(images, [size, size], antialias=True), labels
+    except RuntimeError as error:
+        reason = f"images cannot have this size ({first_line(error)})"
+        raise ConfigError(reason, where="image_size", found=f"{size}") from error

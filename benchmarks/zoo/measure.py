@@ -202,12 +202,12 @@ def reload(name: str, model: nn.Module, x: torch.Tensor) -> None:
     if not all(bool(tensor.isfinite().all()) for tensor in expected):
         raise ValueError("nothing to compare: the grown network's output is not finite")
     for meta in (True, False):  # what is not in the state may be missing on the meta device
-        fresh = build(name, meta=meta)
-        fresh.load_state_dict(model.state_dict(), strict=True, assign=True)
         try:
+            fresh = build(name, meta=meta)
+            fresh.load_state_dict(model.state_dict(), strict=True, assign=True)
             with torch.no_grad():
                 found = tensors_in(fresh.eval()(x))
-        except (RuntimeError, NotImplementedError):  # a meta tensor among those outside the state
+        except (RuntimeError, NotImplementedError):  # a constructor that computes, or a tensor outside the state
             if meta:
                 continue
             raise

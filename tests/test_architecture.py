@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "src" / "morphogen"
 LAYERS = [
     {"errors", "placement", "timing"},
     {"subnet", "spec", "program", "depth", "resize", "randomness"},
-    {"fake", "bypass", "momentum", "files"},
+    {"fake", "bypass", "momentum", "files", "ranks"},
     {"grid"},
     {"network"},
     {"graph", "morph", "memory", "masked"},

@@ -25,6 +25,7 @@ from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
 from .network import Network
 from .pruning.pruner import Pruner
+from .ranks import check_same, decided, spread
 from .resize import resized
 from .schedule.stages import Regularisation, Stage
 from .search import Found, Probe
@@ -283,7 +284,7 @@ class Attached:
         """Take out what has become sparse, where an interval was over between two epochs."""
         if self.pruner is None or not any(before < at <= epoch for at in self.pruner.policy.at):
             return None
-        old, left = self.network.current, self.pruner.left()
+        old, left = self.network.current, decided(self.pruner.left())  # on another rank a rounding could differ
         if left == old:
             return None
         receipt = self._morph(left, grows=False)
@@ -295,7 +296,7 @@ class Attached:
         averages, momentum = _several(self.ema), self.momentum
         if momentum is not None and not grows:  # an average like any other: nothing comes from it
             averages, momentum = [*averages, momentum], None
-        return morph(
+        receipt = morph(
             self.network,
             target,
             optimizer=self.optimizer,
@@ -304,6 +305,15 @@ class Attached:
             depth_operator=self.method.depth_operator,
             momentum=momentum,
         )
+        self._align(target)
+        return receipt
+
+    def _align(self, target: SubNetwork) -> None:
+        """What the ranks filled each with its own random numbers becomes rank 0's."""
+        trees = [*self._followers()[0], *([] if self.momentum is None else [self.momentum])]
+        tensors = [tensor for tree in trees for tensor in (*tree.parameters(), *tree.buffers())]
+        spread(tensors)
+        check_same("the network after a morph", tensors, target.to_json())
 
     def _resized(self, images: torch.Tensor, resolution: tuple[int, int]) -> torch.Tensor:
         return resized(images, resolution, self.method.resizing)

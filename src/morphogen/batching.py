@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import distributed
 from torch.optim import Optimizer
 
 from .errors import ConfigError
 from .memory import StepMemory, bytes_of
+from .ranks import gathered
 from .schedule.mini_batch import MiniBatch, step_sizes
 from .subnet import SubNetwork
 
@@ -141,7 +141,7 @@ class Batching:
         measured = self._gauge.end_step() if self._gauge is not None else None
         if measured is not None and self._present is not None:
             modelled = self.memory.bytes(self._present, self.size)
-            self.factor = _of_all_ranks(measured / modelled)
+            self.factor = max(gathered(measured / modelled))  # all ranks come to the same batch
 
 
 class Gauge:
@@ -164,15 +164,6 @@ class Gauge:
         """Bytes at the peak without what is others', when so many steps are over as it takes; else None."""
         self._steps += 1
         return torch.cuda.max_memory_allocated(self._device) - self._others if self._steps == SETTLED else None
-
-
-def _of_all_ranks(factor: float) -> float:
-    """The largest, so that all ranks come to the same batch."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return factor
-    factors: list[float] = [factor] * distributed.get_world_size()
-    distributed.all_gather_object(factors, factor)
-    return max(factors)
 
 
 def _gib(size: int) -> str:

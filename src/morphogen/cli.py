@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .errors import ConfigError, MorphogenError, TrainingError
 from .methods import build_method
+from .ranks import rank
 from .report.inspect import describe
 from .report.ledger import environment
 from .report.plan.show import stage_rows, told, total, width_rows
@@ -26,6 +27,7 @@ from .report.searches import draw_searches, search_rows, search_title
 from .train.checkpoint import Checkpoints, Stopped
 from .train.compare import compare
 from .train.config import CompareConfig, ExportConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
+from .train.distributed import joined
 from .train.export import export_run
 from .train.loop import Run, writable
 from .train.models import build_model
@@ -155,6 +157,11 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
 
 def run_train(config: TrainConfig) -> int:
     """Train one network by one method; weights and ledger go to the output folder."""
+    with joined(config.torch_device()):
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> int:
     method = build_method(config.method)
     checkpoints = Checkpoints(config.output / "checkpoints", config.save_every, config.keep)
     run = Run(config, load_data(config), method, config.method, config.seed, checkpoints=checkpoints)
@@ -163,7 +170,7 @@ def run_train(config: TrainConfig) -> int:
         run.load_state_dict(state)
     else:
         checkpoints.clear()
-    for pattern in ("schedule.json", "search.png", *PICTURES):  # of another run
+    for pattern in ("schedule.json", "search.png", *PICTURES) if rank() == 0 else ():  # of another run
         for path in config.output.glob(pattern):
             path.unlink()
     try:
@@ -171,8 +178,11 @@ def run_train(config: TrainConfig) -> int:
             for epoch in run.epochs():
                 tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
     finally:
-        _save(run, config)
+        if rank() == 0:
+            _save(run, config)
     checkpoints.clear()
+    if rank():
+        return 0
     seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
     _console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy or 0:.2f}", **seconds}]))
     for search in run.ledger.searches:
@@ -320,7 +330,8 @@ class _bars:
             TimeElapsedColumn(),
             TextColumn("{task.fields[accuracy]:.2f} %"),
         )
-        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        silent = rank() > 0 or not self.console.is_terminal
+        self.progress = Progress(*columns, console=self.console, disable=silent)
         self.progress.start()
         self.tasks = {}
         return self.tell

@@ -17,13 +17,13 @@ from operator import length_hint
 from typing import Any
 
 import torch
-from torch import distributed
 from torch.nn.modules.dropout import _DropoutNd
 
 from .elastic import ElasticSupernet
 from .errors import ConfigError, TrainingError
 from .network import Network
 from .randomness import own_random
+from .ranks import gathered
 from .subnet import SubNetwork, contains
 from .timing import now
 
@@ -295,12 +295,9 @@ def _losses(supernet: ElasticSupernet, probe: Probe, resize: Resize) -> list[lis
 
 def _agreed(losses: list[list[float]], seconds: list[float]) -> tuple[list[list[float]], list[float]]:
     """The figures that all ranks act on: every rank's batches, and the longest times."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return losses, seconds
-    ranks: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(ranks, (losses, seconds))
-    of_all = [[loss for others, _ in ranks for loss in others[i]] for i in range(len(losses))]
-    return of_all, [max(times) for times in zip(*(own for _, own in ranks), strict=True)]
+    of_ranks = gathered((losses, seconds))
+    of_all = [[loss for others, _ in of_ranks for loss in others[i]] for i in range(len(losses))]
+    return of_all, [max(times) for times in zip(*(own for _, own in of_ranks), strict=True)]
 
 
 def _without_dropout(network: Network) -> None:

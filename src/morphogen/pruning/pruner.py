@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import distributed
 from torch.optim import Optimizer
 
 from ..errors import ConfigError, TrainingError
 from ..network import Network
+from ..ranks import mean
 from ..subnet import SubNetwork
 from .lasso import GroupLasso
 from .policy import Pruning
@@ -107,17 +107,14 @@ class Pruner:
         return sparse_part(self.network, self.policy.threshold, self.policy.multiple_of)
 
     def _coefficient(self, loss: torch.Tensor) -> float:
-        mean, penalty = loss.detach().double().clone(), self._lasso().detach().double()
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(mean)
-            mean /= distributed.get_world_size()
+        task, penalty = mean(loss.detach().double()), self._lasso().detach().double()
         ratio = self.policy.ratio
-        coefficient = float(ratio * mean / ((1 - ratio) * penalty))
+        coefficient = float(ratio * task / ((1 - ratio) * penalty))
         if not 0 < coefficient < float("inf"):
             raise TrainingError(
                 "the penalty's coefficient cannot be set on this batch",
                 expected="a loss and weights that are finite and not zero",
-                found=f"loss {float(mean):.4g}, sum of the channels' norms {float(penalty):.4g}",
+                found=f"loss {float(task):.4g}, sum of the channels' norms {float(penalty):.4g}",
             )
         return coefficient
 

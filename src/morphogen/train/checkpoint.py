@@ -25,10 +25,15 @@ from safetensors.torch import save as save_tensors
 from ..errors import CheckpointError, ExportError, MorphogenError
 from ..files import replaced
 from ..program import first_line
+from ..ranks import gathered, rank, ranks
 
 FORMAT = "morphogen checkpoint 1"
 KIND = "$"
 """The key by which what JSON lacks is known in the tree: tensors, tuples, dictionaries with other keys than strings."""
+
+
+TOGETHER = 10
+"""Steps after which several ranks ask each other whether to save or to stop: asking takes them all."""
 
 
 class Stopped(Exception):
@@ -84,13 +89,22 @@ class Checkpoints:
         Raises:
             Stopped: it was asked to, and has saved.
         """
-        if self._asked is not None or time.monotonic() - self._saved >= self.every:
+        if ranks() > 1 and step % TOGETHER:
+            return
+        due = rank() == 0 and time.monotonic() - self._saved >= self.every
+        wishes = gathered((due, self._asked))
+        asked = next((number for _, number in wishes if number is not None), None)
+        if asked is not None or any(due for due, _ in wishes):
             self.save(epoch, step, state())
-        if self._asked is not None:
-            raise Stopped(self._asked)
+            gathered(None)  # none leaves before it is saved
+        if asked is not None:
+            raise Stopped(asked)
 
     def save(self, epoch: int, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint and remove the oldest; where that fails, say so and go on with those that are there."""
+        """Write a checkpoint and remove the oldest; where that fails, say so and go on with those that are there. Of
+        several ranks the first does it."""
+        if rank():
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write(self.folder / f"epoch-{epoch:05}-step-{step:07}.safetensors", state)
@@ -104,7 +118,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove them all: the run is over, or another one begins."""
-        for path in self.files():
+        for path in self.files() if rank() == 0 else ():
             path.unlink()
 
     @contextmanager

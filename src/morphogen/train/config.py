@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,8 @@ import torch
 
 from ..errors import ConfigError
 from ..program import first_line
+
+CPU = torch.device("cpu")
 
 _HIGHEST = {
     "clip_grad": math.inf,
@@ -37,7 +40,7 @@ class Recipe:
         images: use only so many training images, the same for every seed.
         test_images: use only so many test images, the same for every seed.
         epochs: passes over the training images.
-        batch_size: images in a step.
+        batch_size: images in a step, of all ranks together.
         optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`; the learning rate falls to 0 along a cosine.
         lr: peak learning rate.
         warmup_epochs: epochs in which the learning rate rises to its peak, linearly from a thousandth of it.
@@ -139,7 +142,7 @@ def find_device(name: str) -> torch.device:
         ConfigError: there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else CPU
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import DatasetFolder
 
 from ..errors import ConfigError
+from ..ranks import rank, ranks
 from ..resize import Size, resized
 from ..schedule.mini_batch import step_sizes
 from ..schedule.stages import Regularisation
@@ -56,6 +57,7 @@ class Pass:
         resizing: how they are brought to their size, see `Method`.
         strength: shares of the recipe's RandAugment and erasing.
         first: the step to begin with.
+        rank, ranks: this process takes every so-many-th image of each step, beginning with its own number.
     """
 
     seed: int
@@ -66,6 +68,8 @@ class Pass:
     resizing: str = "bilinear"
     strength: Regularisation = AS_THE_RECIPE_SAYS
     first: int = 0
+    rank: int = 0
+    ranks: int = 1
 
     def generator(self) -> torch.Generator:
         """Random numbers of this pass."""
@@ -144,7 +148,7 @@ class Data(ABC):
         counts = self.step_sizes(batch_size or self.recipe.batch_size)
         each = self._each_step(sizes, len(counts))
         repeats = self.recipe.repeated_augmentation
-        return self._batches(Pass(seed, epoch, each, counts, repeats, resizing, strength, first))
+        return self._batches(Pass(seed, epoch, each, counts, repeats, resizing, strength, first, rank(), ranks()))
 
     def subset(self, count: int, seed: int, strength: Regularisation = AS_THE_RECIPE_SAYS) -> Subset:
         """A fixed random part of the training images, augmented in a fixed way, to compare networks on.
@@ -169,7 +173,7 @@ class Data(ABC):
         return Subset(self, count // batch_size, seed, strength)
 
     def test_batches(self, size: Size | None = None) -> Iterator[Batch]:
-        """All test images in order, normalised, their labels as classes."""
+        """All test images in order, normalised, their labels as classes; of several ranks each takes its part."""
         size = size or self.size
         for images, labels in self._test_bytes(size):
             yield resized(self._normalised(images), size, "bilinear"), labels
@@ -199,7 +203,7 @@ class Data(ABC):
         augments = {size: rand_augment(magnitude, size, mean) for size in set(decoded)}
         batches = self._train_bytes(way, decoded, augments)
         for step, size in enumerate(way.sizes[way.first :], way.first):
-            with seeded(way.seed, way.epoch, 0, step, device=self.device):
+            with seeded(way.seed, way.epoch, 0, step, *([way.rank] if way.rank else []), device=self.device):
                 images, labels = next(batches)
                 images = resized(self._normalised(images), size, way.resizing)
                 images = erased(images, self.recipe.erasing * way.strength.erasing)
@@ -281,11 +285,13 @@ class MemoryData(Data):
             images = crop_and_flip(self.train_images[chosen], self.crop, self.flip, generator)
             if step < way.first:  # its random numbers are drawn all the same
                 continue
-            yield augmented(images, augment) if augment else images, self.train_labels[chosen]
+            images, labels = (t[way.rank :: way.ranks] for t in (images, self.train_labels[chosen]))
+            yield augmented(images, augment) if augment else images, labels
 
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """In batches of 500."""
-        yield from zip(self.test_images.split(500), self.test_labels.split(500), strict=True)
+        mine = slice(rank(), None, ranks())
+        yield from zip(self.test_images[mine].split(500), self.test_labels[mine].split(500), strict=True)
 
 
 class StreamData(Data):
@@ -312,7 +318,7 @@ class StreamData(Data):
         order = image_order(self.images, way.repeats, way.generator())
         items = enumerate(order.tolist())
         batches = [
-            [(position, index, size) for position, index in itertools.islice(items, count)]
+            [(position, index, size) for position, index in itertools.islice(items, count)][way.rank :: way.ranks]
             for size, count in zip(sizes, way.counts, strict=True)
         ]
         crops = RandomCrops(self.train, augments, (way.seed, way.epoch, 1), self.maps)
@@ -320,7 +326,7 @@ class StreamData(Data):
 
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """Centre crops."""
-        yield from self._load(CentreCrops(self.test, size), batch_size=self.recipe.batch_size)
+        yield from self._load(CentreCrops(self.test[rank() :: ranks()], size), batch_size=self.recipe.batch_size)
 
     def _load(self, dataset: Dataset[tuple[Tensor, Any]], **options: Any) -> Iterator[tuple[Tensor, Any]]:
         loader = DataLoader(

@@ -20,6 +20,7 @@ from ..export.weights import metadata_of
 from ..files import replaced
 from ..methods import Method
 from ..program import first_line
+from ..ranks import gathered, mean, rank, ranks
 from ..report.inference import inference_speeds
 from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun
 from ..report.outcome import predicted_speedup, saved_schedule
@@ -31,6 +32,7 @@ from .checkpoint import Checkpoints
 from .config import Recipe
 from .costs import Costs
 from .data import Data, TrainBatch
+from .distributed import share, wrapped
 from .images import MapCrops
 from .models import build_model
 from .objective import build_optimizer, check_finite, loss_of
@@ -89,6 +91,7 @@ class Run:
             torch.manual_seed(seed)
             self.model = self._dense_model().train()
             if recipe.token_labels:
+                _check_alone()
                 check_predicts(self.model)
             self.optimizer = build_optimizer(self.model, recipe)
             self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
@@ -105,9 +108,10 @@ class Run:
                     ema=self.ema,
                     probe=self._probe(method, 0),
                     exclude=recipe.exclude,
-                    batch_size=recipe.batch_size,
+                    batch_size=share(recipe.batch_size),
                     autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
                 )
+            self._trained: nn.Module = wrapped(self.model, searching=self.attached.searching is not None)
             self._costs = Costs(self.attached, self._precision)
             self._open_stage(0)
             if self.attached.pruner is not None:
@@ -174,6 +178,7 @@ class Run:
         attached.probe = self._probe(attached.method, max(0, number - 1))
         with ledger.clock("morph", self.device):
             receipt = attached.begin_epoch(number)
+            self._trained = wrapped(self.model, searching=attached.searching is not None)
         for found in attached.searches[searched:]:
             ledger.seconds["search"] += found.seconds
             ledger.seconds["morph"] -= found.seconds
@@ -191,8 +196,8 @@ class Run:
             "run": self._identity(),
             "epoch": self._at.epoch,
             "step": self._at.step,
-            "losses": [float(loss) for loss in self._at.losses],
-            "random": self._random.now(),
+            "losses": [float(loss) for loss in _of_all_ranks(self._at.losses)],
+            "random": gathered(self._random.now()),
             "attached": self.attached.state_dict(),
             "ledger": self.ledger.record(),
         }
@@ -213,15 +218,21 @@ class Run:
             epoch, step = int(state["epoch"]), None if state["step"] is None else int(state["step"])
             losses = [torch.tensor(float(loss), device=self.device) for loss in state["losses"]]
             ledger, random = Ledger.from_record(state["ledger"]), list(state["random"])
-            if len(random) != len(self._random.state):
+            if any(len(each) != len(self._random.state) for each in random):
                 raise CheckpointError("the checkpoint is of a run on another kind of device", where="device")
             attached = state["attached"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint is damaged ({type(error).__name__}: {first_line(error)})") from error
         with self._random.active():
             self.attached.load_state_dict(attached)
-        self._at, self.ledger, self._random.state = _Position(epoch, step, losses), ledger, random
+        self._at, self.ledger = _Position(epoch, step, losses), ledger
         self.ledger.stopped = None
+        if len(random) == ranks():
+            self._random.state = random[rank()]
+        else:  # other ranks than before: dropout begins anew, the same whenever it does from here
+            with self._random.active():
+                torch.manual_seed(hash((self.seed, epoch, -1 if step is None else step, rank())) % 2**63)
+        self._trained = wrapped(self.model, searching=self.attached.searching is not None)
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
@@ -273,8 +284,9 @@ class Run:
                 at.losses.append(self._step(images, labels))
                 at.step += 1
                 if at.step % CHECK_EVERY == 0:
-                    check_finite(at.losses[-CHECK_EVERY:], number, at.step - CHECK_EVERY)
+                    check_finite(_of_all_ranks(at.losses[-CHECK_EVERY:]), number, at.step - CHECK_EVERY)
                 self._step_is_over()
+            at.losses = _of_all_ranks(at.losses)
             check_finite(at.losses, number, 0)
         with self.ledger.clock("accounting", self.device):
             stage = self.ledger.stages[-1]
@@ -309,7 +321,7 @@ class Run:
     @property
     def batch_size(self) -> int:
         """Images in a step of this epoch; its last may have fewer."""
-        return self.attached.batch_size or self.recipe.batch_size
+        return ranks() * (self.attached.batch_size or share(self.recipe.batch_size))
 
     def _counts_left(self, number: int) -> list[int]:
         """Images in each step of an epoch that this run has left; a step that is begun is taken whole."""
@@ -336,7 +348,7 @@ class Run:
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
         self.attached.begin_step()
-        loss = self._loss(images, labels)
+        loss = self._loss(images, labels, self._trained)
         self.optimizer.zero_grad()
         self.attached.penalised(loss).backward()
         if self.recipe.clip_grad:
@@ -347,11 +359,13 @@ class Run:
             self.ema.update(self.model)
         return loss.detach()
 
-    def _loss(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
+    def _loss(
+        self, images: torch.Tensor, labels: torch.Tensor | MapCrops, model: nn.Module | None = None
+    ) -> torch.Tensor:
         """Mean loss of a batch, through the model as it is; also what a search compares."""
         with self._precision():
             return loss_of(
-                self.model, self._laid_out(images), labels, self.recipe.label_smoothing, self.attached.swapped
+                model or self.model, self._laid_out(images), labels, self.recipe.label_smoothing, self.attached.swapped
             )
 
     def _probe(self, method: Method, epoch: int) -> Probe | None:
@@ -389,7 +403,7 @@ class Run:
             for images, labels in self.data.test_batches(self.attached.network.current.resolution):
                 right += (model(self._laid_out(images)).argmax(1) == labels).sum()
                 total += len(labels)
-        return 100 * float(right) / total
+        return 100 * sum(gathered(float(right))) / sum(gathered(total))
 
     def _open_stage(self, epoch: int) -> None:
         """Enter the sub-network that trains from here on."""
@@ -433,6 +447,11 @@ class Run:
             torch.save(content, file)
 
 
+def _of_all_ranks(losses: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Means over the ranks."""
+    return list(mean(torch.stack(losses))) if losses else []
+
+
 @dataclass
 class _Position:
     """Where a run is.
@@ -456,6 +475,16 @@ def writable(folder: Path) -> None:
         (folder / ".part").unlink()
     except OSError as error:
         raise ConfigError(f"cannot write results there ({first_line(error)})", where=str(folder)) from error
+
+
+def _check_alone() -> None:
+    """Refuse token labelling on several ranks."""
+    if ranks() > 1:
+        raise ConfigError(
+            "token labelling calls parts of the model, and so goes past DistributedDataParallel",
+            where="token_labels",
+            expected="one process",
+        )
 
 
 def _check_mini_batch(method: Method, recipe: Recipe) -> None:

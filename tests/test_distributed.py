@@ -93,13 +93,12 @@ def prune_work(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     mocks = {name: mock.Mock(side_effect=getattr(distributed, name)) for name in COLLECTIVES.split()}
     for proximal in (True, False):
-        with mock.patch.multiple(distributed, **mocks):
-            result = prune(rank, proximal)
+        result = prune(rank, proximal, lambda: mock.patch.multiple(distributed, **mocks))
         torch.save((*result, {name: call.call_count for name, call in mocks.items()}), f"{folder}/{proximal}{rank}.pt")
     distributed.destroy_process_group()
 
 
-def prune(rank: int, proximal: bool):
+def prune(rank: int, proximal: bool, counting):
     torch.manual_seed(0)
     model = Residual()
     optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
@@ -114,16 +113,18 @@ def prune(rank: int, proximal: bool):
             loss = (1 + rank) * torch.nn.functional.cross_entropy(wrapped(image(4)), torch.randint(10, (4,)))
             losses.append(loss.item())
             optimizer.zero_grad()
-            run.penalised(loss).backward()
+            with counting():
+                run.penalised(loss).backward()
             optimizer.step()
-            run.end_step()
+            with counting():
+                run.end_step()
     run.end()
     history = [(epoch, subnetwork.to_json()) for epoch, subnetwork in run.history]
     return run.pruner.coefficient, losses, history, {name: p.detach() for name, p in model.named_parameters()}
 
 
 @pytest.mark.skipif(not distributed.is_available(), reason="no torch.distributed")
-def test_two_ranks_prune_the_same_and_talk_once(tmp_path):
+def test_two_ranks_prune_the_same_and_talk_once_while_they_train(tmp_path):
     multiprocessing.spawn(prune_work, (str(tmp_path),), nprocs=2)
     torch.manual_seed(0)
     model = Residual()

@@ -46,6 +46,10 @@ LEAST_SUBSET = 512
 """Images on which a search compares losses where one in 25, as of the paper's ImageNet, is fewer."""
 
 
+BESIDE_THE_RUN = """data output workers sparsity_map resume save_every keep methods seeds first_seed""".split()
+"""Settings that leave the run as it is; of the data the name and the number of images are compared."""
+
+
 class Run:
     """One network trained by one method with one seed.
 
@@ -236,19 +240,7 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
-        beside = (
-            "output",
-            "workers",
-            "sparsity_map",
-            "resume",
-            "save_every",
-            "keep",
-            "methods",
-            "seeds",
-            "first_seed",
-            "data",
-        )
-        recipe = {key: str(value) for key, value in asdict(self.recipe).items() if key not in beside}
+        recipe = {key: str(value) for key, value in asdict(self.recipe).items() if key not in BESIDE_THE_RUN}
         data = f"{self.data.name}, {self.data.images} images of {self.data.image_size} pixels"
         return recipe | {"data": data, "method": self.ledger.method, "seed": self.seed, "steps": self.steps}
 
@@ -365,7 +357,11 @@ class Run:
         """Mean loss of a batch, through the model as it is; also what a search compares."""
         with self._precision():
             return loss_of(
-                model or self.model, self._laid_out(images), labels, self.recipe.label_smoothing, self.attached.swapped
+                self.model if model is None else model,
+                self._laid_out(images),
+                labels,
+                self.recipe.label_smoothing,
+                self.attached.swapped,
             )
 
     def _probe(self, method: Method, epoch: int) -> Probe | None:

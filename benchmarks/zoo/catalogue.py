@@ -56,7 +56,7 @@ def preset(name: str, cache: Path) -> list[str]:
         return matching(["torchvision:*"])
     sizes = timm_sizes(cache)
     if name == "timm-30m":
-        return [model for model, size in sizes.items() if size < 30e6]
+        return [model for model in sorted(sizes, key=lambda model: (sizes[model], model)) if sizes[model] < 30e6]
     smallest: dict[str, str] = {}
     for model in sorted(sizes, key=lambda model: (sizes[model], model)):
         smallest.setdefault(file_of(model), model)

@@ -55,10 +55,11 @@ def preset(name: str, cache: Path) -> list[str]:
     if name == "torchvision":
         return matching(["torchvision:*"])
     sizes = timm_sizes(cache)
+    by_size = sorted(sizes, key=lambda model: (sizes[model], model))
     if name == "timm-30m":
-        return [model for model in sorted(sizes, key=lambda model: (sizes[model], model)) if sizes[model] < 30e6]
+        return [model for model in by_size if sizes[model] < 30e6]
     smallest: dict[str, str] = {}
-    for model in sorted(sizes, key=lambda model: (sizes[model], model)):
+    for model in by_size:
         smallest.setdefault(file_of(model), model)
     return [smallest[file] for file in sorted(smallest)]
 

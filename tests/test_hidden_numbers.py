@@ -279,3 +279,22 @@ def test_a_difference_of_numbers_counts_the_rest():
     target = net.subnetwork(alive={first: [1, 4], rest: [0, 2, 9], gate: [5]})
     assert_equals_masked_dense(net, target, image())
     assert (net.model.dim, net.model.part, net.model.gate.out_channels) == (5, 2, 1)
+
+
+@pytest.mark.parametrize("where", ["an attribute", "a shape"])
+def test_code_that_looks_a_number_up_is_read_without_origins(where):
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kind, self.conv, self.fc = 2, nn.Conv2d(3, 8, 1), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = self.conv(x)
+            factor = {2: 0.5, 8: 2.0}[self.kind if where == "an attribute" else x.shape[2]]
+            return self.fc((x * factor).mean((2, 3)))
+
+    model = Table()
+    net = morphogen.trace(model, image())
+    assert [group.name for group in net.groups] == ["conv"]
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model(image()).shape == (2, 2)

@@ -131,10 +131,15 @@ def _export(model: nn.Module, example: Example, *, training: bool) -> tuple[torc
     args, kwargs = as_call(example)
     if training:  # batch norm refuses single values in training
         args, kwargs = tree_map(at_least_two, (args, kwargs))
+    numbers = Numbers(model)
     try:
-        with quiet(model, training=training), Numbers(model) as numbers:
-            numbers.mark()
-            return export(model, args, kwargs), numbers
+        try:
+            with quiet(model, training=training), numbers:
+                numbers.mark()
+                return export(model, args, kwargs), numbers
+        except Exception:  # the code may look a number up in a table, where one with an origin is not found
+            with quiet(model, training=training):
+                return export(model, args, kwargs), Numbers(model)
     except Exception as error:  # whatever the model's own code raises on this input
         raise cannot_export(model, (args, kwargs), error) from error
 

@@ -107,6 +107,6 @@ def input_shapes(name: str) -> Sequence[tuple[int, int, int]]:
     elif model == "inception_v3":
         size = 299
     elif model not in TORCHVISION["classification"]:
-        size = SIZES[0]  # these take any size
+        size = 320  # these take any size, but SSD's backbone, none below 300
     sides = [size] if size <= SIZES[0] else [*(side for side in SIZES if side < size), size]
     return [(channels, side, side) for side in sides]

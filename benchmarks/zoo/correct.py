@@ -222,7 +222,7 @@ def _looks_across(name: str, args: Any, kwargs: Any) -> bool:
     if name in {"mean", "var", "std", "var_mean", "amax", "amin", "max", "min"} and args[0].ndim == 4:
         dims = args[1] if len(args) > 1 else kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else dims
-        return not dims or not {dim % 4 for dim in dims} <= {2, 3}
+        return not dims or {dim % 4 for dim in dims} != {2, 3}  # the last alone may be channels
     return True
 
 

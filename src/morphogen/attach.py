@@ -21,6 +21,7 @@ from .momentum import MomentumNetwork
 from .morph.commit import Receipt, morph
 from .morph.drop_path import lay_out_drop_path
 from .morph.entry import depth_named
+from .morph.optimizer import begin_together
 from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
 from .network import Network
@@ -276,6 +277,7 @@ class Attached:
         self.history.append((self._epoch, target))
         self._average_for(number)
         if stage.candidates:
+            begin_together(self._followers()[1])  # a step trains the blocks of one candidate alone
             self.searching = Searching(self.network, stage)
         self._stage = stage
         return receipt

@@ -22,7 +22,7 @@ from .drop_path import lay_out_drop_path
 from .entry import DepthOperator, depth_named
 from .exchange import add_factors, averaged_blocks, exchange, tensors_of
 from .growth import GrowthOperator, WidthGrowth, named
-from .optimizer import carried_state, check_optimizers
+from .optimizer import begin_together, carried_state, check_optimizers
 from .rehearsal import check_operator
 from .rezero import fold_factors
 from .tensors import TensorMap, map_tensors
@@ -149,6 +149,8 @@ def morph(
         for edit in edits:  # from here on nothing is computed, so nothing can fail halfway
             edit()
         exchange(network, entering, leaving, values.entering, trees, copies, optimizers)
+        if entering:
+            begin_together(optimizers)
         before, network.current = current, target
         for tree in trees:
             set_buffers(tree, network, target, values.buffers)

@@ -111,6 +111,18 @@ def carried_state(
     return carried
 
 
+def begin_together(optimizers: Iterable[Optimizer]) -> None:
+    """Give what joins later a momentum of zero, which stands for none, where the optimizer takes none or all.
+
+    Fused SGD steps all parameters in one call, and that call knows no parameter without momentum beside others with it.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+            for parameter in group["params"] if group["fused"] and group["momentum"] else ():
+                if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 Held = list[tuple[dict[str, Any], list[nn.Parameter]]]
 """Parameter groups of an optimizer that have lost parameters, each with all it held, in order."""
 

@@ -16,7 +16,7 @@ import torch
 from .. import __version__
 from ..timing import now
 
-TRAINING = ("step", "data", "trace", "morph", "search", "checkpoint")
+TRAINING = ("step", "compile", "data", "trace", "morph", "search", "checkpoint")
 """Causes of time that training takes."""
 
 BESIDE = ("evaluation", "accounting")

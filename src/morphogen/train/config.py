@@ -56,8 +56,13 @@ class Recipe:
             of its tokens (token labelling with MixToken).
         drop_path: rate of stochastic depth, the model's `drop_path_rate`.
         ema: decay of an exponential moving average of the weights, which is then what is tested and saved; 0 is off.
-        precision: `float32`, or `bfloat16` autocast.
+        fast: all ordinary speed-ups that the device has: bfloat16, channels_last, fused, compile, and on a GPU
+            cuda_graphs; each of them can be set apart as well.
+        precision: `float32`; autocast to `bfloat16`, or to `float16` with the loss scaled.
         channels_last: keep images and weights in channels-last memory format.
+        fused: let one kernel update all parameters.
+        compile: `torch.compile` the network, once for each size that it has; searches run as they are.
+        cuda_graphs: replay the compiled step as a CUDA graph; on a GPU, with compile.
         exclude: module paths of the model that no method changes, such as `["layer4"]`.
         sparsity_map: paths of the layers whose channels a method that prunes shows over the epochs; by default three
             of one residual path.
@@ -86,14 +91,19 @@ class Recipe:
     token_labels: Path | None = None
     drop_path: float = 0.0
     ema: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    fast: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] | None = None
     channels_last: bool = True
+    fused: bool | None = None
+    compile: bool | None = None
+    cuda_graphs: bool | None = None
     exclude: list[str] = field(default_factory=list)
     sparsity_map: list[str] = field(default_factory=list)
     workers: int = 2
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        self._choose_speed()
         least = {"epochs": 1, "batch_size": 1, "image_size": 8, "images": 1, "test_images": 1}
         for key, lowest in least.items():
             value = getattr(self, key)
@@ -129,6 +139,38 @@ class Recipe:
                 expected="mixup 0 and cutmix 0; MixToken takes their place",
                 found=f"mixup {self.mixup}, cutmix {self.cutmix}",
             )
+
+    def _choose_speed(self) -> None:
+        """Settle what was left to `fast`, so that a recipe says what it does."""
+        on_gpu = self.fast and self.torch_device().type == "cuda"
+        left = {
+            "precision": "bfloat16" if self.fast else "float32",
+            "fused": self.fast,
+            "compile": self.fast and self.token_labels is None,
+            "cuda_graphs": on_gpu and self.compile is not False and self.token_labels is None,
+        }
+        for key, value in left.items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, value)
+        if self.compile and self.token_labels is not None:
+            raise ConfigError(
+                "token labelling calls parts of the model, and only its whole forward pass is compiled",
+                where="compile",
+                expected="false",
+                found="true",
+            )
+        if self.cuda_graphs and not (self.compile and self.torch_device().type == "cuda"):
+            raise ConfigError(
+                "CUDA graphs are made by torch.compile, on a GPU",
+                where="cuda_graphs",
+                expected="compile true and a CUDA device",
+                found=f"compile {str(self.compile).lower()} on {self.torch_device().type}",
+            )
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type of autocast; None for none."""
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision or "")
 
     def torch_device(self) -> torch.device:
         """The device to train on; raises ConfigError where there is no such device."""

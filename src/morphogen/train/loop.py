@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,11 @@ from .checkpoint import Checkpoints
 from .config import Recipe
 from .costs import Costs
 from .data import Data, TrainBatch
-from .distributed import share, wrapped
-from .images import MapCrops
+from .distributed import share
 from .models import build_model
-from .objective import build_optimizer, check_finite, loss_of
+from .objective import build_optimizer, check_finite, laid_out, precision_of
 from .own_random import OwnRandom
+from .stepper import Stepper
 from .token_labels import check_predicts
 
 CHECK_EVERY = 50
@@ -99,6 +99,7 @@ class Run:
                 check_predicts(self.model)
             self.optimizer = build_optimizer(self.model, recipe)
             self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
+            self.stepper = Stepper(recipe, self.model, self.optimizer, self.ema)
             example = data.example(recipe.batch_size).to(self.device)
             epochs = -(-self.steps // data.steps)
             with self.ledger.clock("trace", self.device):
@@ -113,9 +114,9 @@ class Run:
                     probe=self._probe(method, 0),
                     exclude=recipe.exclude,
                     batch_size=share(recipe.batch_size),
-                    autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
+                    autocast=recipe.autocast,
                 )
-            self._trained: nn.Module = wrapped(self.model, searching=self.attached.searching is not None)
+            self._follow()
             self._costs = Costs(self.attached, self._precision)
             self._open_stage(0)
             if self.attached.pruner is not None:
@@ -178,11 +179,12 @@ class Run:
     def _begin(self, number: int) -> None:
         """Whatever changes before the first step of an epoch."""
         ledger, attached = self.ledger, self.attached
-        searched = len(attached.searches)
+        searched, searching, batch_size = len(attached.searches), attached.searching, self.batch_size
         attached.probe = self._probe(attached.method, max(0, number - 1))
         with ledger.clock("morph", self.device):
             receipt = attached.begin_epoch(number)
-            self._trained = wrapped(self.model, searching=attached.searching is not None)
+            if receipt is not None or attached.searching is not searching or self.batch_size != batch_size:
+                self._follow()
         for found in attached.searches[searched:]:
             ledger.seconds["search"] += found.seconds
             ledger.seconds["morph"] -= found.seconds
@@ -203,6 +205,7 @@ class Run:
             "losses": [float(loss) for loss in _of_all_ranks(self._at.losses)],
             "random": gathered(self._random.now()),
             "attached": self.attached.state_dict(),
+            "stepper": self.stepper.state_dict(),
             "ledger": self.ledger.record(),
         }
 
@@ -224,7 +227,7 @@ class Run:
             ledger, random = Ledger.from_record(state["ledger"]), list(state["random"])
             if any(len(each) != len(self._random.state) for each in random):
                 raise CheckpointError("the checkpoint is of a run on another kind of device", where="device")
-            attached = state["attached"]
+            attached, stepper = state["attached"], dict(state["stepper"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint is damaged ({type(error).__name__}: {first_line(error)})") from error
         with self._random.active():
@@ -236,7 +239,8 @@ class Run:
         else:  # other ranks than before: dropout begins anew, the same whenever it does from here
             with self._random.active():
                 torch.manual_seed(hash((self.seed, epoch, -1 if step is None else step, rank())) % 2**63)
-        self._trained = wrapped(self.model, searching=self.attached.searching is not None)
+        self._follow()
+        self.stepper.load_state_dict(stepper)
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
@@ -273,7 +277,8 @@ class Run:
             left = len(counts) - at.step
             for images, labels in itertools.islice(self._timed(self._batches(number, at.step)), left):
                 self._set_learning_rate(number, sum(counts[: at.step]), len(images))
-                at.losses.append(self._step(images, labels))
+                with self.ledger.clock("compile", self.device) if self.stepper.compiles else nullcontext():
+                    at.losses.append(self.stepper.take(images, labels))
                 at.step += 1
                 if at.step % CHECK_EVERY == 0:
                     check_finite(_of_all_ranks(at.losses[-CHECK_EVERY:]), number, at.step - CHECK_EVERY)
@@ -338,31 +343,9 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * share * scale
 
-    def _step(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
-        self.attached.begin_step()
-        loss = self._loss(images, labels, self._trained)
-        self.optimizer.zero_grad()
-        self.attached.penalised(loss).backward()
-        if self.recipe.clip_grad:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
-        self.optimizer.step()
-        self.attached.end_step()
-        if self.ema is not None:
-            self.ema.update(self.model)
-        return loss.detach()
-
-    def _loss(
-        self, images: torch.Tensor, labels: torch.Tensor | MapCrops, model: nn.Module | None = None
-    ) -> torch.Tensor:
-        """Mean loss of a batch, through the model as it is; also what a search compares."""
-        with self._precision():
-            return loss_of(
-                self.model if model is None else model,
-                self._laid_out(images),
-                labels,
-                self.recipe.label_smoothing,
-                self.attached.swapped,
-            )
+    def _follow(self) -> None:
+        """The model has another size, or the batch."""
+        self.stepper.follow(self.attached, self.batch_size // ranks())
 
     def _probe(self, method: Method, epoch: int) -> Probe | None:
         """Loss and data for a method that searches: as in an epoch of training, always on the same images."""
@@ -370,7 +353,7 @@ class Run:
             return None
         count = method.subset or min(max(LEAST_SUBSET, self.data.images // 25), self.data.images)
         strength = method.regularisation(epoch, self.total_epochs)
-        return Probe(self._loss, self.data.subset(count, self.seed, strength))
+        return Probe(self.stepper.loss, self.data.subset(count, self.seed, strength))
 
     def _timed(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
         """The batches, with the time until each is there on the data's account."""
@@ -382,14 +365,8 @@ class Run:
                 return
             yield batch
 
-    def _laid_out(self, images: torch.Tensor) -> torch.Tensor:
-        """Images in the memory format of the run."""
-        return images.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else images
-
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            yield
+    def _precision(self) -> AbstractContextManager[None]:
+        return precision_of(self.recipe, self.device)
 
     def _evaluate(self) -> float:
         """Test accuracy in percent."""
@@ -397,7 +374,7 @@ class Run:
         right, total = torch.zeros((), device=self.device), 0
         with self.ledger.clock("evaluation", self.device), torch.inference_mode(), self._precision():
             for images, labels in self.data.test_batches(self.attached.network.current.resolution):
-                right += (model(self._laid_out(images)).argmax(1) == labels).sum()
+                right += (model(laid_out(images, self.recipe)).argmax(1) == labels).sum()
                 total += len(labels)
         return 100 * sum(gathered(float(right))) / sum(gathered(total))
 
@@ -419,7 +396,7 @@ class Run:
         return model
 
     def _example(self, batch_size: int) -> torch.Tensor:
-        return self._laid_out(self.data.example(batch_size).to(self.device))
+        return laid_out(self.data.example(batch_size).to(self.device), self.recipe)
 
     def save(self, path: Path) -> None:
         """Write the weights, the sub-network they belong to, and what a method keeps: momentum network, coefficient.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -18,11 +18,25 @@ from .token_labels import predict, token_grid, token_label_loss, token_targets, 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The optimizer of a recipe; AdamW leaves biases, norms and tokens undecayed."""
+    fused = recipe.fused or None  # otherwise what PyTorch takes by itself
     if recipe.optimizer == "adamw":
         tokens = getattr(model, "no_weight_decay", set)()  # timm's way to name them
         groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=tokens)
-        return torch.optim.AdamW(groups, recipe.lr)
-    return torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(groups, recipe.lr, fused=fused)
+    settings = {"momentum": 0.9, "nesterov": True, "weight_decay": recipe.weight_decay}
+    return torch.optim.SGD(model.parameters(), recipe.lr, fused=fused, **settings)
+
+
+@contextmanager
+def precision_of(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Autocast as the recipe says, or none; around a forward pass."""
+    with torch.autocast(device.type, recipe.autocast, enabled=recipe.autocast is not None):
+        yield
+
+
+def laid_out(images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Images in the memory format of the recipe."""
+    return images.contiguous(memory_format=torch.channels_last) if recipe.channels_last else images
 
 
 def loss_of(

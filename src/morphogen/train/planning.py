@@ -19,7 +19,7 @@ from ..resize import check_resizing
 from .config import PlanConfig, Recipe
 from .data import Data, StreamData, loader_throughput
 from .models import build_model
-from .objective import build_optimizer, loss_of
+from .objective import build_optimizer, laid_out, loss_of, precision_of
 from .sources import load_data
 
 LOADER_BATCH = 32
@@ -32,6 +32,8 @@ def plan_recipe(config: PlanConfig, progress: Callable[[int, int], None] = lambd
     Raises:
         MorphogenError: settings, model, data and method that do not fit.
     """
+    if config.compile:
+        raise ConfigError("the planner measures steps as they are", where="compile", expected="false", found="true")
     method = build_method(config.method)
     check_resizing(method.resizing)
     device = config.torch_device()
@@ -76,10 +78,8 @@ def _labels(recipe: Recipe, data: Data | None, classes: int, device: torch.devic
 
 
 def _loss(recipe: Recipe, model: nn.Module, images: torch.Tensor, labels: Any) -> torch.Tensor:
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-        if recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return loss_of(model, images, labels, recipe.label_smoothing)
+    with precision_of(recipe, images.device):
+        return loss_of(model, laid_out(images, recipe), labels, recipe.label_smoothing)
 
 
 def _steps(config: PlanConfig) -> int | None:

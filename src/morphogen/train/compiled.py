@@ -1,0 +1,34 @@
+"""`torch.compile` for a network that changes size: one compilation for each size, never a silent fall back to eager."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+from torch._dynamo import config
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._dynamo.utils import counters
+
+NotCompiled = (TorchDynamoException, FailOnRecompileLimitHit)
+"""What a compiler raises."""
+
+
+def compiled(model: nn.Module, *, graphs: bool) -> nn.Module:
+    """The model compiled for tensors of its present sizes, when it is called first; at sizes that were there before,
+    what was compiled then runs again.
+
+    Args:
+        model: as it is to be called, wrapped for several ranks or not.
+        graphs: replay it as a CUDA graph.
+    """
+    # PyTorch counts what it has compiled of the same code, in all runs of the process, and gives up after 8.
+    config.recompile_limit += 2
+    config.accumulated_recompile_limit += 2
+    config.fail_on_recompile_limit_hit = True
+    return cast(nn.Module, torch.compile(model, dynamic=False, mode="reduce-overhead" if graphs else None))
+
+
+def graphs_compiled() -> int:
+    """How many graphs this process has compiled."""
+    return counters["stats"]["unique_graphs"]

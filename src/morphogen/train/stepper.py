@@ -1,0 +1,157 @@
+"""One training step: the loss, its gradients and the update, as fast as the recipe asks for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from ..attach import Attached
+from ..errors import TrainingError
+from ..program import first_line
+from ..ranks import ranks
+from .compiled import NotCompiled, compiled
+from .config import Recipe
+from .distributed import wrapped
+from .images import MapCrops
+from .objective import laid_out, loss_of, precision_of
+
+
+class Stepper:
+    """Takes the training steps of one run.
+
+    Attributes:
+        pieces: that a batch is cut into, whose gradients add up, because it did not fit into memory whole.
+        compiles: whether the next full step is the first one of its size, which is compiled then.
+    """
+
+    def __init__(self, recipe: Recipe, model: nn.Module, optimizer: Optimizer, ema: ModelEmaV3 | None):
+        """`follow` says what to train."""
+        self._recipe, self._model, self._optimizer, self._ema = recipe, model, optimizer, ema
+        self._device = recipe.torch_device()
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=recipe.precision == "float16")
+        self._images, self.pieces, self.compiles = 0, 1, False
+
+    def follow(self, attached: Attached, images: int) -> None:
+        """The model may have another size, or the batch: wrap and compile it anew.
+
+        Args:
+            attached: the method at work on the model.
+            images: in a full step on this rank.
+        """
+        searching = attached.searching is not None
+        self._attached, self._images, self.pieces = attached, images, 1
+        self._trained = wrapped(self._model, searching=searching)
+        # Candidates run as they are: compiling each takes longer than the steps it has.
+        self.compiles = bool(self._recipe.compile) and not searching
+        self._compiled = compiled(self._trained, graphs=bool(self._recipe.cuda_graphs)) if self.compiles else None
+
+    def take(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
+        """Train on a batch; returns its mean loss.
+
+        Raises:
+            TrainingError: it does not fit into memory, not even in pieces of one image; or the model cannot be
+                compiled.
+        """
+        self._attached.begin_step()
+        while (loss := self._gradients(images, labels)) is None:
+            self._cut(len(images))
+        if self._recipe.clip_grad:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.clip_grad)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._attached.end_step()
+        if self._ema is not None:
+            self._ema.update(self._model)
+        self.compiles = False
+        return loss
+
+    def loss(
+        self, images: torch.Tensor, labels: torch.Tensor | MapCrops, model: nn.Module | None = None
+    ) -> torch.Tensor:
+        """Mean loss of a batch, through the model as it is; also what a search compares."""
+        with precision_of(self._recipe, self._device):
+            return loss_of(
+                self._model if model is None else model,
+                laid_out(images, self._recipe),
+                labels,
+                self._recipe.label_smoothing,
+                self._attached.swapped,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"pieces": self.pieces, "scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, after `follow`."""
+        self.pieces = int(state["pieces"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(dict(state["scaler"]))
+
+    def _gradients(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor | None:
+        """Gradients of the mean loss of a batch, which is returned; None where memory ran out."""
+        self._optimizer.zero_grad()
+        total = torch.zeros((), device=self._device)
+        pieces = list(zip(images.chunk(self.pieces), _chunks(labels, self.pieces), strict=True))
+        try:
+            for number, (some, their_labels) in enumerate(pieces, 1):
+                share = len(some) / len(images)
+                with nullcontext() if number == len(pieces) else self._alone():
+                    loss = self.loss(some, their_labels, self._for(len(some)))
+                    self._scaler.scale(self._attached.penalised(loss) * share).backward()
+                total += loss.detach() * share
+        except NotCompiled as error:
+            raise TrainingError(
+                f"the model cannot be compiled ({first_line(error)})", todo="Leave out compile and fast"
+            ) from error
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            return None
+        return total
+
+    def _for(self, images: int) -> nn.Module:
+        """The model as it takes so many images: compiled where that is the number of a full step."""
+        full = -(-self._images // self.pieces)
+        return self._compiled if self._compiled is not None and images == full else self._trained
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Around a backward pass whose gradients are not yet to be averaged over the ranks."""
+        return self._trained.no_sync() if isinstance(self._trained, DistributedDataParallel) else nullcontext()
+
+    def _cut(self, images: int) -> None:
+        """Take smaller pieces from here on; called when the memory of those that failed is free again."""
+        if self.pieces >= images or ranks() > 1:  # other ranks wait for gradients of the whole batch
+            raise TrainingError(
+                "a training step does not fit into memory",
+                expected="memory for one image" if ranks() == 1 else f"memory for {images} images on each rank",
+                todo="Lower batch_size",
+            )
+        self.pieces = min(2 * self.pieces, images)
+        self._optimizer.zero_grad()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"a step of {images} images does not fit into memory: they go in {self.pieces} pieces from here on, whose "
+            "gradients add up (batch norm sees a piece at a time)",
+            stacklevel=2,
+        )
+
+
+def _chunks(labels: torch.Tensor | MapCrops, pieces: int) -> list[Any]:
+    if isinstance(labels, torch.Tensor):
+        return list(labels.chunk(pieces))
+    return [MapCrops(*some) for some in zip(*(tensor.chunk(pieces) for tensor in labels), strict=True)]
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

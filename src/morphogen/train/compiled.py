@@ -14,6 +14,11 @@ NotCompiled = (TorchDynamoException, FailOnRecompileLimitHit)
 """What a compiler raises."""
 
 
+ROOM = 2
+"""How many more compilations of the same code each size allows; PyTorch counts those of all runs of a process, and
+gives up after 8."""
+
+
 def compiled(model: nn.Module, *, graphs: bool) -> nn.Module:
     """The model compiled for tensors of its present sizes, when it is called first; at sizes that were there before,
     what was compiled then runs again.
@@ -22,9 +27,8 @@ def compiled(model: nn.Module, *, graphs: bool) -> nn.Module:
         model: as it is to be called, wrapped for several ranks or not.
         graphs: replay it as a CUDA graph.
     """
-    # PyTorch counts what it has compiled of the same code, in all runs of the process, and gives up after 8.
-    config.recompile_limit += 2
-    config.accumulated_recompile_limit += 2
+    config.recompile_limit += ROOM
+    config.accumulated_recompile_limit += ROOM
     config.fail_on_recompile_limit_hit = True
     return cast(nn.Module, torch.compile(model, dynamic=False, mode="reduce-overhead" if graphs else None))
 

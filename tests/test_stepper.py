@@ -66,7 +66,7 @@ def test_a_batch_whose_smallest_piece_does_not_fit_is_told_of(monkeypatch):
     monkeypatch.setattr(Plain, "room", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(TrainingError, match="does not fit into memory; expected memory for one image. Lower batch"):
+        with pytest.raises(TrainingError, match="does not fit into memory; expected memory for one image"):
             losses(run_of())
 
 

@@ -28,6 +28,7 @@ from .network import Network
 from .pruning.pruner import Pruner
 from .ranks import check_same, decided, spread
 from .resize import resized
+from .schedule.revision import Option, revised
 from .schedule.stages import Regularisation, Stage
 from .search import Found, Probe
 from .searching import Searching
@@ -54,6 +55,7 @@ class Attached:
         searching: the elastic supernet at work, in a stage with candidates.
         searches: the outcome of every search so far.
         history: (epoch, sub-network) of each stage so far, the first at epoch 0; it replays the run.
+        revisions: (epoch, option) of each stage that was put off, see `revise`.
     """
 
     network: Network
@@ -72,6 +74,7 @@ class Attached:
     searching: Searching | None = field(default=None, init=False)
     searches: list[Found] = field(default_factory=list, init=False)
     history: list[tuple[int, SubNetwork]] = field(default_factory=list, init=False)
+    revisions: list[tuple[int, str]] = field(default_factory=list, init=False)
     _stage: Stage | None = field(default=None, init=False)
     _epoch: int = field(default=-1, init=False)
     _left: SubNetwork = field(init=False)
@@ -203,9 +206,31 @@ class Attached:
         """
         restore(self, state)
 
-    def stages_after(self, found: Sequence[SubNetwork]) -> list[Stage]:
-        """The schedule as far as it is known after searches that found these sub-networks."""
-        return _distinct(self.method.continued(self.network, self.epochs, found))
+    def revise(self, epoch: int, option: Option) -> None:
+        """Put off the stage that begins at an epoch which is still to come, or come back to by `load_state_dict`.
+
+        For a loop that finds its loss no number right after a morph: go back to the state before it, revise, and call
+        `begin_epoch` again.
+
+        Args:
+            epoch: counted from 0.
+            option: `smaller` enters half of the new channels and blocks now and the rest an epoch later, `later` all of
+                it an epoch later.
+
+        Raises:
+            ConfigError: see `revised`; or the epoch is past.
+        """
+        if epoch <= self._epoch:
+            raise ConfigError("the epoch is past", expected=f"one above {self._epoch}", found=f"{epoch}")
+        self.stages = revised(self.stages, epoch, option, self.epochs)
+        self.revisions.append((epoch, option))
+
+    def stages_after(self, found: Sequence[SubNetwork], revisions: Sequence[tuple[int, str]]) -> list[Stage]:
+        """The schedule as far as it is known after searches that found these sub-networks, and after revisions."""
+        stages = _distinct(self.method.continued(self.network, self.epochs, found))
+        for epoch, option in revisions:
+            stages = revised(stages, epoch, option, self.epochs)
+        return stages
 
     def end(self) -> Receipt | None:
         """Call when training is over: what is sparse, and what a method keeps in the model while it trains, goes."""
@@ -248,7 +273,7 @@ class Attached:
                 receipt = self._morph(self._kept.subnetwork)
             self._kept.restore()
             self.momentum, self._kept = self._kept.momentum, None
-        self.stages = self.stages_after([outcome.subnetwork for outcome in self.searches])
+        self.stages = self.stages_after([outcome.subnetwork for outcome in self.searches], self.revisions)
         return receipt
 
     def _enter(self, stage: Stage, number: int) -> Receipt | None:

@@ -34,6 +34,7 @@ from .train.models import build_model
 from .train.planning import plan_recipe
 from .train.sources import load_data, training_images
 from .train.teacher import load_teacher, make_label_maps
+from .train.trackers import tracking
 
 EXAMPLES = {
     "train": """examples:
@@ -173,10 +174,16 @@ def _train(config: TrainConfig) -> int:
     for pattern in ("schedule.json", "search.png", *PICTURES) if rank() == 0 else ():  # of another run
         for path in config.output.glob(pattern):
             path.unlink()
+    places = config.track if rank() == 0 else []
     try:
-        with _bars() as tell, checkpoints.listening():
+        with (
+            _bars() as tell,
+            tracking(places, config.output, run.ledger, config.as_text()) as trackers,
+            checkpoints.listening(),
+        ):
             for epoch in run.epochs():
                 tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
+                trackers.follow(run.ledger)
     finally:
         if rank() == 0:
             _save(run, config)

@@ -38,6 +38,10 @@ class TrainingError(MorphogenError):
     """Training could not go on, such as a loss that is not finite."""
 
 
+class DivergedError(TrainingError):
+    """The loss is not finite."""
+
+
 class CheckpointError(MorphogenError):
     """A checkpoint that is damaged, or of another run than the one it was to bring back; nothing was changed."""
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .batching import Batching
-from .errors import CheckpointError, SubNetworkError
+from .errors import CheckpointError, ConfigError, SubNetworkError
 from .export.weights import check_tensors
 from .methods import Method
 from .momentum import MomentumNetwork
@@ -54,6 +54,7 @@ class Resumable(Protocol):
     searching: Searching | None
     searches: list[Found]
     history: list[tuple[int, SubNetwork]]
+    revisions: list[tuple[int, str]]
     _stage: Stage | None
     _epoch: int
     _left: SubNetwork
@@ -61,7 +62,7 @@ class Resumable(Protocol):
 
     def _followers(self) -> tuple[list[nn.Module], list[Optimizer]]: ...
 
-    def stages_after(self, found: Sequence[SubNetwork]) -> list[Stage]:
+    def stages_after(self, found: Sequence[SubNetwork], revisions: Sequence[tuple[int, str]]) -> list[Stage]:
         """See `Attached`."""
         ...
 
@@ -88,6 +89,7 @@ def state_of(run: Resumable) -> dict[str, Any]:
         "left": run._left.to_dict(),
         "history": [[epoch, subnetwork.to_dict()] for epoch, subnetwork in run.history],
         "searches": [found.record() for found in run.searches],
+        "revisions": [list(revision) for revision in run.revisions],
         "stage": None if run._stage is None else list(run.stages).index(run._stage),
         "initial": {name: list(pair) for name, pair in run.network.initial.items()},
         "constants": dict(run.network.constants),
@@ -105,7 +107,7 @@ def restore(run: Resumable, state: Mapping[str, Any]) -> None:
     """See `Attached.load_state_dict`."""
     try:
         plan = _Plan(run, state)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, SubNetworkError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, SubNetworkError) as error:
         raise CheckpointError(
             f"the state of the run is damaged ({type(error).__name__}: {first_line(error)})",
             expected="what run.state_dict() gave",
@@ -151,7 +153,8 @@ class _Plan:
         self.current, self.left = (_subnetwork(network, state[key]) for key in ("current", "left"))
         self.history = [(int(epoch), _subnetwork(network, data)) for epoch, data in state["history"]]
         self.searches = [Found.from_record(record) for record in state["searches"]]
-        self.stages = run.stages_after([found.subnetwork for found in self.searches])
+        self.revisions = [(int(epoch), str(option)) for epoch, option in state["revisions"]]
+        self.stages = run.stages_after([found.subnetwork for found in self.searches], self.revisions)
         self.stage: Stage | None = None if state["stage"] is None else self.stages[state["stage"]]
         self.epoch = int(state["epoch"])
         self.factors = sorted(
@@ -202,6 +205,7 @@ class _Plan:
         run.close()
         run.stages, run._stage, run._epoch = self.stages, self.stage, self.epoch
         run.history, run.searches, run._left = self.history, self.searches, self.left
+        run.revisions = self.revisions
         network.initial = self.initial
         with torch.no_grad():
             for name, value in state["constants"].items():

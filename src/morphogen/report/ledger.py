@@ -153,6 +153,8 @@ class Ledger:
     stages: list[StageCost] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     searches: list[dict[str, Any]] = field(default_factory=list)
+    rescues: list[dict[str, Any]] = field(default_factory=list)
+    """Epoch and option of each stage that was put off, and what had gone wrong."""
     schedule: dict[str, Any] | None = None
     predicted_speedup: float | None = None
     """Dense time by this run's, from the step times that its searches measured."""
@@ -236,6 +238,7 @@ class Ledger:
             "stages": [asdict(stage) for stage in self.stages],
             "history": self.history,
             "searches": self.searches,
+            "rescues": self.rescues,
             "schedule": self.schedule,
             "predicted_speedup": self.predicted_speedup,
             "pruned": None if self.pruned is None else asdict(self.pruned),
@@ -250,7 +253,7 @@ class Ledger:
             return StageCost(**{**data, "resolution": None if size is None else (int(size[0]), int(size[1]))})
 
         pruned = record["pruned"]
-        plain = ("method", "model", "data", "seed", "history", "searches", "schedule", "predicted_speedup", "stopped")
+        plain = "method model data seed history searches rescues schedule predicted_speedup stopped".split()
         return Ledger(
             **{key: record[key] for key in (*plain, "peak_memory")},
             seconds=dict(record["seconds"]),

@@ -18,7 +18,7 @@ from .loop import Run, writable
 from .sources import load_data
 
 Record = dict[str, Any]
-BESIDE_THE_RECIPE = ("methods", "seeds", "first_seed", "output", "workers", "sparsity_map")
+BESIDE_THE_RECIPE = ("methods", "seeds", "first_seed", "output", "workers", "sparsity_map", "warn_drop")
 """Settings that leave the outcome of a run as it is."""
 
 Progress = Callable[[str, int, int, float], None]

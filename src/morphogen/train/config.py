@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +12,11 @@ import torch
 
 from ..errors import ConfigError
 from ..program import first_line
+from ..schedule.revision import Option
 
 CPU = torch.device("cpu")
+
+Tracker = Literal["tensorboard", "wandb"]
 
 _HIGHEST = {
     "clip_grad": math.inf,
@@ -25,6 +28,7 @@ _HIGHEST = {
     "repeated_augmentation": math.inf,
     "drop_path": 0.999,
     "ema": 0.999999,
+    "warn_drop": 100,
 }
 
 
@@ -66,6 +70,10 @@ class Recipe:
         exclude: module paths of the model that no method changes, such as `["layer4"]`.
         sparsity_map: paths of the layers whose channels a method that prunes shows over the epochs; by default three
             of one residual path.
+        rescue: what to try, in order, where the loss is not finite in the epoch after the network grew: from the state
+            before it, `smaller` lets half of the new in and the rest an epoch later, `later` all of it an epoch later.
+            By default the run stops.
+        warn_drop: warn where accuracy falls by more points than this when the network changes size.
         workers: processes that decode images which do not fit into memory.
         device: `auto` takes a GPU where there is one.
     """
@@ -99,6 +107,8 @@ class Recipe:
     cuda_graphs: bool | None = None
     exclude: list[str] = field(default_factory=list)
     sparsity_map: list[str] = field(default_factory=list)
+    rescue: list[Option] = field(default_factory=list)
+    warn_drop: float = 20.0
     workers: int = 2
     device: str = "auto"
 
@@ -167,6 +177,10 @@ class Recipe:
                 found=f"compile {str(self.compile).lower()} on {self.torch_device().type}",
             )
 
+    def as_text(self) -> dict[str, str]:
+        """Every setting as one would write it."""
+        return {entry.name: str(getattr(self, entry.name)) for entry in fields(self)}
+
     @property
     def autocast(self) -> torch.dtype | None:
         """The type of autocast; None for none."""
@@ -204,6 +218,8 @@ class TrainConfig(Recipe):
         resume: go on from the latest checkpoint in the output folder, where there is one; otherwise begin anew.
         save_every: seconds between checkpoints; 0 saves after every step.
         keep: checkpoints that stay.
+        track: where else to write each epoch and each morph: `tensorboard`, `wandb` (offline unless WANDB_MODE says
+            otherwise); both into the output folder.
     """
 
     method: str = "NetworkExpansion"
@@ -212,6 +228,7 @@ class TrainConfig(Recipe):
     resume: bool = False
     save_every: float = 300.0
     keep: int = 2
+    track: list[Tracker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()

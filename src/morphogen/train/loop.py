@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from ..attach import attach
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, DivergedError
 from ..export.weights import metadata_of
 from ..files import replaced
 from ..methods import Method
@@ -36,6 +38,7 @@ from .distributed import share
 from .models import build_model
 from .objective import build_optimizer, check_finite, laid_out, precision_of
 from .own_random import OwnRandom
+from .room import warn_of_lack
 from .stepper import Stepper
 from .token_labels import check_predicts
 
@@ -46,8 +49,14 @@ LEAST_SUBSET = 512
 """Images on which a search compares losses where one in 25, as of the paper's ImageNet, is fewer."""
 
 
-BESIDE_THE_RUN = """data output workers sparsity_map resume save_every keep methods seeds first_seed""".split()
+BESIDE_THE_RUN = (
+    "data output workers sparsity_map resume save_every keep track warn_drop methods seeds first_seed".split()
+)
 """Settings that leave the run as it is; of the data the name and the number of images are compared."""
+
+
+TOLD = {"smaller": "half of what it added enters now", "later": "which is an epoch later"}
+"""What is tried where the loss is not finite after it."""
 
 
 class Run:
@@ -90,6 +99,7 @@ class Run:
         self.steps = recipe.epochs * data.steps if steps is None else steps
         self.ledger = Ledger(label, recipe.model, data.name, seed)
         self.checkpoints, self._at = checkpoints, _Position()
+        self._before: dict[str, Any] | None = None
         self._random = OwnRandom(self.device)
         with self._random.active():
             torch.manual_seed(seed)
@@ -116,6 +126,7 @@ class Run:
                     batch_size=share(recipe.batch_size),
                     autocast=recipe.autocast,
                 )
+                warn_of_lack(self.attached, share(recipe.batch_size), self.device)
             self._follow()
             self._costs = Costs(self.attached, self._precision)
             self._open_stage(0)
@@ -146,8 +157,12 @@ class Run:
         """
         try:
             while self._at.epoch < self.total_epochs:
-                with self._random.active():
-                    epoch = self._epoch(self._at.epoch)
+                try:
+                    with self._random.active():
+                        epoch = self._epoch(self._at.epoch)
+                except DivergedError as error:
+                    self._rescue(error)
+                    continue
                 self._at = _Position(self.attached.next_epoch(self._at.epoch))
                 yield epoch
             self._end()
@@ -162,6 +177,8 @@ class Run:
     def _epoch(self, number: int) -> Epoch:
         ledger = self.ledger
         if self._at.step is None:
+            grows = self.recipe.rescue and number in {stage.start for stage in self.attached.stages[1:]}
+            self._before = copy.deepcopy(self.state_dict()) if grows else None
             self._begin(number)
             self._at.step = 0
             self._step_is_over()
@@ -194,6 +211,32 @@ class Run:
         if receipt is not None:
             before, after = ledger.epochs[-1].accuracy, self._evaluate()
             ledger.morphs.append(MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds))
+            if before - after > self.recipe.warn_drop:
+                warnings.warn(
+                    f"epoch {number}: accuracy fell from {before:.1f} to {after:.1f} % when the network changed size, by "
+                    f"more than warn_drop={self.recipe.warn_drop:g} points; more stages or another operator lose less",
+                    stacklevel=2,
+                )
+
+    def _rescue(self, error: DivergedError) -> None:
+        """Go back to before the morph that began the epoch, and begin it otherwise; where nothing is left to try,
+        raise the error."""
+        before, number = self._before, self._at.epoch
+        if before is None:
+            raise error
+        options = self.recipe.rescue[sum(rescue["epoch"] == number for rescue in self.ledger.rescues) :]
+        spent, rescues = dict(self.ledger.seconds), self.ledger.rescues
+        self.load_state_dict(before)
+        self.ledger.seconds, self.ledger.rescues = spent, rescues  # what was tried in vain took its time
+        for option in options:
+            rescues.append({"epoch": number, "option": option, "error": first_line(error)})
+            try:
+                self.attached.revise(number, option)
+            except ConfigError:
+                continue
+            warnings.warn(f"{first_line(error)}; back to before the morph of this epoch, {TOLD[option]}", stacklevel=2)
+            return
+        raise error
 
     def state_dict(self) -> dict[str, Any]:
         """All that the run goes on from, between two steps: plain data and tensors."""
@@ -244,7 +287,7 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
-        recipe = {key: str(value) for key, value in asdict(self.recipe).items() if key not in BESIDE_THE_RUN}
+        recipe = {key: value for key, value in self.recipe.as_text().items() if key not in BESIDE_THE_RUN}
         data = f"{self.data.name}, {self.data.images} images of {self.data.image_size} pixels"
         return recipe | {"data": data, "method": self.ledger.method, "seed": self.seed, "steps": self.steps}
 

@@ -10,7 +10,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import TrainingError
+from ..errors import DivergedError
 from .config import Recipe
 from .images import MapCrops
 from .token_labels import predict, token_grid, token_label_loss, token_targets, with_true_labels
@@ -65,9 +65,9 @@ def check_finite(losses: list[torch.Tensor], epoch: int, first_step: int) -> Non
     finite = torch.stack(losses).isfinite()
     if not bool(finite.all()):
         bad = int((~finite).nonzero()[0])
-        raise TrainingError(
+        raise DivergedError(
             "the loss is not finite",
             where=f"epoch {epoch}, step {first_step + bad}",
             found=f"{float(losses[bad])}",
-            todo="Lower the learning rate, or begin with a larger network",
+            todo="Lower the learning rate, begin with a larger network, or let rescue put off what it came with",
         )

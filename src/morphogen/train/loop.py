@@ -213,7 +213,7 @@ class Run:
             ledger.morphs.append(MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds))
             if before - after > self.recipe.warn_drop:
                 warnings.warn(
-                    f"epoch {number}: accuracy fell from {before:.1f} to {after:.1f} % when the network changed size, by "
+                    f"epoch {number}: accuracy fell from {before:.1f} to {after:.1f} % at a change of size, by "
                     f"more than warn_drop={self.recipe.warn_drop:g} points; more stages or another operator lose less",
                     stacklevel=2,
                 )

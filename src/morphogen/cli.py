@@ -173,14 +173,15 @@ def _train(config: TrainConfig) -> int:
     for pattern in ("schedule.json", "search.png", *PICTURES) if rank() == 0 else ():  # of another run
         for path in config.output.glob(pattern):
             path.unlink()
-    try:
-        with _bars() as tell, checkpoints.listening():
-            for epoch in run.epochs():
-                tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
-    finally:
-        if rank() == 0:
-            _save(run, config)
-    checkpoints.clear()
+    with checkpoints.listening():  # until all is written
+        try:
+            with _bars() as tell:
+                for epoch in run.epochs():
+                    tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
+        finally:
+            if rank() == 0:
+                _save(run, config)
+        checkpoints.clear()
     if rank():
         return 0
     seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}

@@ -108,8 +108,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write(self.folder / f"epoch-{epoch:05}-step-{step:07}.safetensors", state)
-            for path in self.files()[self.keep :]:
-                path.unlink()
+            self._remove_but(self.keep)
         except (OSError, ExportError) as error:
             if self._asked is not None:
                 raise CheckpointError(f"the run stops, and cannot be saved ({first_line(error)})") from error
@@ -118,7 +117,12 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove them all: the run is over, or another one begins."""
-        for path in self.files() if rank() == 0 else ():
+        if rank() == 0:
+            self._remove_but(0)
+
+    def _remove_but(self, count: int) -> None:
+        """Keep the latest few; what a killed process had begun to write goes too."""
+        for path in (*self.files()[count:], *self.folder.glob(".epoch-*.part")):
             path.unlink()
 
     @contextmanager

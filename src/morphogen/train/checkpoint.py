@@ -70,18 +70,28 @@ class Checkpoints:
         """The state of the latest one that is whole; None where there is none at all.
 
         Raises:
-            CheckpointError: all that are there are damaged.
+            CheckpointError: all that are there are damaged, or another rank finds another one.
         """
         refused: CheckpointError | None = None
+        name, state = "none", None
         for path in self.files():
             try:
-                return read(path)
+                name, state = path.name, read(path)
+                break
             except CheckpointError as error:
                 warnings.warn(f"{error}; the one before it is taken", stacklevel=2)
                 refused = refused or error
-        if refused is not None:
+        if state is None and refused is not None:
             raise refused
-        return None
+        names = dict.fromkeys(gathered(name))
+        if len(names) > 1:
+            raise CheckpointError(
+                "the ranks find different checkpoints",
+                where=str(self.folder),
+                expected="a folder that all nodes share",
+                found=" and ".join(names),
+            )
+        return state
 
     def after_step(self, epoch: int, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """Save where it is time to, or where the run was asked to stop.

@@ -140,7 +140,7 @@ def wait_for(condition):
 def test_a_lost_rank_is_told_of_and_another_number_of_them_goes_on(tmp_path):
     """In the middle of a search, the longest part of a run in which ranks are not all alike."""
     search = "--model", "test_ranks:Tower", "--method", "AutoProg(stages=2, search_epochs=190)"
-    settings = *search, "--save_every", "0", "--epochs", "400"
+    settings = *search, "--save_every", "0", "--epochs", "400", "--lr", "0.01"
     run = start(2, tmp_path, *settings)
     wait_for(lambda: len(saved(tmp_path)) == 2)
     begin = time.monotonic()

@@ -3,7 +3,8 @@
     python benchmarks/kills.py [--studies growth pruning search] [--signals KILL TERM]
 
 For each study and signal 30 moments, five in each of six runs of `morphogen train` on scikit-learn's digits. After the
-fifth the run goes on to its end, and its weights are compared bit for bit with those of a run that was left alone.
+fifth the run goes on to its end, and its weights are compared bit for bit with those of a run that was left alone. A
+run that ends before its signal comes has fewer moments; such a signal, with exit code 0, is no moment.
 
 A moment follows from its number, the seed. The run that was left alone has noted when it reached each of its steps; the
 moment lies at a random place between two of these notes, the first of them the start of the process, the last its end.
@@ -207,7 +208,7 @@ def reached(attempt: Attempt, whole: Whole, number: int) -> bool:
 def table(records: list[dict]) -> Iterator[dict[str, str]]:
     """A row for each study and signal."""
     for study, name in dict.fromkeys((r["study"], r["signal"]) for r in records):
-        mine = [r for r in records if (r["study"], r["signal"]) == (study, name)]
+        mine = [r for r in records if (r["study"], r["signal"]) == (study, name) and r["exit"]]
         yield {
             "run": study,
             "signal": f"SIG{name}",

@@ -1,5 +1,6 @@
 """What seed, epoch, strength and subset decide of the batches."""
 
+import itertools
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
 
 from morphogen.errors import ConfigError
+from morphogen.schedule.mini_batch import step_sizes
 from morphogen.schedule.stages import Regularisation
 from morphogen.train.augment import image_order, rand_augment, seeded
 from morphogen.train.images import RandomCrops
@@ -45,6 +47,39 @@ def test_two_walks_through_a_subset_do_not_disturb_each_other(source, photos):
     data = of_either(source, photos, **EVERYTHING)
     subset = data.subset(2 * data.recipe.batch_size, 0)
     assert all(same(one, other) for one, other in zip(subset, subset, strict=True))
+
+
+@pytest.mark.parametrize("source", ["digits", "photos"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_share_out_the_images_of_every_step(source, count, photos, monkeypatch):
+    settings = {"batch_size": 6, "images": 12, "test_images": 11, "repeated_augmentation": 3}
+    # Images in memory are augmented a rank's part at once.
+    data = load_data(recipe(**settings)) if source == "digits" else streamed(photos, **settings, randaugment=9)
+
+    def batches():
+        ways = data.train_batches(0, 1, batch_size=6 + count), data.subset(12, 0), data.test_batches()
+        return [[*zip(*way, strict=True)] for way in ways]
+
+    whole, parts = batches(), []
+    for number in range(count):
+        monkeypatch.setattr("morphogen.train.data.rank", lambda number=number: number)
+        monkeypatch.setattr("morphogen.train.data.ranks", lambda: count)
+        parts.append(batches())
+    for way in range(2):
+        assert [len(images) for images in whole[way][0]] == [[6 + count, 6 - count], [6, 6]][way]
+        for number, part in enumerate(parts):
+            for all_of_it, mine in zip(whole[way], part[way], strict=True):
+                assert same([tensor[number::count] for tensor in all_of_it], mine)
+    tested = [[torch.cat(tensors) for tensors in batch] for batch in (whole[2], *(part[2] for part in parts))]
+    for number, mine in enumerate(tested[1:]):
+        assert same([tensor[number::count] for tensor in tested[0]], mine)
+
+
+def test_every_step_of_grown_batches_can_be_dealt_out():
+    for ranks in (2, 3, 8):
+        for share, steps, more in itertools.product((1, 4, 7), (1, 5, 9), range(12)):
+            first, size = ranks * share, ranks * (share + more)
+            assert not any(images % ranks for images in step_sizes(steps * first, size, first))
 
 
 def test_a_subset_has_each_image_once(photos, monkeypatch):

@@ -142,6 +142,16 @@ def test_the_last_few_stay_and_a_damaged_one_gives_way_to_the_one_before(tmp_pat
     assert checkpoints.latest() is None
 
 
+def test_what_a_killed_process_had_begun_to_write_goes(tmp_path):
+    checkpoints, begun = Checkpoints(tmp_path, every=0, keep=1), tmp_path / ".epoch-00000-step-0000001.safetensors.part"
+    for clean in (lambda: checkpoints.after_step(0, 2, dict), checkpoints.clear):
+        begun.write_bytes(b"cut")
+        assert checkpoints.latest() == ({} if checkpoints.files() else None)
+        clean()
+        assert not begun.exists()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, every=0)
     checkpoints.after_step(0, 1, lambda: {"step": 1})

@@ -12,11 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from morphogen import ranks
-from morphogen.errors import TrainingError
+from morphogen import ranks, timing
+from morphogen.errors import CheckpointError, ConfigError, TrainingError
+from morphogen.methods import Dense
+from morphogen.search import _agreed
+from morphogen.train.checkpoint import Checkpoints
+from morphogen.train.config import TrainConfig
+from morphogen.train.loop import Run
+from morphogen.train.sources import load_data
 
 HERE = Path(__file__).parent
-SETTINGS = "--model test_ranks:Net --batch_size 96 --images 480 --test_images 101 --lr 0.3 --epochs 4".split()
+SETTINGS = "--model test_ranks:Net --batch_size 96 --images 480 --test_images 101 --lr 0.3 --epochs 4 --ema 0.9".split()
 
 
 class Net(nn.Sequential):
@@ -25,6 +31,24 @@ class Net(nn.Sequential):
     def __init__(self, num_classes):
         convs = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.MaxPool2d(2)]
         super().__init__(*convs, nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 16, num_classes))
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x).relu() / 2
+
+
+class Tower(nn.Sequential):
+    """For a search, whose candidates always take the same times in a process that has made this model."""
+
+    def __init__(self, num_classes):
+        timing.StepClock.medians = lambda clock: {number: 1.0 + number for number in clock.read()}
+        stem, blocks = nn.Conv2d(3, 16, 3, stride=2), nn.Sequential(*(Block(16) for _ in range(4)))
+        super().__init__(stem, blocks, nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(64, num_classes))
 
 
 def start(count, folder, *more):
@@ -45,20 +69,54 @@ def finished(process, folder):
     return torch.load(folder / "model.pt", weights_only=True)["state_dict"], record
 
 
-@pytest.mark.parametrize("method", ["NetworkExpansion(stages=2)", "PruneTrain(ratio=0.9, interval=1, threshold=0.02)"])
-def test_two_ranks_train_as_one_process_does(tmp_path, method):
-    runs = [start(count, tmp_path / str(count), "--method", method) for count in (1, 2)]
-    (one, alone), (two, together) = (finished(run, tmp_path / str(n)) for n, run in enumerate(runs, 1))
+PRUNED = "PruneTrain(ratio=0.9, interval=1, threshold=0.02)"
+SEARCHED = ["--model", "test_ranks:Tower", "--batch_size", "48", "--epochs", "6", "--lr", "0.1"]
+RUNS = {
+    "growth": (2, "NetworkExpansion(stages=2)", []),
+    "pruning, and batches that grow": (3, PRUNED + " + DynamicBatch(step={each}, limit={most})", []),
+    "search": (2, "AutoProg(stages=3, search_epochs=1)", SEARCHED),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_several_ranks_train_as_one_process_does(tmp_path, name):
+    several, method, settings = RUNS[name]
+    runs = {
+        count: start(
+            count, tmp_path / str(count), *settings, "--method", method.format(each=72 // count, most=168 // count)
+        )
+        for count in (1, several)
+    }
+    (one, alone), (two, together) = (finished(run, tmp_path / str(count)) for count, run in runs.items())
     assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=1e-4)
     assert alone["history"] == together["history"] and len(alone["history"]) > 1
     for ours, theirs in zip(alone["epochs"], together["epochs"], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=2)
-    if method.startswith("NetworkExpansion"):  # the penalty of the other lets nothing be learnt in four epochs
+    if not method.startswith("PruneTrain"):  # the penalty lets nothing be learnt in four epochs
         assert alone["epochs"][-1]["loss"] < 0.9 * alone["epochs"][0]["loss"]
     assert alone["flops"] == together["flops"]
+    batches = [[stage["batch_size"] for stage in record["stages"]] for record in (alone, together)]
+    assert batches[0] == batches[1] and (max(batches[0]) == 168) == ("DynamicBatch" in method)
+    for ours, theirs in zip(alone["searches"], together["searches"], strict=True):
+        assert ours["chosen"] == theirs["chosen"]
+        for key in ("loss", "seconds", "score", "error"):
+            ours_of, theirs_of = ([candidate[key] for candidate in each["candidates"]] for each in (ours, theirs))
+            assert ours_of == pytest.approx(theirs_of, rel=1e-2, abs=1e-4), key
+
+
+def test_images_that_cannot_be_dealt_out_are_refused(tmp_path, monkeypatch):
+    for count, settings, message in (
+        (3, {"batch_size": 64}, "batch_size: .*expected a multiple of 3 ranks, found 64"),
+        (2, {"batch_size": 66, "mixup": 0.2}, "batch_size of each rank: mixup.*expected an even number, found 33"),
+    ):
+        monkeypatch.setattr("morphogen.train.distributed.ranks", lambda count=count: count)
+        config = TrainConfig("resnet8(width=4)", images=128, output=tmp_path, **settings)
+        with pytest.raises(ConfigError, match=message) as refused:
+            Run(config, load_data(config), Dense(), "Dense", 0)
+        assert "\n" not in str(refused.value)
 
 
 def workers(process):
@@ -80,9 +138,11 @@ def wait_for(condition):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc")
 def test_a_lost_rank_is_told_of_and_another_number_of_them_goes_on(tmp_path):
-    settings = "--save_every", "0", "--epochs", "400"
+    """In the middle of a search, the longest part of a run in which ranks are not all alike."""
+    search = "--model", "test_ranks:Tower", "--method", "AutoProg(stages=2, search_epochs=190)"
+    settings = *search, "--save_every", "0", "--epochs", "400", "--lr", "0.01"
     run = start(2, tmp_path, *settings)
-    wait_for(lambda: saved(tmp_path))
+    wait_for(lambda: len(saved(tmp_path)) == 2)
     begin = time.monotonic()
     os.kill(workers(run)[1], signal.SIGKILL)
     output = run.communicate(timeout=120)[0]
@@ -106,6 +166,20 @@ def alone_and_wrong(rank, folder):
     ranks.spread([other])
     assert other.tolist() == [1.0, 2.0] and ranks.decided(rank) == 0 and ranks.gathered(rank) == [0, 1]
     assert ranks.mean(torch.tensor([float(rank)])).tolist() == [0.5]
+    with pytest.raises(ConfigError, match=r"as many batches on each, found 1, 2 batches"):
+        _agreed([[1.0] * (1 + rank)], [1.0])
+    checkpoints = Checkpoints(Path(folder) / f"of node {rank}")
+    checkpoints.save(0, 1, {})  # rank 0 writes it
+    with pytest.raises(
+        CheckpointError, match=r"folder that all nodes share, found epoch-00000-step-0000001.* and none"
+    ):
+        checkpoints.latest()
+    config = TrainConfig("resnet8(width=4)", epochs=1, batch_size=32, images=64, test_images=31, output=Path(folder))
+    run = Run(config, load_data(config), Dense(), "Dense", 0)
+    list(run.epochs())
+    ranks.check_same("the network that was tested", [*run.result.parameters(), *run.result.buffers()])
+    with run._random.active():
+        assert len({*ranks.gathered(float(torch.rand(())))}) == 2
     torch.distributed.destroy_process_group()
 
 

@@ -303,6 +303,16 @@ def test_refused_with_one_message_and_untouched(row, one_rank, capfd):
         assert_same(before, model)
 
 
+def test_sharding_between_morphs_is_refused_and_changes_nothing(one_rank):
+    net = morphogen.trace(Net(), image())
+    fully_shard(net.model.second, mesh=init_device_mesh("cpu", (1,)))
+    before, current = dict(net.model.named_parameters()), net.current
+    with pytest.raises(morphogen.MorphError, match=r"^second\.\w+: .*found DTensor. .*fully_shard") as caught:
+        morphogen.morph(net, net.subnetwork(width=0.5))
+    assert "\n" not in str(caught.value) and net.current == current
+    assert all(parameter is before[name] for name, parameter in net.model.named_parameters())
+
+
 class Follows(nn.Conv2d):
     """Counts its groups from the weight."""
 

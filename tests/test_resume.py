@@ -102,7 +102,10 @@ RUNS = {
     "width by copies": ("cnn", "Net2Net"),
     "pruning": ("cnn", "PruneTrain(ratio=0.5, interval=2, threshold=0.02)"),
     "pruning by steps": ("cnn", "PruneTrain(ratio=0.9, interval=2, proximal=True)"),
-    "growth, then pruning, and batches": ("cnn", "GrowThenPrune(stages=2, ratio=0.5, interval=1, threshold=0.02)"),
+    "growth, then pruning, and batches": (
+        "cnn",
+        "GrowThenPrune(stages=2, ratio=0.5, interval=1, threshold=0.02) + DynamicBatch(step=2, limit=8)",
+    ),
     "depth from the average": ("vit", "Prog(stages=3)"),
     "depth with factors": ("vit", "Prog(stages=3, depth_operator='rezero')"),
     "searched": ("vit", "AutoProg(stages=3, search_epochs=2)"),
@@ -188,6 +191,15 @@ def test_a_state_of_another_run_changes_nothing(name):
     after = loop.tensors()
     assert loop.run.network.current == current and before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_batch_that_grew_from_another_first_one_is_refused():
+    """As on twice as many ranks: a step's images would be others, and so its place in the epoch."""
+    model, text = RUNS["growth, then pruning, and batches"]
+    state, place = Loop(model, build_method(text)).train(until=(1, 2)).saved()
+    state["run"]["batching"]["first"] = 8
+    with pytest.raises(morphogen.CheckpointError, match=r"first batch.*expected 4 images, found 8.*as many ranks"):
+        Loop(model, build_method(text), seed=7).load(state, place)
 
 
 def test_an_optimizer_swapped_between_runs_is_refused():

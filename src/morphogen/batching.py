@@ -88,7 +88,7 @@ class Batching:
     def state_dict(self) -> dict[str, Any]:
         """As JSON types."""
         present = None if self._present is None else self._present.to_dict()
-        return {"size": self.size, "factor": self.factor, "present": present}
+        return {"first": self.first, "size": self.size, "factor": self.factor, "present": present}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""

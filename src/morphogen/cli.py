@@ -175,19 +175,16 @@ def _train(config: TrainConfig) -> int:
         for path in config.output.glob(pattern):
             path.unlink()
     places = config.track if rank() == 0 else []
-    try:
-        with (
-            _bars() as tell,
-            tracking(places, config.output, run.ledger, config.as_text()) as trackers,
-            checkpoints.listening(),
-        ):
-            for epoch in run.epochs():
-                tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
-                trackers.follow(run.ledger)
-    finally:
-        if rank() == 0:
-            _save(run, config)
-    checkpoints.clear()
+    with checkpoints.listening():  # until all is written
+        try:
+            with _bars() as tell, tracking(places, config.output, run.ledger, config.as_text()) as trackers:
+                for epoch in run.epochs():
+                    tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
+                    trackers.follow(run.ledger)
+        finally:
+            if rank() == 0:
+                _save(run, config)
+        checkpoints.clear()
     if rank():
         return 0
     seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}

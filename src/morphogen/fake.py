@@ -97,6 +97,13 @@ def _as_kind_of(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
+def has_own_arithmetic(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of a class that computes in its own way: sharded, or quantised."""
+    kind: Any = type(tensor)
+    ordinary: Any = torch.Tensor
+    return kind.__torch_dispatch__ is not ordinary.__torch_dispatch__
+
+
 def tensor_named(model: nn.Module, name: str) -> torch.Tensor:
     """The parameter or buffer of that name; raises AttributeError where there is none."""
     path, _, leaf = name.rpartition(".")

@@ -39,7 +39,7 @@ class Probe:
         loss: the mean loss of a batch, through the model as it is at that moment: `loss(images, labels)`.
         subset: batches of a fixed part of the training data at full resolution, (images, labels) each, augmented as
             in training. It is gone through once in every search; all candidates see the same augmented images. With
-            several ranks each has its own, of equally many batches.
+            several ranks each has its part of every batch.
 
     Raises:
         ConfigError: a subset without a batch, or a generator, which could be gone through in one search alone.
@@ -220,8 +220,8 @@ def search(
     """Measure all candidates of a supernet and choose one; weights, gradients and random numbers stay as they are.
 
     Of those whose score is within one standard error of the least, the fastest goes on that has all of `usual`; where
-    none has, the fastest. With several ranks each measures on its own subset; the losses of all and the longest times
-    decide, the same on all.
+    none has, the fastest. With several ranks each measures on its own subset; of each batch the mean loss over the
+    ranks counts, and of each candidate the longest time, so that all decide the same.
 
     Args:
         supernet: trained.
@@ -233,8 +233,8 @@ def search(
 
     Raises:
         TrainingError: no candidate has a finite loss.
-        ConfigError: a candidate was never trained, there is no batch in the subset, or a loss is not one
-            number above 0.
+        ConfigError: a candidate was never trained, there is no batch in the subset, a loss is not one number above 0,
+            or the ranks' subsets differ in length.
     """
     device = next(supernet.network.model.parameters()).device
     start = now(device)
@@ -294,9 +294,18 @@ def _losses(supernet: ElasticSupernet, probe: Probe, resize: Resize) -> list[lis
 
 
 def _agreed(losses: list[list[float]], seconds: list[float]) -> tuple[list[list[float]], list[float]]:
-    """The figures that all ranks act on: every rank's batches, and the longest times."""
+    """The figures that all ranks act on: of each batch the mean over the ranks, and the longest times."""
     of_ranks = gathered((losses, seconds))
-    of_all = [[loss for others, _ in of_ranks for loss in others[i]] for i in range(len(losses))]
+    batches = [len(own[0]) for own, _ in of_ranks]
+    if len({*batches}) > 1:
+        raise ConfigError(
+            "the ranks search on subsets of different length",
+            where="Probe",
+            expected="as many batches on each",
+            found=f"{', '.join(map(str, batches))} batches",
+        )
+    candidates = zip(*(own for own, _ in of_ranks), strict=True)
+    of_all = [[statistics.fmean(parts) for parts in zip(*own, strict=True)] for own in candidates]
     return of_all, [max(times) for times in zip(*(own for _, own in of_ranks), strict=True)]
 
 

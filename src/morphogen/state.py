@@ -170,6 +170,13 @@ class _Plan:
         for key, there in (("batching", run.batching), ("coefficient", run.pruner)):
             if there is None and state[key] is not None:
                 raise CheckpointError("the run that was saved was attached with another batch size", where=key)
+        if run.batching is not None and run.batching.first != (first := int(state["batching"]["first"])):
+            raise CheckpointError(
+                "the run that was saved has another first batch on each rank, from which its mini-batch grew",
+                expected=f"{run.batching.first} images",
+                found=f"{first}",
+                todo="Go on with as many ranks as before",
+            )
         if state["searching"] is not None and (self.stage is None or not self.stage.candidates):
             raise ValueError("a search in a stage without candidates")
         self.initial = {str(name): (float(mean), float(std)) for name, (mean, std) in state["initial"].items()}

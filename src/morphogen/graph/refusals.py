@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from ..errors import TraceError
+from ..fake import has_own_arithmetic
 from ..program import failing_module, first_line
 
 WRAPPERS = {
@@ -123,16 +124,14 @@ def _holds_module(cell: Any) -> bool:
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
-    kind: Any = type(tensor)
-    ordinary: Any = torch.Tensor
     if is_lazy(tensor):
         raise TraceError("the tensor has no shape yet", where=name, todo="Call model(example) once, then trace it")
-    if kind.__torch_dispatch__ is not ordinary.__torch_dispatch__:
+    if has_own_arithmetic(tensor):
         raise TraceError(
             "the tensor is of a class that computes in its own way",
             where=name,
             expected="an ordinary tensor",
-            found=kind.__name__,
+            found=type(tensor).__name__,
             todo="Trace and train the model first; quantise, shard or distribute it afterwards",
         )
     if tensor.is_nested or tensor.is_quantized:

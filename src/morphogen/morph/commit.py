@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import MorphError
-from ..fake import drop_caches, tensor_named
+from ..fake import drop_caches, has_own_arithmetic, tensor_named
 from ..network import Network, set_attributes, set_buffers
 from ..subnet import SubNetwork, within
 from .assign import assign, copy
@@ -221,8 +221,8 @@ def averaged(ema: nn.Module) -> nn.Module:
 
 def _check_tree(tree: nn.Module, model: nn.Module, maps: Mapping[str, TensorMap]) -> None:
     """Refuse a model, or an averaged copy, that is not at the network's current sub-network."""
-    names = {name for name, _ in [*tree.named_parameters(), *tree.named_buffers()]}
-    other = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]} ^ names
+    tensors = dict([*tree.named_parameters(), *tree.named_buffers()])
+    other = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]} ^ tensors.keys()
     if other:
         raise MorphError(
             "the averaged copy has other tensors than the model",
@@ -231,6 +231,16 @@ def _check_tree(tree: nn.Module, model: nn.Module, maps: Mapping[str, TensorMap]
             found=f"{len(other)} names that only one of them has",
             todo="Give every copy to morphogen.morph each time, from the first morph on",
         )
+    for name, tensor in tensors.items():
+        if has_own_arithmetic(tensor):
+            raise MorphError(
+                "the tensor is of a class that computes in its own way",
+                where=name,
+                expected="an ordinary tensor, as it was traced",
+                found=type(tensor).__name__,
+                todo="Quantise or shard the model (fully_shard) when it changes its size no more; "
+                "DistributedDataParallel may be put around it anew after each morph",
+            )
     for name, change in maps.items():
         try:
             shape = tuple(tensor_named(tree, name).shape)

@@ -70,18 +70,28 @@ class Checkpoints:
         """The state of the latest one that is whole; None where there is none at all.
 
         Raises:
-            CheckpointError: all that are there are damaged.
+            CheckpointError: all that are there are damaged, or another rank finds another one.
         """
         refused: CheckpointError | None = None
+        name, state = "none", None
         for path in self.files():
             try:
-                return read(path)
+                name, state = path.name, read(path)
+                break
             except CheckpointError as error:
                 warnings.warn(f"{error}; the one before it is taken", stacklevel=2)
                 refused = refused or error
-        if refused is not None:
+        if state is None and refused is not None:
             raise refused
-        return None
+        names = dict.fromkeys(gathered(name))
+        if len(names) > 1:
+            raise CheckpointError(
+                "the ranks find different checkpoints",
+                where=str(self.folder),
+                expected="a folder that all nodes share",
+                found=" and ".join(names),
+            )
+        return state
 
     def after_step(self, epoch: int, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """Save where it is time to, or where the run was asked to stop.
@@ -108,8 +118,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write(self.folder / f"epoch-{epoch:05}-step-{step:07}.safetensors", state)
-            for path in self.files()[self.keep :]:
-                path.unlink()
+            self._remove_but(self.keep)
         except (OSError, ExportError) as error:
             if self._asked is not None:
                 raise CheckpointError(f"the run stops, and cannot be saved ({first_line(error)})") from error
@@ -118,7 +127,12 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove them all: the run is over, or another one begins."""
-        for path in self.files() if rank() == 0 else ():
+        if rank() == 0:
+            self._remove_but(0)
+
+    def _remove_but(self, count: int) -> None:
+        """Keep the latest few; what a killed process had begun to write goes too."""
+        for path in (*self.files()[count:], *self.folder.glob(".epoch-*.part")):
             path.unlink()
 
     @contextmanager

@@ -151,7 +151,8 @@ class Data(ABC):
         return self._batches(Pass(seed, epoch, each, counts, repeats, resizing, strength, first, rank(), ranks()))
 
     def subset(self, count: int, seed: int, strength: Regularisation = AS_THE_RECIPE_SAYS) -> Subset:
-        """A fixed random part of the training images, augmented in a fixed way, to compare networks on.
+        """A fixed random part of the training images, augmented in a fixed way, to compare networks on; of several
+        ranks each takes its part of every batch.
 
         Args:
             count: of images, each of which comes once; those that do not fill a last batch are left out.
@@ -245,7 +246,8 @@ class Subset(Iterable[TrainBatch]):
     def __iter__(self) -> Iterator[TrainBatch]:
         sizes = [self.data.size] * self.steps
         counts = [self.data.recipe.batch_size] * self.steps
-        return self.data._batches(Pass(self.seed, _OF_A_SUBSET, sizes, counts, strength=self.strength))
+        way = Pass(self.seed, _OF_A_SUBSET, sizes, counts, strength=self.strength, rank=rank(), ranks=ranks())
+        return self.data._batches(way)
 
 
 class MemoryData(Data):

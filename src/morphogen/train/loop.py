@@ -22,7 +22,7 @@ from ..export.weights import metadata_of
 from ..files import replaced
 from ..methods import Method
 from ..program import first_line
-from ..ranks import gathered, mean, rank, ranks
+from ..ranks import gathered, mean, rank, ranks, spread
 from ..report.inference import inference_speeds
 from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun
 from ..report.outcome import predicted_speedup, saved_schedule
@@ -95,7 +95,8 @@ class Run:
         check_resizing(method.resizing)
         self.recipe, self.data, self.seed = recipe, data, seed
         self.device = recipe.torch_device()
-        _check_mini_batch(method, recipe)
+        if recipe.mixup or recipe.cutmix:
+            _check_pairs(method, recipe)
         self.steps = recipe.epochs * data.steps if steps is None else steps
         self.ledger = Ledger(label, recipe.model, data.name, seed)
         self.checkpoints, self._at = checkpoints, _Position()
@@ -127,6 +128,8 @@ class Run:
                     autocast=recipe.autocast,
                 )
                 warn_of_lack(self.attached, share(recipe.batch_size), self.device)
+            if rank():  # dropout of its own from here on
+                torch.manual_seed(hash((seed, rank())) % 2**63)
             self._follow()
             self._costs = Costs(self.attached, self._precision)
             self._open_stage(0)
@@ -412,8 +415,9 @@ class Run:
         return precision_of(self.recipe, self.device)
 
     def _evaluate(self) -> float:
-        """Test accuracy in percent."""
+        """Test accuracy in percent, of the network that rank 0 saves."""
         model = self.result.eval()
+        spread(model.buffers())  # running statistics are each rank's own
         right, total = torch.zeros((), device=self.device), 0
         with self.ledger.clock("evaluation", self.device), torch.inference_mode(), self._precision():
             for images, labels in self.data.test_batches(self.attached.network.current.resolution):
@@ -503,12 +507,16 @@ def _check_alone() -> None:
         )
 
 
-def _check_mini_batch(method: Method, recipe: Recipe) -> None:
+def _check_pairs(method: Method, recipe: Recipe) -> None:
     """Refuse batches that mixup and cutmix cannot pair."""
-    if method.mini_batch is not None and method.mini_batch.step % 2 and (recipe.mixup or recipe.cutmix):
-        raise ConfigError(
-            "mixup and cutmix pair the images of a batch",
-            where="DynamicBatch, step",
-            expected="an even number",
-            found=f"{method.mini_batch.step}",
-        )
+    counts = {"batch_size of each rank": share(recipe.batch_size)}
+    if method.mini_batch is not None:
+        counts["DynamicBatch, step"] = method.mini_batch.step
+    for where, count in counts.items():
+        if count % 2:
+            raise ConfigError(
+                "mixup and cutmix pair the images of a batch",
+                where=where,
+                expected="an even number",
+                found=f"{count}",
+            )

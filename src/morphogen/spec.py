@@ -48,7 +48,7 @@ def build(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
             raise ConfigError(f"{name} has no setting '{key}'", expected=settings)
         default = known[key].default
         number = default is None or isinstance(default, float)  # None is a number not given
-        fits = isinstance(value, (int, float) if number else type(default))
+        fits = isinstance(value, (int, float) if number else type(default)) or (value is None and default is None)
         if not fits or isinstance(value, bool) != isinstance(default, bool):
             expected = "a number" if number else f"{type(default).__name__} such as {default!r}"
             raise ConfigError(f"{name}: bad value for '{key}'", expected=expected, found=repr(value))

@@ -137,7 +137,10 @@ class _Plan:
         network = run.network
         if state["format"] != FORMAT:
             raise CheckpointError(
-                "written by another version of Morphogen", expected=FORMAT, found=str(state["format"])
+                "written by another version of Morphogen",
+                expected=FORMAT,
+                found=str(state["format"]),
+                todo="Go on with that version, or begin anew",
             )
         for what, theirs, ours in (
             ("model", state["dense"], network.structure.fingerprint()),

@@ -165,7 +165,11 @@ def read(path: Path) -> dict[str, Any]:
         tensors = load_tensors(content)
         if metadata["format"] != FORMAT:
             raise CheckpointError(
-                "written by another version of Morphogen", where=str(path), expected=FORMAT, found=metadata["format"]
+                "written by another version of Morphogen",
+                where=str(path),
+                expected=FORMAT,
+                found=str(metadata["format"]),
+                todo="Go on with that version, or begin anew with --resume false",
             )
         if metadata["sha256"] != _digest(metadata["tree"], tensors):
             raise ValueError("its checksum is another one")

@@ -107,7 +107,7 @@ def restore(run: Resumable, state: Mapping[str, Any]) -> None:
         plan = _Plan(run, state)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, SubNetworkError) as error:
         raise CheckpointError(
-            f"the state of the run is damaged ({type(error).__name__}: {first_line(error)})",
+            f"the state of the run is damaged ({first_line(error)})",
             expected="what run.state_dict() gave",
         ) from error
     plan.carry_out()

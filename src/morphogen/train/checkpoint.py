@@ -190,7 +190,7 @@ def read(path: Path) -> dict[str, Any]:
         MemoryError,
     ) as error:
         raise CheckpointError(
-            f"not a checkpoint, or a damaged one ({type(error).__name__}: {first_line(error)})",
+            f"not a checkpoint, or a damaged one ({first_line(error)})",
             where=str(path),
             expected=f"a file as `morphogen train` writes it ({FORMAT})",
         ) from error

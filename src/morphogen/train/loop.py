@@ -226,7 +226,7 @@ class Run:
                 raise CheckpointError("the checkpoint is of a run on another kind of device", where="device")
             attached = state["attached"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"the checkpoint is damaged ({type(error).__name__}: {first_line(error)})") from error
+            raise CheckpointError(f"the checkpoint is damaged ({first_line(error)})") from error
         with self._random.active():
             self.attached.load_state_dict(attached)
         self._at, self.ledger = _Position(epoch, step, losses), ledger

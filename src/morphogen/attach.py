@@ -21,6 +21,7 @@ from .momentum import MomentumNetwork
 from .morph.commit import Receipt, morph
 from .morph.drop_path import lay_out_drop_path
 from .morph.entry import depth_named
+from .morph.optimizer import check_optimizers
 from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
 from .network import Network
@@ -30,7 +31,7 @@ from .resize import resized
 from .schedule.stages import Regularisation, Stage
 from .search import Found, Probe
 from .searching import Searching
-from .snapshot import Snapshot
+from .snapshot import Snapshot, parameter_names
 from .state import restore, state_of
 from .subnet import SubNetwork, intersection
 
@@ -443,8 +444,10 @@ def attach(
             where=type(method).__name__,
             expected="attach(..., probe=morphogen.Probe(loss=..., subset=...))",
         )
-    rehearse(network, method.possible(network, epochs), method.depth_operator)
-    policy = method.pruning(epochs)
+    possible, policy = method.possible(network, epochs), method.pruning(epochs)
+    if policy is not None or {*possible} != {network.dense}:  # the size will change: said now, not after a stage
+        check_optimizers(_several(optimizer), parameter_names(model), ())
+    rehearse(network, possible, method.depth_operator)
     pruner = None if policy is None else Pruner(network, policy, _several(optimizer))
     copies = len(_several(ema)) + (method.momentum is not None)
     memory = StepMemory(network, _several(optimizer), copies, autocast)

@@ -177,7 +177,10 @@ class _Plan:
         if {n: (t.shape, t.dtype) for n, t in known.items()} != {
             n: (t.shape, t.dtype) for n, t in state["constants"].items()
         }:
-            raise ValueError("other constants")
+            raise CheckpointError(
+                "the run that was saved had other parameters frozen",
+                expected="the same requires_grad as when it was attached",
+            )
 
     def _check(self, subnetwork: SubNetwork, state: Mapping[str, Any]) -> None:
         """Refuse tensors or optimizers that are not those of a sub-network of this run."""

@@ -27,7 +27,7 @@ from .rehearsal import check_operator
 from .rezero import fold_factors
 from .tensors import TensorMap, map_tensors
 from .trial import try_out
-from .values import blocks_above, carried_average, compute_values
+from .values import blocks_above, carried_average, compute_values, fill_of
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,16 @@ def morph(
             edits = [
                 edit
                 for name, value in values.staying.items()
-                for edit in _plan(maps.get(name), tensor_named(model, name), value, optimizers, trees[1:], fill, above)
+                for tensor in [tensor_named(model, name)]
+                for edit in _plan(
+                    maps.get(name),
+                    tensor,
+                    value,
+                    optimizers,
+                    trees[1:],
+                    fill_of(network, name, tensor, fill),
+                    above,
+                )
             ]
             copies = [averaged_blocks(network, entering, values.entering, tree) for tree in trees[1:]]
         except BaseException:

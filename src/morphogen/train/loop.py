@@ -35,7 +35,7 @@ from .data import Data, TrainBatch
 from .distributed import share, wrapped
 from .images import MapCrops
 from .models import build_model
-from .objective import build_optimizer, check_finite, loss_of
+from .objective import build_optimizer, check_finite, check_scores, loss_of
 from .own_random import OwnRandom
 from .token_labels import check_predicts
 
@@ -115,6 +115,8 @@ class Run:
                     batch_size=share(recipe.batch_size),
                     autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
                 )
+            if not recipe.token_labels:
+                check_scores(self.attached.network, data.num_classes, data.mixup is not None)
             self._trained: nn.Module = wrapped(self.model, searching=self.attached.searching is not None)
             self._costs = Costs(self.attached, self._precision)
             self._open_stage(0)

@@ -71,7 +71,17 @@ class Broken(Few):
         return output
 
 
-HOW = ["raises", "branches", "two outputs", "nothing", "few classes", "one number", "nan", "whole numbers", "no gradient"]
+HOW = [
+    "raises",
+    "branches",
+    "two outputs",
+    "nothing",
+    "few classes",
+    "one number",
+    "nan",
+    "whole numbers",
+    "no gradient",
+]
 TINY = "timm:vit_tiny_patch16_224(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)"
 MODELS = {
     "test_any_config:Few": {"exclude": ["[]", "['0']"], "image_size": [8, 13, 16], "sparsity_map": ["['0']"]},
@@ -81,8 +91,18 @@ MODELS = {
 }
 """Settings that fit each."""
 NO_MODELS = [
-    "resnet5O", "resnet8(width='a')", "resnet8(8", "resnet8(width=0)", "no.such:net", "", "timm:", "test_any_config:EPOCHS",
-    "test_any_config:Nothing", "resnet8(width=4, depth=2)", "test_any_config:Broken", "resnet8(num_classes=2)",
+    "resnet5O",
+    "resnet8(width='a')",
+    "resnet8(8",
+    "resnet8(width=0)",
+    "no.such:net",
+    "",
+    "timm:",
+    "test_any_config:EPOCHS",
+    "test_any_config:Nothing",
+    "resnet8(width=4, depth=2)",
+    "test_any_config:Broken",
+    "resnet8(num_classes=2)",
     *(f"test_any_config:Broken(how='{how}')" for how in [*HOW, "frozen"]),
 ]
 
@@ -176,8 +196,34 @@ ARGUMENTS = {
     "file": ["schedule.json"],
 }
 WRONG = [
-    None, True, "", "half", 0, -1, 2, 0.0, 1e-9, 2.5, 1e308, 10**400, "nan", (), (1,), ("depth", "colour"), [0.5], {}, {"a": 1},
-    "net2net(noise=-1)", "net2net(noise='a')", "net2net(noise=None)", "random(", "a\nb", b"x", 1j, {1, 2}, (None, None, None),
+    None,
+    True,
+    "",
+    "half",
+    0,
+    -1,
+    2,
+    0.0,
+    1e-9,
+    2.5,
+    1e308,
+    10**400,
+    "nan",
+    (),
+    (1,),
+    ("depth", "colour"),
+    [0.5],
+    {},
+    {"a": 1},
+    "net2net(noise=-1)",
+    "net2net(noise='a')",
+    "net2net(noise=None)",
+    "random(",
+    "a\nb",
+    b"x",
+    1j,
+    {1, 2},
+    (None, None, None),
 ]
 
 

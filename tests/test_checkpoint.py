@@ -205,7 +205,9 @@ def room_for(size):
 
 def test_a_disk_that_fills_up_while_a_run_grows(tmp_path, capsys):
     """The small network's checkpoints fit, the grown one's do not, and at last its weights do not either."""
-    settings = "--model test_checkpoint:Wide --images 32 --test_images 9 --batch_size 16 --epochs 2 --save_every 0".split()
+    settings = (
+        "--model test_checkpoint:Wide --images 32 --test_images 9 --batch_size 16 --epochs 2 --save_every 0".split()
+    )
     arguments = ["train", *settings, "--method", "NetworkExpansion(stages=2)", "--output", str(tmp_path)]
     left = {"model.pt": b"older weights", "results.json": b"[]"}
     for name, content in left.items():

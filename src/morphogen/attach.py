@@ -24,6 +24,7 @@ from .morph.entry import depth_named
 from .morph.optimizer import check_optimizers
 from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
+from .morph.tensors import map_tensors
 from .network import Network
 from .pruning.pruner import Pruner
 from .ranks import check_same, decided, spread
@@ -371,6 +372,17 @@ def _distinct(stages: Sequence[Stage]) -> list[Stage]:
     return [s for i, s in enumerate(stages) if i == 0 or replace(s, start=stages[i - 1].start) != stages[i - 1]]
 
 
+def _check_optimizers(
+    network: Network, optimizers: Sequence[Optimizer], possible: Sequence[SubNetwork], *, prunes: bool
+) -> None:
+    """Refuse, before the first stage and not after it, optimizers that cannot follow what is to come."""
+    names, dense = parameter_names(network.model), network.dense
+    if prunes or any(replace(each, resolution=dense.resolution) != dense for each in possible):
+        check_optimizers(optimizers, names, names.values())
+    elif any(each != dense for each in possible):
+        check_optimizers(optimizers, names, {name for each in possible for name in map_tensors(network, dense, each)})
+
+
 def _several(value: Any) -> list[Any]:
     """None, one, or several of something as a list."""
     return [] if value is None else [value] if isinstance(value, (nn.Module, Optimizer)) else list(value)
@@ -401,9 +413,15 @@ def attach(
             run.end_step()  # where it keeps a momentum network, or takes proximal steps
         run.end()
 
+    Frozen parameters (`requires_grad=False`) stay frozen, and keep their values bit for bit: channels and blocks that come
+    back have those they had here, whatever the operators are, since nothing would ever train what these fill in. (A
+    table that follows the resolution is interpolated.) What is frozen here and trained later grows like the rest;
+    to keep a frozen part whole, name it in `exclude`.
+
     Args:
         model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned.
-        optimizer: its optimizer or optimizers, made from `model.parameters()`.
+        optimizer: its optimizer or optimizers, made from `model.parameters()` or those of them that are trained; each
+            keeps its own groups. One that wraps another (Lookahead) or factors its moments (Adafactor) is refused.
         method: such as `NetworkExpansion(width=0.5, stages=5)`.
         example: an input of the size used in training; see `trace`.
         epochs: length of the run.
@@ -418,7 +436,8 @@ def attach(
 
     Raises:
         ConfigError: the method does not fit the run's length, the model or the first batch.
-        TraceError, MorphError: see `trace` and `morph`; also where a later stage could not run.
+        TraceError, MorphError: see `trace` and `morph`; also where a later stage could not run, or an optimizer could
+            not follow it.
     """
     if epochs < 1:
         raise ConfigError("epochs out of range", expected="at least 1", found=f"{epochs}")
@@ -445,8 +464,7 @@ def attach(
             expected="attach(..., probe=morphogen.Probe(loss=..., subset=...))",
         )
     possible, policy = method.possible(network, epochs), method.pruning(epochs)
-    if policy is not None or {*possible} != {network.dense}:  # the size will change: said now, not after a stage
-        check_optimizers(_several(optimizer), parameter_names(model), ())
+    _check_optimizers(network, _several(optimizer), possible, prunes=policy is not None)
     rehearse(network, possible, method.depth_operator)
     pruner = None if policy is None else Pruner(network, policy, _several(optimizer))
     copies = len(_several(ema)) + (method.momentum is not None)

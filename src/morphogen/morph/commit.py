@@ -90,7 +90,8 @@ def morph(
 
     Channels and blocks in both are carried over bit for bit, in the parameters, buffers, gradients, optimizer
     state and EMA copies alike; new channels are filled by `operator`, new blocks by `depth_operator` (their
-    optimizer state is empty, their EMA is their value); what is not in `target` is dropped. An operator that copies
+    optimizer state is empty, their EMA is their value); what is frozen comes back with the values it had when the model
+    was traced; what is not in `target` is dropped. An operator that copies
     channels and preserves the function (`net2net`) also divides the weights that read them, in the EMA copies too;
     gradients and optimizer state are carried as they are. Where the resolution changes, position embeddings are
     interpolated. Parameters stay the same objects, so whoever holds them (an optimizer, a clipping list, a hook)

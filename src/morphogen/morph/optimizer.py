@@ -52,7 +52,7 @@ def check_optimizers(
                 if parameter in seen:
                     raise MorphError("the parameter is in two optimizer groups", where=names[parameter])
                 seen.add(parameter)
-                if _factors(group, parameter):
+                if names[parameter] in changing and _factors(group, parameter):
                     raise _cannot_follow(kind, names[parameter], parameter, "rows and columns of second moments")
         if any(names[parameter] in changing for parameter in held):
             # Every parameter's state is looked at: some optimizers keep all of it with the first.

@@ -50,10 +50,14 @@ def check_scores(network: Network, classes: int, mixes: bool) -> None:
     try:
         output = network.fake.run(fake, network.dense.resolution)
     except Exception as error:  # whatever the model's own code raises
-        raise ConfigError(f"the model cannot run in training ({first_line(error)})", where=where, expected=expected) from error
+        raise ConfigError(
+            f"the model cannot run in training ({first_line(error)})", where=where, expected=expected
+        ) from error
     found = type(output).__name__
     if isinstance(output, torch.Tensor):
-        found = f"shape {tuple(output.shape)}, {output.dtype}" + ("" if output.requires_grad else ", without a gradient")
+        found = f"shape {tuple(output.shape)}, {output.dtype}" + (
+            "" if output.requires_grad else ", without a gradient"
+        )
         enough = output.ndim == 2 and (output.shape[1] == classes or (output.shape[1] > classes and not mixes))
         if enough and output.is_floating_point() and output.requires_grad:
             return

@@ -1,17 +1,21 @@
-"""Any settings of `morphogen train`: a run trains to its end, or it is refused in one line and leaves nothing behind."""
+"""Any settings of `morphogen train`: it trains to the end, or is refused in one line and leaves nothing behind."""
 
+import itertools
 import math
+import shutil
+import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
-import pytest
-import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import morphogen
 from morphogen import cli
 from morphogen.errors import MorphogenError
+from morphogen.fake import FakeModel
 from morphogen.methods import METHODS, build_method
 from morphogen.train import loop
 from morphogen.train.loop import Run
@@ -47,7 +51,7 @@ class Broken(Few):
         if how == "frozen":
             self.requires_grad_(False)
 
-    def forward(self, input):  # noqa: A002
+    def forward(self, input):
         output = super().forward(input)
         match self.how:
             case "raises":
@@ -83,9 +87,10 @@ HOW = [
     "no gradient",
 ]
 TINY = "timm:vit_tiny_patch16_224(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)"
+DEEP = "test_any_config:Deep"
 MODELS = {
     "test_any_config:Few": {"exclude": ["[]", "['0']"], "image_size": [8, 13, 16], "sparsity_map": ["['0']"]},
-    "test_any_config:Deep": {"exclude": ["[conv1]", "[blocks.0]"], "image_size": [8, 9], "drop_path": [0.1, 0.99]},
+    DEEP: {"exclude": ["[conv1]", "[blocks.0]"], "image_size": [8, 9], "drop_path": [0.1, 0.99]},
     "resnet8(width=4)": {"exclude": ["[layer1]"], "image_size": [8, 11, 16], "sparsity_map": ["[conv1]"]},
     TINY: {"exclude": ["[head]", "[blocks.0]", "[blocks]"], "drop_path": [0.1, 0.99]},
 }
@@ -108,7 +113,7 @@ NO_MODELS = [
 
 GOOD = {
     "epochs": [2, 3, 4],
-    "batch_size": [8, 12, 16],
+    "batch_size": [8, 8, 12],
     "images": [16, 17, 32],
     "optimizer": ["sgd", "adamw"],
     "lr": [0.1, 0.001, 1e-30],
@@ -227,40 +232,120 @@ WRONG = [
 ]
 
 
+DEEPER = {"Prog", "ProgStack", "StackBERT", "AutoProg", "Supernet"}
+"""Methods for networks with a stack of blocks."""
+IN_STAGES = {"NetworkExpansion", "AutoProg", "Prog", "Bert2BERT", "Net2Net", "ProgressiveResizing"}
+"""Methods whose stages would not fit so few epochs."""
+
+
 @st.composite
-def one_method(draw, wrong):
-    """The text of a method with some settings, one of them wrong if asked for."""
-    name = draw(st.sampled_from([n for n in METHODS if wrong or n not in ("Retrain", "Dense")]))
-    known = [key for key in METHODS[name].__dataclass_fields__ if METHODS[name].__dataclass_fields__[key].init]
-    given_ = {key: draw(st.sampled_from(ARGUMENTS[key])) for key in known if draw(st.booleans()) and key in ARGUMENTS}
-    if name in ("NetworkExpansion", "AutoProg", "Prog", "Bert2BERT", "Net2Net", "ProgressiveResizing", "GrowThenPrune"):
-        given_.setdefault("stages", draw(st.sampled_from([2, 2, 3])))
-    if name == "AutoProg":
-        given_.setdefault("search_epochs", 1)
+def one_method(draw, names, wrong=False):
+    """The text of one of these methods with some of its settings, one of them wrong if asked for."""
+    name = draw(st.sampled_from(sorted(names)))
+    known = [key for key, field in METHODS[name].__dataclass_fields__.items() if field.init and key in ARGUMENTS]
+    chosen = {key: draw(st.sampled_from(ARGUMENTS[key])) for key in known if draw(st.booleans())}
+    if name in IN_STAGES:
+        chosen["stages"] = draw(st.sampled_from([2, 2, 2, 3]))
     if wrong:
-        given_[draw(st.sampled_from([*known, "hight"]))] = draw(st.sampled_from(WRONG))
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in given_.items())})"
+        chosen[draw(st.sampled_from([*known, "hight"]))] = draw(st.sampled_from(WRONG))
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in chosen.items())})"
 
 
 @st.composite
-def methods(draw, wrong=False):
+def methods(draw, names, wrong):
     """One method, or several."""
-    parts = [draw(one_method(wrong))]
+    parts = [draw(one_method(names, wrong))]
     while len(parts) < 3 and draw(st.integers(0, 4)) == 0:
-        parts.append(draw(one_method(False)))
+        parts.append(draw(one_method(names)))
     return " + ".join(parts)
 
 
 @st.composite
 def configurations(draw):
-    """Settings as on the command line; in a third of them one is wrong."""
+    """Settings as on the command line; in two of seven one is wrong."""
     chosen = {key: f"{draw(st.sampled_from(values))}" for key, values in GOOD.items() if draw(st.integers(0, 3)) == 0}
     chosen = {"epochs": f"{EPOCHS}", "batch_size": "8", "images": "16", "test_images": "20"} | chosen
     chosen["model"] = model = draw(st.sampled_from(list(MODELS)))
     chosen |= {k: f"{draw(st.sampled_from(v))}" for k, v in MODELS[model].items() if draw(st.integers(0, 3)) == 0}
-    wrong = draw(st.sampled_from(["nothing", "nothing", "nothing", "nothing", "a setting", "a method"]))
-    chosen["method"] = draw(methods(wrong == "a method"))
+    wrong = draw(st.sampled_from([*["nothing"] * 5, "a setting", "a method"]))
+    stacks = model in (DEEP, TINY) or draw(st.integers(0, 9)) == 0
+    names = METHODS.keys() - {"Dense", "Retrain"} - (set() if stacks else DEEPER)
+    chosen["method"] = draw(methods(METHODS if wrong == "a method" else names, wrong == "a method"))
     if wrong == "a setting":
         key = draw(st.sampled_from(list(BAD)))
         chosen[key] = draw(st.sampled_from(BAD[key]))
     return chosen
+
+
+OURS = "resolution (", "all channels of ", "all blocks of ", "behind an adaptive optimizer "
+"""How our own warnings begin; PyTorch's would be none that a user understands."""
+
+
+def trace_once(monkeypatch):
+    """What is known of a model stays known: reading and trying out take most of the time of so short a run."""
+    known = {}
+
+    def trace(model, example, exclude=()):
+        key = str(model), example.shape, example.stride(), tuple(exclude)
+        if key in known:
+            structure, fits = known[key]
+            network = morphogen.Network(model, structure, FakeModel(model, example))
+            network.fits = fits
+            return network
+        network = morphogen.trace(model, example, exclude=exclude)
+        known[key] = network.structure, network.fits
+        return network
+
+    monkeypatch.setattr(sys.modules["morphogen.attach"], "trace", trace)  # the package's `attach` is the function
+
+
+def trained(arguments):
+    """Train as `morphogen train` does, in memory alone; returns the number of morphs."""
+    _, config = cli._parse(arguments)
+    run = Run(config, load_data(config), build_method(config.method), config.method, config.seed)
+    epochs = list(run.epochs())
+    assert len(epochs) == run.total_epochs or run.attached.searches
+    assert all(math.isfinite(epoch.loss) and 0 <= epoch.accuracy <= 100 for epoch in epochs)
+    for name, tensor in run.result.state_dict().items():
+        assert not tensor.is_floating_point() or bool(tensor.isfinite().all()), name
+    return len(run.attached.history) - 1
+
+
+def test_two_hundred_configurations(monkeypatch, tmp_path, capsys):
+    trace_once(monkeypatch)
+    monkeypatch.setattr(loop, "inference_speeds", lambda *_: {})
+    monkeypatch.chdir(tmp_path)
+    seen = Counter()
+
+    def through_the_command_line(arguments, code):
+        """A few of them, with the files they write."""
+        capsys.readouterr()
+        assert cli.main([*arguments, "--output", "out"]) == code
+        lines = capsys.readouterr().err.splitlines()
+        assert all(line.startswith("morphogen: ") for line in lines) and (code == 0 or lines), lines
+        assert Path("out/model.pt").exists() == (code == 0)
+        shutil.rmtree("out", ignore_errors=True)
+
+    @settings(max_examples=200, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @given(configurations())
+    def one(chosen):
+        arguments = ["train", *itertools.chain(*((f"--{key}", value) for key, value in chosen.items()))]
+        refused = None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                seen["morphed"] += bool(trained(arguments))
+            except MorphogenError as error:
+                refused = error
+        outcome = "trained" if refused is None else "diverged" if "not finite" in str(refused) else "refused"
+        seen[outcome] += 1
+        assert refused is None or (str(refused) and "\n" not in str(refused))
+        for warning in caught:
+            ours = str(warning.message).startswith(OURS) and "\n" not in str(warning.message)
+            assert ours or warning.category in (DeprecationWarning, FutureWarning), warning
+        assert not list(tmp_path.iterdir())
+        if outcome != "diverged" and seen[outcome] % 25 == 1:
+            through_the_command_line(arguments, 0 if refused is None else 2)
+
+    one()
+    assert seen["trained"] > 70 and seen["morphed"] > 40 and seen["refused"] > 40, seen

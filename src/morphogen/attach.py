@@ -413,10 +413,10 @@ def attach(
             run.end_step()  # where it keeps a momentum network, or takes proximal steps
         run.end()
 
-    Frozen parameters (`requires_grad=False`) stay frozen, and keep their values bit for bit: channels and blocks that come
-    back have those they had here, whatever the operators are, since nothing would ever train what these fill in. (A
-    table that follows the resolution is interpolated.) What is frozen here and trained later grows like the rest;
-    to keep a frozen part whole, name it in `exclude`.
+    Frozen parameters (`requires_grad=False`) stay frozen and keep their values bit for bit: channels and blocks that
+    come back have those they had here, whatever the operators, since nothing would ever train what these fill in. (A
+    table that follows the resolution is interpolated.) What is frozen here and trained later grows like the rest; to
+    keep a frozen part whole, name it in `exclude`.
 
     Args:
         model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned.

@@ -227,6 +227,8 @@ class Run:
             if any(len(each) != len(self._random.state) for each in random):
                 raise CheckpointError("the checkpoint is of a run on another kind of device", where="device")
             attached = state["attached"]
+            if step is not None and epoch != attached["epoch"]:
+                raise ValueError("the run and its network are at different epochs")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint is damaged ({first_line(error)})") from error
         with self._random.active():

@@ -294,10 +294,16 @@ def refused(capsys, arguments, *words):
         (["--lr", ".inf"], ["lr", "finite"]),
         (["--mixup", "1e-320"], ["mixup", "0.001 to 1000"]),
         (["--cutmix", ".inf"], ["cutmix", "0 to 1000"]),
-        (["--model", "resnet8(width=4, num_classes=3)"], ["no scores of the classes", "found shape (64, 3)"]),
-        (["--model", "resnet8(width=4, num_classes=11)", "--mixup", "1"], ["no scores of the classes", "(64, 11)"]),
+        (
+            ["--model", "resnet8(width=4, num_classes=3)", "--method", "Dense"],
+            ["no scores of the classes", "found shape (64, 3)"],
+        ),
+        (
+            ["--model", "resnet8(width=4, num_classes=11)", "--mixup", "1", "--method", "Dense"],
+            ["no scores of the classes", "(64, 11)"],
+        ),
         (["--model", "test_train:frozen"], ["no parameter of the model is trained"]),
-        (["--model", "test_train:two_outputs"], ["no scores of the classes", "found tuple"]),
+        (["--model", "test_train:two_outputs", "--method", "Dense"], ["no scores of the classes", "found tuple"]),
     ],
 )
 def test_bad_input_is_one_line(arguments, words, tmp_path, capsys):

@@ -165,6 +165,10 @@ def test_repeated_augmentation_has_timms_order():
     assert image_order(100, 3, torch.Generator().manual_seed(7)).tolist() == list(sampler)
     for off in (0, 1):
         assert sorted(image_order(100, off, torch.Generator()).tolist()) == list(range(100))
+    once = image_order(5, 10**30, torch.Generator().manual_seed(7))  # one image, as often as there are images
+    assert (
+        once.tolist() == image_order(5, 5, torch.Generator().manual_seed(7)).tolist() and len(set(once.tolist())) == 1
+    )
 
 
 # --- strength ---------------------------------------------------------------------------------------------

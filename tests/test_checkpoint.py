@@ -4,10 +4,16 @@ import json
 import os
 import pickle
 import random
+import re
+import resource
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from morphogen.cli import main
 from morphogen.errors import CheckpointError
 from morphogen.train import checkpoint
 from morphogen.train.checkpoint import Checkpoints, read, write
@@ -117,12 +123,35 @@ def test_two_hundred_damaged_files_are_refused(tmp_path, monkeypatch):
     damaged += [bytes(dice.randrange(256) for _ in range(dice.randrange(1, 2000))) for _ in range(10)]
     assert len(damaged) == 200
     for number, data in enumerate(damaged):
-        (tmp_path / "damaged").write_bytes(data)
-        with pytest.raises(CheckpointError) as refused:
-            read(tmp_path / "damaged")
-        assert "\n" not in str(refused.value) and "damaged" in str(refused.value), number
+        Path("file").write_bytes(data)  # a path without the test's name
+        message = r"^file: (not a checkpoint, or a damaged one|written by another version)"
+        with pytest.raises(CheckpointError, match=message) as refused:
+            read(Path("file"))
+        assert "\n" not in str(refused.value), number
     assert not (tmp_path / "executed").exists()
     assert_equal(read(whole)["plain"], STATE["plain"])
+
+
+OTHER_FILES = {
+    "an older format": (
+        old_format,
+        r"written by another version of Morphogen; expected morphogen checkpoint 1, found morphogen checkpoint 0\. "
+        r"Go on with that version, or begin anew",
+    ),
+    "two tensors exchanged": (swapped, r"damaged one \(ValueError: its checksum is another one\)"),
+    "another tree": (another_tree, r"damaged one \(ValueError: its checksum is another one\)"),
+    "no checksum": (no_hash, r"damaged one \(KeyError: 'sha256'\)"),
+    "weights alone": (lambda header: header.update(__metadata__={"format": "pt"}), r"written by another.*found pt"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_a_file_of_another_kind_says_what_it_is(tmp_path, name):
+    change, message = OTHER_FILES[name]
+    write(tmp_path / "a", STATE | {"twin": torch.randn(3)})
+    (tmp_path / "a").write_bytes(rewritten((tmp_path / "a").read_bytes(), change))
+    with pytest.raises(CheckpointError, match=message):
+        read(tmp_path / "a")
 
 
 def test_the_last_few_stay_and_a_damaged_one_gives_way_to_the_one_before(tmp_path):
@@ -163,6 +192,67 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="No space left.*the last one stays"):
         checkpoints.after_step(0, 2, lambda: {"step": 2})
     assert checkpoints.latest() == {"step": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+class Wide(nn.Sequential):
+    """177 kB of weights, 50 kB at half the width; a checkpoint has as much again of moments."""
+
+    def __init__(self, num_classes):
+        convs = [nn.Conv2d(3, 96, 3), nn.ReLU(), nn.Conv2d(96, 48, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(*convs, nn.Linear(48, num_classes))
+
+
+@contextmanager
+def room_for(size):
+    """No file may become larger than so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_while_a_run_grows(tmp_path, capsys):
+    """The small network's checkpoints fit, the grown one's do not, and at last its weights do not either."""
+    settings = (
+        "--model test_checkpoint:Wide --images 32 --test_images 9 --batch_size 16 --epochs 2 --save_every 0".split()
+    )
+    arguments = ["train", *settings, "--method", "NetworkExpansion(stages=2)", "--output", str(tmp_path)]
+    left = {"model.pt": b"older weights", "results.json": b"[]"}
+    for name, content in left.items():
+        (tmp_path / name).write_bytes(content)
+    with room_for(150_000):
+        assert main(arguments) == 2
+    *warned, last = capsys.readouterr().err.splitlines()
+    assert warned and all("no checkpoint could be saved" in line and "the last one stays" in line for line in warned)
+    assert re.search(r"model\.pt: cannot write the file \(RuntimeError: .*\)$", last), last
+    assert (tmp_path / "model.pt").read_bytes() == left["model.pt"]
+    assert not list(tmp_path.rglob("*.part")) and len(list(tmp_path.glob("checkpoints/*"))) > 0
+    assert main([*arguments, "--resume", "true"]) == 0  # once there is room again
+    assert len(json.loads((tmp_path / "results.json").read_text())[0]["epochs"]) == 2
+    (tmp_path / "results.json").write_bytes(left["results.json"])
+    with room_for(300):
+        assert main([*arguments, "--epochs", "1", "--method", "Dense", "--save_every", "9"]) == 2
+    assert re.search(r"results\.json: cannot write the file \(OSError: .*\)$", capsys.readouterr().err.strip())
+    assert (tmp_path / "results.json").read_bytes() == left["results.json"]
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path, capsys, monkeypatch):
+    def refuses(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    arguments = ["train", "--model", "test_checkpoint:Wide", "--images", "16", "--batch_size", "16", "--epochs", "1"]
+    arguments += ["--method", "Dense", "--output", str(tmp_path)]
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "epoch-00000-step-0000001.safetensors").write_bytes(b"of another user")
+    for method in ("unlink", "touch"):  # root may write anywhere
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, refuses)
+            assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "Permission denied" in error, error
 
 
 def test_time_decides_when(tmp_path, monkeypatch):

@@ -77,8 +77,28 @@ AT_ONCE = {
     "GrowThenPrune by magic": (lambda: morphogen.GrowThenPrune(operator="magic"), r"no growth operator 'magic'"),
     "an unknown setting": (lambda: build_method("Prog(depth=0.5)"), r"Prog has no setting 'depth'.*ratio, stages"),
     "a text for a number": (lambda: build_method("Prog(ratio='half')"), r"bad value for 'ratio'.*a number"),
+    "an operator with a text for a number": (
+        lambda: morphogen.NetworkExpansion(operator="net2net(noise='a')"),
+        r"net2net: bad value for 'noise'; expected a number, found 'a'",
+    ),
+    "a number beyond all numbers": (
+        lambda: build_method(f"PruneTrain(threshold={10**400})"),
+        r"PruneTrain: bad value for 'threshold'; expected a number, found 10{400}$",
+    ),
+    "noise beyond all numbers": (lambda: morphogen.Net2Net(noise=float("inf")), r"Net2Net: noise out of range"),
+    "dimensions in a list": (
+        lambda: build_method("AutoProg(dimensions=(['depth'],))"),
+        r"AutoProg: no such dimension.*found \(\['depth'\],\)",
+    ),
     "no call": (lambda: build_method("Prog(0.5)"), r"NAME\(key=value, \.\.\.\)"),
 }
+
+
+def test_none_is_a_setting_that_is_not_given():
+    assert build_method("PruneTrain(interval=None)") == morphogen.PruneTrain()
+    assert build_method("NetworkExpansion(depth=0.5, decay=None)") == morphogen.NetworkExpansion(depth=0.5)
+    with pytest.raises(morphogen.ConfigError, match="bad value for 'ratio'; expected a number, found None"):
+        build_method("PruneTrain(ratio=None)")
 
 
 @pytest.mark.parametrize("what", AT_ONCE)
@@ -250,6 +270,18 @@ WHEN_ATTACHED = {
         morphogen.Prog(stages=5),
         {"epochs": 4},
         r"Prog: a stage needs",
+    ),
+    "stages that do not fit into memory": (
+        Tower,
+        morphogen.NetworkExpansion(stages=10**9),
+        {},
+        r"stages out of range; expected at most 10000, found 1000000000",
+    ),
+    "stages before pruning that do not fit into memory": (
+        Tower,
+        morphogen.GrowThenPrune(stages=10**9),
+        {},
+        r"stages out of range; expected at most 10000",
     ),
     "StackBERT in one epoch": (Tower, morphogen.StackBERT(), {"epochs": 1}, r"StackBERT: a stage needs"),
     "ProgStack in two epochs": (Tower, morphogen.ProgStack(), {"epochs": 2}, r"ProgStack: a stage needs"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from timm.optim import Lookahead, create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -111,6 +112,110 @@ def test_widen_then_narrow_is_the_identity(data):
     morphogen.morph(net, small, optimizer=optimizer)
     after = snapshot(model, optimizer)
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """Schedule-free SGD (Defazio et al., 2024): the weights follow an average of `z`, which begins as they do."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                z = self.state[p].setdefault("z", p.detach().clone())
+                z.sub_(p.grad, alpha=group["lr"])
+                p.lerp_(z, 0.1)
+
+
+def by_timm(name, **settings):
+    return lambda params: create_optimizer_v2([*params], name, lr=0.01, **settings)
+
+
+STILL = {
+    "SGD": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True),
+    "SGD, fused": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, fused=True),
+    "Adam": lambda p: torch.optim.Adam(p, 0.01),
+    "AdamW, fused": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0, amsgrad=True, fused=True),
+    "AdamW, foreach": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0, foreach=True),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.9),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, 0.01, initial_accumulator_value=0.1),
+    "NAdam": lambda p: torch.optim.NAdam(p, 0.01),
+    "Adamax": lambda p: torch.optim.Adamax(p, 0.01),
+    "Rprop": lambda p: torch.optim.Rprop(p, 0.01),
+    "schedule-free": ScheduleFree,
+    **{
+        f"timm's {name}": by_timm(name)
+        for name in ("adabelief", "adan", "adopt", "lamb", "lars", "lion", "madgrad", "nadamw", "rmsproptf")
+    },
+}
+"""Optimizers that leave a weight where it is while it has no gradient, and never had one."""
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_growth_a_step_shrinking_a_step(name):
+    model = Residual()
+    optimizer = STILL[name](model.parameters())
+    net = network("Residual", model)
+    half = net.subnetwork(width=0.5)
+    morphogen.morph(net, half, optimizer=optimizer)
+    take_steps(model, optimizer, image())
+    before = snapshot(model, optimizer)
+    morphogen.morph(net, net.dense, optimizer=optimizer)
+    grown = snapshot(model, optimizer)
+    assert_survivors_equal(net, before, half, net.dense, grown)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    stays = torch.equal(model.conv1.weight[:6, :4], grown["conv1.weight"][:6, :4])
+    assert stays == (name in ("Adagrad", "Rprop"))  # the others' moments move the old weights
+    for part in (model.conv1.weight[6:], model.conv1.weight[:, 4:]):  # as new ones do not
+        before = grown["conv1.weight"][6:] if part.shape[0] == 6 else grown["conv1.weight"][:, 4:]
+        torch.testing.assert_close(part, before, rtol=1e-6, atol=1e-6)
+    take_steps(model, optimizer, image(), steps=1)
+    before = snapshot(model, optimizer)
+    morphogen.morph(net, half, optimizer=optimizer)
+    assert_survivors_equal(net, before, net.dense, half, snapshot(model, optimizer))
+    take_steps(model, optimizer, image(), steps=1)
+    assert_optimizer_holds_model(model, optimizer)
+    assert all(value.isfinite().all() for value in snapshot(model, optimizer).values())
+
+
+UNFIT = {
+    "Lookahead": (
+        lambda p: Lookahead(torch.optim.AdamW(p)),
+        "Lookahead keeps its state in another optimizer.*Train with",
+    ),
+    "Adafactor": (torch.optim.Adafactor, r"stem\.weight: Adafactor keeps a state that cannot follow.*such as SGD"),
+    "timm's": (
+        by_timm("adafactor", min_dim_size_to_factor=4),
+        r"conv1\.weight: Adafactor keeps a state.*rows and columns",
+    ),
+    "another model's": (lambda p: torch.optim.SGD(Residual().parameters(), 0.1), "not the model's"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_an_optimizer_that_cannot_follow_is_refused_before_training(name):
+    make, message = UNFIT[name]
+    for method in (morphogen.NetworkExpansion(stages=2), morphogen.PruneTrain()):
+        model = Residual()
+        optimizer = make(model.parameters())
+        before = snapshot(model)
+        with pytest.raises(morphogen.MorphError, match=message) as refused:
+            morphogen.attach(model, optimizer, method, example=image(), epochs=2)
+        assert "\n" not in str(refused.value)
+        assert all(torch.equal(value, before[key]) for key, value in snapshot(model).items())
+
+
+def test_an_optimizer_that_factors_goes_with_a_method_that_changes_no_weight():
+    model = Residual()
+    optimizer = torch.optim.Adafactor(model.parameters())
+    run = morphogen.attach(model, optimizer, morphogen.ProgressiveResizing(stages=2), example=image(), epochs=2)
+    take_steps(model, optimizer, run.begin_step(image()))
+    run.begin_epoch(1)
+    take_steps(model, optimizer, run.begin_step(image()))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -253,10 +358,10 @@ def test_foreign_and_unfit_optimizers_are_refused():
     half = net.subnetwork(width=0.5)
     with pytest.raises(morphogen.MorphError, match="not the model's"):
         morphogen.morph(net, half, optimizer=torch.optim.SGD(Residual().parameters(), 0.1))
-    factored = torch.optim.Adafactor(model.parameters())
-    take_steps(model, factored, image())
-    with pytest.raises(morphogen.MorphError, match="cannot follow"):
-        morphogen.morph(net, half, optimizer=factored)
+    by_rows = torch.optim.Adam(model.parameters())
+    by_rows.state[model.conv1.weight]["rows"] = torch.zeros(12)
+    with pytest.raises(morphogen.MorphError, match=r"conv1\.weight: Adam keeps a state.*found 'rows' of shape \(12,\)"):
+        morphogen.morph(net, half, optimizer=by_rows)
     with pytest.raises(morphogen.MorphError, match="growth operator 'magic'"):
         morphogen.morph(net, half, operator="magic")
     with pytest.raises(morphogen.MorphError, match="current sub-network"):

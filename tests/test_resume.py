@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -241,7 +242,7 @@ class Narrow(nn.Sequential):
 
 def trainer(folder, method="NetworkExpansion(stages=3)", **settings):
     own = {"epochs": 3, "batch_size": 32, "images": 100, "test_images": 50, "mixup": 0.2, "ema": 0.9}
-    config = TrainConfig("test_resume:Narrow", method=method, output=folder, **{**own, **settings})
+    config = TrainConfig(**{"model": "test_resume:Narrow", "method": method, "output": folder, **own, **settings})
     checkpoints = Checkpoints(folder, every=0, keep=100)
     return Run(config, load_data(config), build_method(method), method, config.seed, checkpoints=checkpoints)
 
@@ -268,7 +269,14 @@ def test_the_trainer_goes_on_from_every_step(tmp_path, method):
         assert again.ledger.training_seconds > again.ledger.seconds["checkpoint"] > 0
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 0.2}, {"images": 64}, {"method": "Dense"}])
+class Narrower(Narrow):
+    """Another model of the same tensors."""
+
+
+OF_ANOTHER = [{"seed": 1}, {"lr": 0.2}, {"images": 64}, {"method": "Dense"}, {"model": "test_resume:Narrower"}]
+
+
+@pytest.mark.parametrize("change", OF_ANOTHER)
 def test_the_trainer_refuses_the_checkpoint_of_another_run(tmp_path, change):
     whole = trainer(tmp_path)
     whole.checkpoints.every = 1e9
@@ -278,6 +286,32 @@ def test_the_trainer_refuses_the_checkpoint_of_another_run(tmp_path, change):
     with pytest.raises(morphogen.CheckpointError, match=r"of another run; expected .*, as this one, found") as refused:
         trainer(tmp_path / "other", **change).load_state_dict(state)
     assert next(iter(change)) in str(refused.value) or "data" in str(refused.value)
+
+
+def test_a_checkpoint_with_two_fields_exchanged_changes_nothing(tmp_path):
+    """Of the run, and of its network; what is damaged by accident has another checksum already."""
+    whole = trainer(tmp_path)
+    epochs = whole.epochs()
+    next(epochs), next(epochs)
+    path = whole.checkpoints.files()[1]
+    names, fresh = [*read(path)], trainer(tmp_path / "fresh")
+    before = copy.deepcopy(fresh.state_dict()["attached"]["trees"])
+    inner = [("attached", name) for name in read(path)["attached"]]
+    exchanged = 0
+    for left, right in [*itertools.combinations([(n,) for n in names], 2), *itertools.combinations(inner, 2)]:
+        state = read(path)
+        place = state if len(left) == 1 else state["attached"]
+        one, other = place[left[-1]], place[right[-1]]
+        if type(one) is type(other) and str(one) == str(other):
+            continue
+        place[left[-1]], place[right[-1]] = other, one
+        with pytest.raises(morphogen.CheckpointError) as refused:
+            fresh.load_state_dict(state)
+        assert "\n" not in str(refused.value)
+        exchanged += 1
+    after = fresh.state_dict()["attached"]["trees"]
+    assert exchanged > 150 and str(after) == str(before)
+    fresh.load_state_dict(read(path))
 
 
 def test_sigterm_saves_first_and_says_so(tmp_path):

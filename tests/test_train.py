@@ -290,6 +290,20 @@ def refused(capsys, arguments, *words):
         (["--seed", "99999999999999"], ["seed"]),
         (["--batch_size", "5000"], ["fewer training images than one batch"]),
         (["--model", "torchvision:alexnet"], ["features.2", "export"]),
+        (["--weight_decay", ".nan"], ["weight_decay", "finite"]),
+        (["--lr", ".inf"], ["lr", "finite"]),
+        (["--mixup", "1e-320"], ["mixup", "0.001 to 1000"]),
+        (["--cutmix", ".inf"], ["cutmix", "0 to 1000"]),
+        (
+            ["--model", "resnet8(width=4, num_classes=3)", "--method", "Dense"],
+            ["no scores of the classes", "found shape (64, 3)"],
+        ),
+        (
+            ["--model", "resnet8(width=4, num_classes=11)", "--mixup", "1", "--method", "Dense"],
+            ["no scores of the classes", "(64, 11)"],
+        ),
+        (["--model", "test_train:frozen"], ["no parameter of the model is trained"]),
+        (["--model", "test_train:two_outputs", "--method", "Dense"], ["no scores of the classes", "found tuple"]),
     ],
 )
 def test_bad_input_is_one_line(arguments, words, tmp_path, capsys):
@@ -386,6 +400,20 @@ def test_any_model_by_name():
     assert build_model("test_train:own(width=3)", 7).out_features == 7
     with pytest.raises(ConfigError, match="not a model"):
         build_model("test_train:not_a_model", 7)
+
+
+def frozen(num_classes):
+    return CIFAR_RESNETS["resnet8"](width=4, num_classes=num_classes).requires_grad_(False)
+
+
+class TwoOutputs(nn.Linear):
+    def forward(self, input):
+        output = super().forward(input.mean((2, 3)))
+        return (output, output) if self.training else output
+
+
+def two_outputs(num_classes):
+    return TwoOutputs(3, num_classes)
 
 
 def own(num_classes, width):

@@ -21,9 +21,10 @@ from .momentum import MomentumNetwork
 from .morph.commit import Receipt, morph
 from .morph.drop_path import lay_out_drop_path
 from .morph.entry import depth_named
-from .morph.optimizer import begin_together
+from .morph.optimizer import begin_together, check_optimizers
 from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
+from .morph.tensors import map_tensors
 from .network import Network
 from .pruning.pruner import Pruner
 from .ranks import check_same, decided, spread
@@ -32,7 +33,7 @@ from .schedule.revision import Option, revised
 from .schedule.stages import Regularisation, Stage
 from .search import Found, Probe
 from .searching import Searching
-from .snapshot import Snapshot
+from .snapshot import Snapshot, parameter_names
 from .state import restore, state_of
 from .subnet import SubNetwork, intersection
 
@@ -397,6 +398,17 @@ def _distinct(stages: Sequence[Stage]) -> list[Stage]:
     return [s for i, s in enumerate(stages) if i == 0 or replace(s, start=stages[i - 1].start) != stages[i - 1]]
 
 
+def _check_optimizers(
+    network: Network, optimizers: Sequence[Optimizer], possible: Sequence[SubNetwork], *, prunes: bool
+) -> None:
+    """Refuse, before the first stage and not after it, optimizers that cannot follow what is to come."""
+    names, dense = parameter_names(network.model), network.dense
+    if prunes or any(replace(each, resolution=dense.resolution) != dense for each in possible):
+        check_optimizers(optimizers, names, names.values())
+    elif any(each != dense for each in possible):
+        check_optimizers(optimizers, names, {name for each in possible for name in map_tensors(network, dense, each)})
+
+
 def _several(value: Any) -> list[Any]:
     """None, one, or several of something as a list."""
     return [] if value is None else [value] if isinstance(value, (nn.Module, Optimizer)) else list(value)
@@ -427,9 +439,15 @@ def attach(
             run.end_step()  # where it keeps a momentum network, or takes proximal steps
         run.end()
 
+    Frozen parameters (`requires_grad=False`) stay frozen and keep their values bit for bit: channels and blocks that
+    come back have those they had here, whatever the operators, since nothing would ever train what these fill in. (A
+    table that follows the resolution is interpolated.) What is frozen here and trained later grows like the rest; to
+    keep a frozen part whole, name it in `exclude`.
+
     Args:
         model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned.
-        optimizer: its optimizer or optimizers, made from `model.parameters()`.
+        optimizer: its optimizer or optimizers, made from `model.parameters()` or those of them that are trained; each
+            keeps its own groups. One that wraps another (Lookahead) or factors its moments (Adafactor) is refused.
         method: such as `NetworkExpansion(width=0.5, stages=5)`.
         example: an input of the size used in training; see `trace`.
         epochs: length of the run.
@@ -444,7 +462,8 @@ def attach(
 
     Raises:
         ConfigError: the method does not fit the run's length, the model or the first batch.
-        TraceError, MorphError: see `trace` and `morph`; also where a later stage could not run.
+        TraceError, MorphError: see `trace` and `morph`; also where a later stage could not run, or an optimizer could
+            not follow it.
     """
     if epochs < 1:
         raise ConfigError("epochs out of range", expected="at least 1", found=f"{epochs}")
@@ -470,8 +489,9 @@ def attach(
             where=type(method).__name__,
             expected="attach(..., probe=morphogen.Probe(loss=..., subset=...))",
         )
-    rehearse(network, method.possible(network, epochs), method.depth_operator)
-    policy = method.pruning(epochs)
+    possible, policy = method.possible(network, epochs), method.pruning(epochs)
+    _check_optimizers(network, _several(optimizer), possible, prunes=policy is not None)
+    rehearse(network, possible, method.depth_operator)
     pruner = None if policy is None else Pruner(network, policy, _several(optimizer))
     copies = len(_several(ema)) + (method.momentum is not None)
     memory = StepMemory(network, _several(optimizer), copies, autocast)

@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .errors import ConfigError, MorphogenError, TrainingError
+from .files import write_text
 from .methods import build_method
+from .program import first_line
 from .ranks import rank
 from .report.inspect import describe
 from .report.ledger import environment
@@ -114,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MorphogenError as error:
         print(f"morphogen: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written to
+        print(f"morphogen: cannot read or write a file ({first_line(error)})", file=sys.stderr)
+        return 2
     except Stopped as stop:
         print(f"morphogen: {stop}; go on with --resume true", file=sys.stderr)
         return 128 + stop.signal
@@ -201,10 +206,10 @@ def _train(config: TrainConfig) -> int:
 def _save(run: Run, config: TrainConfig) -> None:
     try:
         record = run.ledger.record()
-        (config.output / "results.json").write_text(json.dumps([record], indent=1) + "\n")
+        write_text(config.output / "results.json", json.dumps([record], indent=1) + "\n")
         run.save(config.output / "model.pt")
         if record["schedule"]:
-            (config.output / "schedule.json").write_text(json.dumps(record["schedule"]) + "\n")
+            write_text(config.output / "schedule.json", json.dumps(record["schedule"]) + "\n")
         if record["searches"]:
             draw_searches(record["searches"], config.output / "search.png")
         draw_savings([record], config.output)

@@ -15,7 +15,7 @@ class MorphogenError(Exception):
             text += f"{',' if expected else ';'} found {found}"
         if todo:
             text += f". {todo}"
-        super().__init__(text)
+        super().__init__(" ".join(text.splitlines()))  # what was found may have line breaks in it
 
 
 class TraceError(MorphogenError):

@@ -12,6 +12,12 @@ from .errors import ExportError
 from .program import first_line
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; see `replaced`."""
+    with replaced(path) as file:
+        file.write(text.encode())
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that takes the place of `path` when it is whole; what was there stays until then.
@@ -26,7 +32,7 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # what torch.save makes of a full disk
         raise ExportError(f"cannot write the file ({first_line(error)})", where=str(path)) from error
     finally:
         if aside.is_file():

@@ -39,7 +39,8 @@ class Network:
         initial: mean and standard deviation of the stacks' tensors when the model was traced; blocks that
             begin at random are drawn from it.
         constants: buffers with channels that are no running statistics (the filters of an anti-aliased pooling, a
-            table of distances), as they were when the model was traced; channels that come back have their values.
+            table of distances), and frozen parameters, as they were when the model was traced; what comes back of them
+            has their values.
         outside: the blocks that are out, by path: the user's own modules, their tensors empty.
         held: for each optimizer, its parameter groups that have lost parameters, and what they held.
         drop_path_scale: share of the dense rates of stochastic depth that is in use.
@@ -77,6 +78,30 @@ class Network:
     def stacks(self) -> tuple[BlockStack, ...]:
         """The block stacks, in the model's order."""
         return self.structure.stacks
+
+    def is_constant(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is one of `constants` still: what was frozen may learn by now."""
+        return name in self.constants and not tensor.requires_grad
+
+    def restored(self, name: str, target: SubNetwork, like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:
+        """What of a constant is alive in a sub-network.
+
+        Args:
+            name: of the tensor.
+            target: the sub-network.
+            like: the tensor, for its kind.
+            shape: that it will have.
+
+        Returns:
+            None where it is no constant, or is at another resolution than the dense network's.
+        """
+        if not self.is_constant(name, like):
+            return None
+        alive, constant = self.structure.alive_mask(target), self.constants[name].to(like)
+        for dim, axis in enumerate(self.structure.tensors[name].axes):
+            if axis is not None:
+                constant = constant.index_select(dim, alive[axis].nonzero().flatten().to(like.device))
+        return constant if constant.shape == torch.Size(shape) else None
 
     def sketch(self, target: SubNetwork) -> nn.Module:
         """A sub-network on fake tensors: for trials, shapes and FLOPs; run it with `network.fake.run`."""
@@ -309,14 +334,20 @@ def _statistics(model: nn.Module, structure: Structure) -> dict[str, tuple[float
 
 
 def _constants(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor]:
-    """Copies of the buffers that are not a layer's statistics and have channels."""
-    return {
-        name: buffer.detach().clone()
-        for name, buffer in model.named_buffers()
-        if (layout := structure.tensors.get(name)) is not None
-        and layout.role.kind not in ("mean", "variance")
-        and any(axis is not None for axis in layout.axes)
-    }
+    """Copies of what does not learn and may go: frozen parameters, and buffers with channels that are no statistics."""
+    inside = frozenset(path for stack in structure.stacks for path in stack.blocks)
+
+    def may_go(name: str) -> bool:
+        layout = structure.tensors.get(name)
+        if layout is None or layout.role.kind in ("mean", "variance"):
+            return False
+        return any(axis is not None for axis in layout.axes)
+
+    tensors = {name: buffer for name, buffer in model.named_buffers() if may_go(name)}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and (may_go(name) or within(name, inside)):
+            tensors[name] = parameter
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def set_attributes(model: nn.Module, network: Network, target: SubNetwork) -> None:

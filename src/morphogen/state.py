@@ -109,7 +109,7 @@ def restore(run: Resumable, state: Mapping[str, Any]) -> None:
         plan = _Plan(run, state)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, SubNetworkError) as error:
         raise CheckpointError(
-            f"the state of the run is damaged ({type(error).__name__}: {first_line(error)})",
+            f"the state of the run is damaged ({first_line(error)})",
             expected="what run.state_dict() gave",
         ) from error
     plan.carry_out()
@@ -139,7 +139,10 @@ class _Plan:
         network = run.network
         if state["format"] != FORMAT:
             raise CheckpointError(
-                "written by another version of Morphogen", expected=FORMAT, found=str(state["format"])
+                "written by another version of Morphogen",
+                expected=FORMAT,
+                found=str(state["format"]),
+                todo="Go on with that version, or begin anew",
             )
         for what, theirs, ours in (
             ("model", state["dense"], network.structure.fingerprint()),
@@ -184,7 +187,10 @@ class _Plan:
         if {n: (t.shape, t.dtype) for n, t in known.items()} != {
             n: (t.shape, t.dtype) for n, t in state["constants"].items()
         }:
-            raise ValueError("other constants")
+            raise CheckpointError(
+                "the run that was saved had other parameters frozen",
+                expected="the same requires_grad as when it was attached",
+            )
 
     def _check(self, subnetwork: SubNetwork, state: Mapping[str, Any]) -> None:
         """Refuse tensors or optimizers that are not those of a sub-network of this run."""

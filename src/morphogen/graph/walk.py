@@ -277,7 +277,7 @@ def _apply(rule: Rule, call: Call, op: str, path: str) -> Axes | list[Axes]:
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         way_out = f"leave the module whole with trace(..., exclude=['{path}'])"
         raise TraceError(
-            f"the rule for {op} does not cover this call ({type(error).__name__}: {first_line(error)}); "
+            f"the rule for {op} does not cover this call ({first_line(error)}); "
             f"its arguments are {', '.join(call.args)}",
             where=path or "the model's own forward",
             todo=f"If the rule is yours, correct it (an axis that never changes is None); else "

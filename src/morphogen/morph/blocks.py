@@ -99,6 +99,11 @@ def fill_block(
             if buffer is not None:
                 values[name] = buffer.to(device, copy=True)
             continue
+        own = tensor_named(network.outside[block.path], name[len(block.path) + 1 :])
+        constant = network.restored(name, target, own, shape)
+        if constant is not None:
+            values[name] = constant.to(twin, copy=True)
+            continue
         if not is_learned(network, name):  # tables and counters that the blocks of a stack have in common
             values[name] = twin.detach().clone()
             continue

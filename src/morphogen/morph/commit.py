@@ -27,7 +27,7 @@ from .rehearsal import check_operator
 from .rezero import fold_factors
 from .tensors import TensorMap, map_tensors
 from .trial import try_out
-from .values import blocks_above, carried_average, compute_values
+from .values import blocks_above, carried_average, compute_values, fill_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def morph(
 
     Channels and blocks in both are carried over bit for bit, in the parameters, buffers, gradients, optimizer
     state and EMA copies alike; new channels are filled by `operator`, new blocks by `depth_operator` (their
-    optimizer state is empty, their EMA is their value); what is not in `target` is dropped. An operator that copies
+    optimizer state is empty, their EMA is their value); what is frozen comes back with the values it had when the model
+    was traced; what is not in `target` is dropped. An operator that copies
     channels and preserves the function (`net2net`) also divides the weights that read them, in the EMA copies too;
     gradients and optimizer state are carried as they are. Where the resolution changes, position embeddings are
     interpolated. Parameters stay the same objects, so whoever holds them (an optimizer, a clipping list, a hook)
@@ -140,7 +141,16 @@ def morph(
             edits = [
                 edit
                 for name, value in values.staying.items()
-                for edit in _plan(maps.get(name), tensor_named(model, name), value, optimizers, trees[1:], fill, above)
+                for tensor in [tensor_named(model, name)]
+                for edit in _plan(
+                    maps.get(name),
+                    tensor,
+                    value,
+                    optimizers,
+                    trees[1:],
+                    fill_of(network, name, tensor, fill),
+                    above,
+                )
             ]
             copies = [averaged_blocks(network, entering, values.entering, tree) for tree in trees[1:]]
         except BaseException:

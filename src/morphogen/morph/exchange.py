@@ -110,6 +110,8 @@ def add_factors(block: Entering, trees: Sequence[nn.Module], optimizers: Iterabl
     """A factor on each residual branch of a new block, trained as the layer's own weight is."""
     writers = block.stack.writers or {}
     layers = {name.rpartition(".")[0] for name in block.tensors if writers.get(name, False)}
+    model = trees[0]
+    layers = {path for path in layers if tensor_named(model, f"{path}.weight").requires_grad}  # else it would stay 0
     put_factors(sorted(layers), trees, optimizers)
 
 

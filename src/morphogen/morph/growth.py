@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import MorphError
-from ..spec import parse_call
+from ..spec import check_value, parse_call
 from .tensors import TensorMap
 
 
@@ -111,7 +111,7 @@ def named(name: str | GrowthOperator) -> WidthGrowth:
     """The operator of that name, with settings where it has any: `net2net(noise=0.01)`. A function is taken as it is.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or a setting has a value of another type.
         MorphError: there is none of that name, or it has no such setting.
     """
     if not isinstance(name, str):
@@ -120,8 +120,11 @@ def named(name: str | GrowthOperator) -> WidthGrowth:
     if kind not in OPERATORS:
         raise MorphError(f"no growth operator '{kind}'", expected="one of " + ", ".join(sorted(OPERATORS)))
     growth = OPERATORS[kind]
-    known = [*inspect.signature(growth.fill).parameters][1:]
+    parameters = inspect.signature(growth.fill).parameters
+    known = [*parameters][1:]
     if unknown := settings.keys() - set(known):
         expected = "one of " + ", ".join(known) if known else "none"
         raise MorphError(f"{kind} has no setting '{min(unknown)}'", expected=expected)
+    for key, value in settings.items():
+        check_value(kind, key, value, parameters[key].default)
     return replace(growth, settings=settings) if settings else growth

@@ -32,7 +32,7 @@ def check_optimizers(
     changing = set(changing)
     for optimizer in optimizers:
         kind = type(optimizer).__name__
-        if isinstance(getattr(optimizer, "base_optimizer", None), Optimizer):
+        if any(isinstance(value, Optimizer) for value in vars(optimizer).values()):  # Lookahead
             raise MorphError(
                 f"{kind} keeps its state in another optimizer",
                 expected="an optimizer with a state of its own",
@@ -52,6 +52,8 @@ def check_optimizers(
                 if parameter in seen:
                     raise MorphError("the parameter is in two optimizer groups", where=names[parameter])
                 seen.add(parameter)
+                if names[parameter] in changing and _factors(group, parameter):
+                    raise _cannot_follow(kind, names[parameter], parameter, "rows and columns of second moments")
         if any(names[parameter] in changing for parameter in held):
             # Every parameter's state is looked at: some optimizers keep all of it with the first.
             for parameter in held:
@@ -63,13 +65,29 @@ def _check_state(kind: str, name: str, parameter: nn.Parameter, state: Mapping[s
         fits = isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.layout == torch.strided
         leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
         if not fits and any(leaf.numel() > 1 for leaf in leaves):
-            raise MorphError(
-                f"{kind} keeps a state '{key}' that cannot follow its parameter",
-                where=name,
-                expected=f"a scalar or a dense tensor of shape {tuple(parameter.shape)}",
-                found=", ".join(f"shape {tuple(leaf.shape)}" for leaf in leaves),
-                todo="Use an optimizer with one state entry a weight, such as SGD or AdamW",
-            )
+            found = ", ".join(f"shape {tuple(leaf.shape)}" for leaf in leaves)
+            raise _cannot_follow(kind, name, parameter, f"'{key}' of {found}")
+
+
+def _cannot_follow(kind: str, name: str, parameter: nn.Parameter, found: str) -> MorphError:
+    return MorphError(
+        f"{kind} keeps a state that cannot follow its parameter",
+        where=name,
+        expected=f"scalars and dense tensors of shape {tuple(parameter.shape)}",
+        found=found,
+        todo="Use an optimizer with one state entry a weight, such as SGD or AdamW",
+    )
+
+
+def _factors(group: Mapping[str, Any], parameter: nn.Parameter) -> bool:
+    """Whether PyTorch's or timm's Adafactor will factor a second moment; before its first step no state says so."""
+    least = group.get("min_dim_size_to_factor", 0 if "beta2_decay" in group else None)
+    return least is not None and parameter.ndim > 1 and sorted(parameter.shape)[-2] >= least
+
+
+OF_THE_WEIGHTS = ("ax", "x0", "z")
+"""States that begin as the weights themselves, and so does what is new of them: ASGD's average, MADGRAD's and dual
+averaging's origin, the sequence behind a schedule-free optimizer's average."""
 
 
 def carried_state(
@@ -95,19 +113,16 @@ def carried_state(
     begin: dict[str, float | torch.Tensor] = {
         "sum": group.get("initial_accumulator_value", 0.0),  # Adagrad
         "step_size": float(group["lr"]),  # Rprop
-        "ax": new,  # ASGD: the average starts at the value itself
+        "square_avg": float("lr_in_momentum" in group),  # 1 in timm's RMSpropTF, 0 in PyTorch's
     }
-    begin = {
-        key: fill.to(state[key]) if isinstance(fill, torch.Tensor) and key in state else fill
-        for key, fill in begin.items()
-    }
+    begin |= {key: new.to(state[key]) for key in OF_THE_WEIGHTS if key in state}
     carried = {
         key: change.regrid(change.carry(value, begin.get(key, 0.0)), smooth=False)
         for key, value in state.items()
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.ndim
     }
-    if rescaled and "ax" in carried:
-        carried["ax"] = new.to(carried["ax"], copy=True)
+    if rescaled:
+        carried |= {key: new.to(carried[key], copy=True) for key in OF_THE_WEIGHTS if key in carried}
     return carried
 
 

@@ -73,14 +73,13 @@ def compute_values(
     def upper(name: str) -> torch.Tensor | None:
         return base[above[name]].detach() if name in above else None
 
-    new = {
-        name: change.regrid(
-            _restored(network, target, change, live[name])
-            if name in network.constants
-            else _fill(change, base[name].detach(), upper(name), fill, generator)
-        )
-        for name, change in maps.items()
-    }
+    def grown(name: str, change: TensorMap) -> torch.Tensor:
+        constant = network.restored(name, target, live[name], change.new_shape)
+        if constant is not None:
+            return change.carry(live[name].detach(), constant)
+        return _fill(change, base[name].detach(), upper(name), fill, generator)
+
+    new = {name: change.regrid(grown(name, change)) for name, change in maps.items()}
     new |= {name: base[name].detach().clone() for name in base if base[name] is not live[name] and name not in maps}
 
     def online(name: str) -> torch.Tensor:
@@ -89,7 +88,9 @@ def compute_values(
     def averaged(name: str) -> torch.Tensor:
         if momentum is None:
             raise MorphError("the depth operator reads a momentum network, but there is none", where=name)
-        return carried_average(maps[name], momentum, new[name], fill, above) if name in maps else means[name]
+        if name not in maps:
+            return means[name]
+        return carried_average(maps[name], momentum, new[name], fill_of(network, name, live[name], fill), above)
 
     fresh: dict[str, torch.Tensor] = {}
     for block in blocks:
@@ -102,13 +103,9 @@ def compute_values(
     return Values({name: value for name, value in new.items() if name not in buffers}, fresh, buffers)
 
 
-def _restored(network: Network, target: SubNetwork, change: TensorMap, old: torch.Tensor) -> torch.Tensor:
-    """A constant buffer: channels that come back have the values they had when the model was traced."""
-    alive, constant = network.structure.alive_mask(target), network.constants[change.name].to(old)
-    for dim, axis in enumerate(network.structure.tensors[change.name].axes):
-        if axis is not None:
-            constant = constant.index_select(dim, alive[axis].nonzero().flatten().to(old.device))
-    return change.carry(old, constant)
+def fill_of(network: Network, name: str, tensor: torch.Tensor, fill: WidthGrowth) -> WidthGrowth:
+    """How a tensor grows: what does not learn is not divided."""
+    return replace(fill, rescales=False) if network.is_constant(name, tensor) else fill
 
 
 def blocks_above(network: Network, target: SubNetwork) -> dict[str, str]:

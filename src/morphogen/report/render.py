@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ..files import write_text
 from .records import Record, by_file_name, by_method
 from .savings.rows import saving_rows
 from .savings.write import draw_savings
@@ -72,7 +73,7 @@ def write_results(records: Sequence[Record], folder: Path) -> None:
     For every run that searched, also what it saw, and its schedule for `Retrain`; where runs pruned, what that saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(records, indent=1) + "\n")
+    write_text(folder / "results.json", json.dumps(records, indent=1) + "\n")
     flat = [
         {key: value for key, value in record.items() if not isinstance(value, (dict, list))}
         | {f"seconds_{cause}": value for cause, value in record["seconds"].items()}
@@ -83,14 +84,14 @@ def write_results(records: Sequence[Record], folder: Path) -> None:
         writer.writeheader()
         writer.writerows(flat)
     tables = [rows for rows in (summary(records), saving_rows(records)) if rows]
-    (folder / "summary.md").write_text("\n\n".join(map(as_markdown, tables)) + "\n")
+    write_text(folder / "summary.md", "\n\n".join(map(as_markdown, tables)) + "\n")
     draw_accuracy(records, folder / "accuracy.png")
     draw_savings(records, folder)
     for record in records:
         if record.get("searches"):
             name = f"{by_file_name(record['method'])}_{record['seed']}"
             draw_searches(record["searches"], folder / f"search_{name}.png")
-            (folder / f"schedule_{name}.json").write_text(json.dumps(record["schedule"]) + "\n")
+            write_text(folder / f"schedule_{name}.json", json.dumps(record["schedule"]) + "\n")
 
 
 def draw_accuracy(records: Sequence[Record], path: Path) -> None:

@@ -42,7 +42,9 @@ def growth(
         raise ConfigError(
             "a stage needs at least one epoch",
             where=who,
-            expected=f"at most {epochs} stages",
+            expected=f"at most {epochs} stages"
+            if len(starts) > epochs
+            else f"fewer stages, or more than {epochs} epochs",
             found=f"{len(starts)} stages from epochs {', '.join(map(str, starts))}",
         )
     if width and min(width) < 1 and not network.groups:

@@ -101,7 +101,7 @@ class ListedSpace:
 
 def check_dimensions(dimensions: Sequence[str], who: str) -> None:
     """Refuse anything but some of `DIMENSIONS`; raises ConfigError."""
-    if not dimensions or isinstance(dimensions, str) or not set(dimensions) <= set(DIMENSIONS):
+    if not dimensions or isinstance(dimensions, str) or any(each not in DIMENSIONS for each in dimensions):
         raise ConfigError(
             "no such dimension", where=who, expected=f"some of {', '.join(DIMENSIONS)}", found=f"{dimensions}"
         )

@@ -52,7 +52,9 @@ def image_order(count: int, repeats: int, generator: torch.Generator) -> Tensor:
     An epoch stays as long as it was, so it sees fewer images (Hoffer et al., CVPR 2020; DeiT). timm's
     RepeatAugSampler gives the same order, but from a generator of its own.
     """
-    return torch.randperm(count, generator=generator).repeat_interleave(max(1, repeats))[:count]
+    repeats = min(max(1, repeats), count)
+    chosen = torch.randperm(count, generator=generator)[: -(-count // repeats)]
+    return chosen.repeat_interleave(repeats)[:count]
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:

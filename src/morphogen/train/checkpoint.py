@@ -179,7 +179,11 @@ def read(path: Path) -> dict[str, Any]:
         tensors = load_tensors(content)
         if metadata["format"] != FORMAT:
             raise CheckpointError(
-                "written by another version of Morphogen", where=str(path), expected=FORMAT, found=metadata["format"]
+                "written by another version of Morphogen",
+                where=str(path),
+                expected=FORMAT,
+                found=str(metadata["format"]),
+                todo="Go on with that version, or begin anew with --resume false",
             )
         if metadata["sha256"] != _digest(metadata["tree"], tensors):
             raise ValueError("its checksum is another one")
@@ -200,7 +204,7 @@ def read(path: Path) -> dict[str, Any]:
         MemoryError,
     ) as error:
         raise CheckpointError(
-            f"not a checkpoint, or a damaged one ({type(error).__name__}: {first_line(error)})",
+            f"not a checkpoint, or a damaged one ({first_line(error)})",
             where=str(path),
             expected=f"a file as `morphogen train` writes it ({FORMAT})",
         ) from error

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..errors import ConfigError, MorphogenError
+from ..files import write_text
 from ..methods import Dense, Method, build_method
 from ..program import first_line
 from ..report.ledger import environment
@@ -132,7 +133,7 @@ class _Log:
             self.records[record["method"], record["seed"]] = record
             whole.append(line + "\n")
         if len(whole) < len(lines):
-            self.path.write_text("".join(whole))
+            write_text(self.path, "".join(whole))
 
     def append(self, run: Run) -> None:
         """Keep a finished run."""

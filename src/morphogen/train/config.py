@@ -23,8 +23,8 @@ _HIGHEST = {
     "label_smoothing": 0.999,
     "randaugment": 10,
     "erasing": 1,
-    "mixup": math.inf,
-    "cutmix": math.inf,
+    "mixup": 1000,
+    "cutmix": 1000,
     "repeated_augmentation": math.inf,
     "drop_path": 0.999,
     "ema": 0.999999,
@@ -119,16 +119,19 @@ class Recipe:
             value = getattr(self, key)
             if value is not None and value < lowest:
                 raise ConfigError(f"{key} out of range", expected=f"at least {lowest}", found=f"{value}")
-        if not self.lr > 0 or self.weight_decay < 0 or self.workers < 0:
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf and self.workers >= 0):
             raise ConfigError(
                 "out of range",
-                expected="lr above 0, weight_decay and workers not below",
+                expected="lr above 0, weight_decay and workers not below, all finite",
                 found=f"lr {self.lr}, weight_decay {self.weight_decay}, workers {self.workers}",
             )
         for key, highest in _HIGHEST.items():
             if not 0 <= getattr(self, key) <= highest:
                 expected = f"0 to {highest:g}" if highest < math.inf else "at least 0"
                 raise ConfigError(f"{key} out of range", expected=expected, found=f"{getattr(self, key)}")
+        for key in ("mixup", "cutmix"):
+            if 0 < getattr(self, key) < 1e-3:  # the beta distribution of still less is not a number
+                raise ConfigError(f"{key} out of range", expected="0, or 0.001 to 1000", found=f"{getattr(self, key)}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(
                 "warmup_epochs out of range",

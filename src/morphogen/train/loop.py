@@ -36,7 +36,7 @@ from .costs import Costs
 from .data import Data, TrainBatch
 from .distributed import share
 from .models import build_model
-from .objective import build_optimizer, check_finite, laid_out, precision_of
+from .objective import build_optimizer, check_finite, check_scores, laid_out, precision_of
 from .own_random import OwnRandom
 from .room import warn_of_lack
 from .stepper import Stepper
@@ -128,6 +128,8 @@ class Run:
                     autocast=recipe.autocast,
                 )
                 warn_of_lack(self.attached, share(recipe.batch_size), self.device)
+            if not recipe.token_labels:
+                check_scores(self.attached.network, data.num_classes, data.mixup is not None)
             if rank():  # dropout of its own from here on
                 torch.manual_seed(hash((seed, rank())) % 2**63)
             self._follow()
@@ -274,8 +276,10 @@ class Run:
             if any(len(each) != len(self._random.state) for each in random):
                 raise CheckpointError("the checkpoint is of a run on another kind of device", where="device")
             attached, stepper = state["attached"], dict(state["stepper"])
+            if step is not None and epoch != attached["epoch"]:
+                raise ValueError("the run and its network are at different epochs")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"the checkpoint is damaged ({type(error).__name__}: {first_line(error)})") from error
+            raise CheckpointError(f"the checkpoint is damaged ({first_line(error)})") from error
         with self._random.active():
             self.attached.load_state_dict(attached)
         self._at, self.ledger = _Position(epoch, step, losses), ledger

@@ -10,14 +10,22 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import DivergedError
+from ..errors import ConfigError, DivergedError
+from ..network import Network
+from ..program import first_line
 from .config import Recipe
 from .images import MapCrops
 from .token_labels import predict, token_grid, token_label_loss, token_targets, with_true_labels
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of a recipe; AdamW leaves biases, norms and tokens undecayed."""
+    """The optimizer of a recipe; AdamW leaves biases, norms and tokens undecayed.
+
+    Raises:
+        ConfigError: the model has nothing to train.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("no parameter of the model is trained", where=recipe.model, expected="requires_grad")
     fused = recipe.fused or None  # otherwise what PyTorch takes by itself
     if recipe.optimizer == "adamw":
         tokens = getattr(model, "no_weight_decay", set)()  # timm's way to name them
@@ -37,6 +45,39 @@ def precision_of(recipe: Recipe, device: torch.device) -> Iterator[None]:
 def laid_out(images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     """Images in the memory format of the recipe."""
     return images.contiguous(memory_format=torch.channels_last) if recipe.channels_last else images
+
+
+def check_scores(network: Network, classes: int, mixes: bool) -> None:
+    """Refuse a model that gives no scores of the classes when it trains, before it does.
+
+    Args:
+        network: its model and example as they are trained.
+        classes: of the data.
+        mixes: whether labels are shares of classes, for which there must be just as many scores.
+
+    Raises:
+        ConfigError: its output is something else, or it cannot run in training.
+    """
+    fake = network.sketch(network.dense).train()
+    where = type(network.model).__name__
+    expected = f"a tensor of shape (images, {classes}) that the parameters have a gradient of"
+    try:
+        output = network.fake.run(fake, network.dense.resolution)
+    except Exception as error:  # whatever the model's own code raises
+        raise ConfigError(
+            f"the model cannot run in training ({first_line(error)})", where=where, expected=expected
+        ) from error
+    found = type(output).__name__
+    if isinstance(output, torch.Tensor):
+        found = f"shape {tuple(output.shape)}, {output.dtype}" + (
+            "" if output.requires_grad else ", without a gradient"
+        )
+        enough = output.ndim == 2 and (output.shape[1] == classes or (output.shape[1] > classes and not mixes))
+        if enough and output.is_floating_point() and output.requires_grad:
+            return
+    raise ConfigError(
+        "the model's output in training gives no scores of the classes", where=where, expected=expected, found=found
+    )
 
 
 def loss_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf
 
 from ...errors import ConfigError
 from ...morph.growth import GrowthOperator
@@ -38,7 +38,7 @@ class Net2Net(Method):
 
     def __post_init__(self) -> None:
         check_growth("Net2Net", self.stages, self.multiple_of, width=self.width)
-        if not (self.noise >= 0 and isfinite(self.noise)):
+        if not 0 <= self.noise < inf:
             raise ConfigError("noise out of range", where="Net2Net", expected="noise >= 0", found=f"{self.noise}")
         if self.noise:  # written out, so that the saved schedule of a run says it
             object.__setattr__(self, "operator", f"net2net(noise={self.noise})")

@@ -55,13 +55,14 @@ class GrowThenPrune(PruneTrain):
         Raises:
             ConfigError: a stage without an epoch, or a network without channels that can change.
         """
+        width = linear_ratios(self.width, self.stages + 1)
         grown = round(self.start * epochs)
         starts = [-(-i * grown // self.stages) for i in range(self.stages + 1)]
         return growth(
             network,
             starts,
             epochs,
-            width=linear_ratios(self.width, self.stages + 1),
+            width=width,
             multiple_of=self.multiple_of,
             who="GrowThenPrune",
         )

@@ -112,7 +112,7 @@ class Attempt:
 
     def end(self) -> int:
         """Wait for the end of the process; returns its exit code."""
-        return self.process.wait(timeout=300)
+        return self.process.wait()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """What was trained."""

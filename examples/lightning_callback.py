@@ -40,7 +40,7 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self):
         """AdamW, and a cosine."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=3e-4)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)]
 
 

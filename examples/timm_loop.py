@@ -20,7 +20,7 @@ optimizer = create_optimizer_v2(model, opt="adamw", lr=2e-3, weight_decay=0.05)
 scheduler, _ = create_scheduler_v2(optimizer, sched="cosine", num_epochs=epochs, warmup_epochs=1)
 model_ema, loss_scaler = ModelEmaV3(model, decay=0.9), NativeScaler(device="cpu")
 mixup, train_loss = Mixup(mixup_alpha=0.1, label_smoothing=0.1, num_classes=4), SoftTargetCrossEntropy()
-method = morphogen.Prog(stages=3)
+method = morphogen.NetworkExpansion(depth=0.5, stages=2)
 run = morphogen.attach(
     model, optimizer, method, example=images[:64], epochs=epochs, steps_per_epoch=8, ema=model_ema
 )
@@ -32,7 +32,7 @@ def figures() -> str:
     x = images
     x = run.begin_step(x)
     accuracy = (model_ema.module.eval()(x).argmax(1) == labels).float().mean()
-    return f"{sum(p.numel() for p in model.parameters()):,} parameters, {x.shape[-1]} pixels, accuracy {accuracy:.3f}"
+    return f"{sum(p.numel() for p in model.parameters()):,} parameters, accuracy {accuracy:.3f}"
 
 
 for epoch in range(epochs):

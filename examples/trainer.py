@@ -35,14 +35,14 @@ class Sizes(TrainerCallback):
         print(f"epoch {state.epoch - 1:.0f} is over: loss {metrics['eval_loss']:.3f}")
 
 
-method = morphogen.Prog(stages=3)
+method = morphogen.NetworkExpansion(depth=0.5, stages=2)
 callback = MorphogenCallback(method, example={"pixel_values": images[:64]})
 arguments = TrainingArguments(
     output_dir="trainer",
     num_train_epochs=6,
     per_device_train_batch_size=64,
     per_device_eval_batch_size=512,
-    learning_rate=1e-3,
+    learning_rate=2e-3,
     eval_strategy="epoch",
     save_strategy="no",
     report_to="none",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from ..attach import Attached
 from ..errors import ConfigError
 from ..methods import Method
+from ..morph.commit import Receipt
 from ..resize import resized
 
 
@@ -32,48 +33,58 @@ def check_fits(method: Method) -> None:
         )
 
 
-def follow_steps(run: Attached, optimizer: Optimizer) -> Callable[[], None]:
-    """Begin a step before every forward pass in training, and end it after the optimizer's.
+class Steps:
+    """Begins a step before every forward pass in training, and ends it after the optimizer's.
 
     The model's images (its first tensor with four axes) are brought to the resolution that runs, in evaluation too. A
     step that gradients are accumulated for, or that a GradScaler skips, is begun several times and ends once.
-
-    Args:
-        run: whose model is called by somebody else.
-        optimizer: PyTorch's own, not a wrapper.
-
-    Returns:
-        What takes the hooks out again.
     """
 
-    def before_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        def of_size(images: torch.Tensor) -> torch.Tensor | None:
-            if model.training:
-                return run.begin_step(images)
-            resolution = run.network.current.resolution
-            return images if resolution is None else resized(images, resolution, run.method.resizing)
+    def __init__(self, run: Attached, optimizer: Optimizer):
+        """
+        Args:
+            run: whose model is called by somebody else.
+            optimizer: PyTorch's own, not a wrapper.
+        """
+        self._run, self._measuring = run, False
 
-        every = [*enumerate(args), *kwargs.items()]
-        key = next((k for k, value in every if isinstance(value, torch.Tensor) and value.ndim == 4), None)
-        if isinstance(key, int):
-            return (*args[:key], of_size(args[key]), *args[key + 1 :]), kwargs
-        if key is not None:
-            return args, kwargs | {key: of_size(kwargs[key])}
-        if model.training:
-            run.begin_step()
-        return args, kwargs
+        # Functions, which are not copied along where the model is: a momentum network is no run of its own.
+        def before_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return None if self._measuring else self._sized(model.training, args, kwargs)
 
-    # Functions of their own: a copy of the model, such as a momentum network, must not copy the run with a method of it.
-    handles = [
-        run.network.model.register_forward_pre_hook(before_forward, prepend=True, with_kwargs=True),
-        optimizer.register_step_post_hook(lambda *_: run.end_step()),
-    ]
+        def after_step(*_: Any) -> None:
+            run.end_step()
 
-    def stop() -> None:
-        for handle in handles:
+        self._handles = [
+            run.network.model.register_forward_pre_hook(before_forward, prepend=True, with_kwargs=True),
+            optimizer.register_step_post_hook(after_step),
+        ]
+
+    def begin_epoch(self, epoch: int) -> Receipt | None:
+        """That of the run, which may compare candidates, on images of their sizes."""
+        self._measuring = True
+        try:
+            return self._run.begin_epoch(epoch)
+        finally:
+            self._measuring = False
+
+    def stop(self) -> None:
+        """The model and its optimizer are left alone again."""
+        for handle in self._handles:
             handle.remove()
 
-    return stop
+    def _sized(self, training: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        every = [*enumerate(args), *kwargs.items()]
+        key = next((k for k, value in every if isinstance(value, torch.Tensor) and value.ndim == 4), None)
+        images = None if key is None else args[key] if isinstance(key, int) else kwargs[key]
+        resolution = self._run.network.current.resolution
+        if training:
+            images = self._run.begin_step(images)
+        elif images is not None and resolution is not None:
+            images = resized(images, resolution, self._run.method.resizing)
+        if isinstance(key, int):
+            return (*args[:key], images, *args[key + 1 :]), kwargs
+        return args, kwargs if key is None else kwargs | {key: images}
 
 
 class LaterWeights:

@@ -15,7 +15,7 @@ from ..errors import CheckpointError, ConfigError
 from ..fake import Example
 from ..methods import Method
 from ..search import Probe
-from .hooks import LaterWeights, check_fits, follow_steps
+from .hooks import LaterWeights, Steps, check_fits
 
 
 class MorphogenCallback(Callback):
@@ -63,6 +63,7 @@ class MorphogenCallback(Callback):
         self._steps_per_epoch, self._probe, self._exclude = steps_per_epoch, probe, tuple(exclude)
         self._state: Mapping[str, Any] | None = None
         self._later: list[LaterWeights] = []
+        self._steps: Steps | None = None
         self._undo: list[Callable[[], None]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -114,13 +115,14 @@ class MorphogenCallback(Callback):
         if self._state is not None:
             self.run.load_state_dict(self._state)
             self._state = None
-        self._undo = [follow_steps(self.run, optimizer), _penalise(pl_module, self.run)]
+        self._steps = Steps(self.run, optimizer)
+        self._undo = [self._steps.stop, _penalise(pl_module, self.run)]
         _wrap_anew(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Morph where the schedule says."""
-        assert self.run is not None
-        if self.run.begin_epoch(trainer.current_epoch) is not None:
+        assert self._steps is not None
+        if self._steps.begin_epoch(trainer.current_epoch) is not None:
             _wrap_anew(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

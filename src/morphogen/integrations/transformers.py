@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..fake import Example
 from ..files import replaced
 from ..methods import Method
 from ..search import Probe
-from .hooks import LaterWeights, check_fits, follow_steps
+from .hooks import LaterWeights, Steps, check_fits
 
 FILE = "morphogen.pt"
 """In each of the Trainer's checkpoints: the run, with its weights and the optimizer's moments."""
@@ -67,7 +68,8 @@ class MorphogenCallback(TrainerCallback):
         self._steps_per_epoch, self._probe, self._exclude = steps_per_epoch, probe, tuple(exclude)
         self._later: list[LaterWeights] = []
         self._lengths: list[int] = []
-        self._epoch, self._begins = 0, False
+        self._epoch, self._begins, self._within = 0, False, False
+        self._steps: Steps | None = None
         self._undo: list[Callable[[], None]] = []
 
     def on_init_end(
@@ -119,21 +121,23 @@ class MorphogenCallback(TrainerCallback):
         )
         if state.global_step:
             self.run.load_state_dict(_saved(args, state))
-        self._epoch = int(state.epoch or 0)
-        self._undo = [follow_steps(self.run, optimizer), _penalise(self.run)]
+        self._epoch = math.ceil(state.epoch or 0)
+        self._within = self._epoch != (state.epoch or 0)
+        self._steps = Steps(self.run, optimizer)
+        self._undo = [self._steps.stop, _penalise(self.run)]
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The first step begins the epoch: until then, the Trainer brings back random numbers from a checkpoint."""
-        self._begins = True
+        self._begins, self._within = not self._within, False
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Morph where the schedule says."""
-        if self._begins and self.run is not None:
-            self.run.begin_epoch(self._epoch)
+        if self._begins and self._steps is not None:
+            self._steps.begin_epoch(self._epoch)
             self._epoch, self._begins = self._epoch + 1, False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -1,0 +1,266 @@
+"""Other libraries' loops train as a plain one with `morphogen.attach` does, bit for bit, and go on from checkpoints."""
+
+import re
+import runpy
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import accelerate
+import lightning
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import morphogen
+from morphogen import timing
+from morphogen.integrations.accelerate import carry, wrapped
+from morphogen.integrations.hooks import LaterWeights
+from morphogen.integrations.lightning import MorphogenCallback as LightningCallback
+from morphogen.integrations.transformers import MorphogenCallback as TrainerCallback
+from morphogen.methods import build_method
+
+from nets import Residual, deit
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+EPOCHS, ACCUMULATE = 4, 2
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec:"),
+]
+
+
+@pytest.fixture(autouse=True)
+def steps_take_as_long(monkeypatch):
+    """The times of a search's candidates are those of the machine; here they are always the same."""
+    monkeypatch.setattr(timing.StepClock, "medians", lambda clock: {k: 1.0 + k for k in clock.read()})
+
+
+class Classifier(nn.Module):
+    """A model as transformers wants it: it computes its own loss."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.net(pixel_values)
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class Setting:
+    """A network, its optimizer and data; the same whenever it is made."""
+
+    def __init__(self, text, seed=0):
+        torch.manual_seed(seed)
+        self.method = build_method(text)
+        vit = text.startswith(("Prog", "AutoProg"))
+        self.net = deit(depth=4, drop_path_rate=0.1) if vit else Residual()
+        side = 16 if vit else 8
+        self.steps = 9 if text.startswith("AutoProg") else 3  # one for each candidate
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randn(4 * self.steps * ACCUMULATE, 3, side, side, generator=generator)
+        self.data = [(image, i % 4) for i, image in enumerate(self.images)]
+        self.batches = list(DataLoader(self.data, 4))
+        kind = torch.optim.SGD if "Prune" in text else torch.optim.AdamW
+        self.optimizer = kind(self.net.parameters(), lr=0.1 if "Prune" in text else 1e-2)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.5)
+        subset = [self.batches[0]]
+        self.probe = morphogen.Probe(lambda x, y: F.cross_entropy(self.net(x), y), subset)
+
+    def tensors(self):
+        """All that training leaves."""
+        names = {parameter: name for name, parameter in self.net.named_parameters()}
+        moments = {
+            f"{names[p]}.{key}": value for p, kept in self.optimizer.state.items() for key, value in kept.items()
+        }
+        return {**self.net.state_dict(), **moments}
+
+
+def plain(text, **settings):
+    """The loop that all others are to equal."""
+    here = Setting(text, **settings)
+    net, optimizer = here.net, here.optimizer
+    run = morphogen.attach(
+        net,
+        optimizer,
+        here.method,
+        example=here.images[:4],
+        epochs=EPOCHS,
+        steps_per_epoch=here.steps,
+        probe=here.probe,
+    )
+    for epoch in range(EPOCHS):
+        torch.manual_seed(epoch)
+        run.begin_epoch(epoch)
+        for number, (x, y) in enumerate(here.batches):
+            net.train()
+            loss = F.cross_entropy(net(run.begin_step(x)), y)
+            (run.penalised(loss) / ACCUMULATE).backward()
+            if (number + 1) % ACCUMULATE == 0:
+                nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                optimizer.step()
+                run.end_step()
+                optimizer.zero_grad()
+        here.scheduler.step()
+    run.end()
+    return here, run
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, here):
+        super().__init__()
+        self.here, self.net = here, here.net
+        self.sizes = []
+
+    def training_step(self, batch, _):
+        return {"loss": F.cross_entropy(self.net(batch[0]), batch[1]), "also": 1}
+
+    def validation_step(self, batch, _):
+        self.sizes.append((self.current_epoch, self.net(batch[0]).shape))
+
+    def configure_optimizers(self):
+        return [self.here.optimizer], [self.here.scheduler]
+
+
+class Reseed(lightning.Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        torch.manual_seed(trainer.current_epoch)
+
+
+class Loader(DataLoader):
+    """Goes on within an epoch, as Lightning leaves it to loaders."""
+
+    begin = at = 0
+
+    def __iter__(self):
+        begin, self.begin = self.begin, 0
+        for number, batch in enumerate(super().__iter__()):
+            if number >= begin:
+                self.at = number + 1
+                yield batch
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.begin = state["at"] % len(self)
+
+
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+def with_lightning(text, folder, resume=None, every=None, **settings):
+    here = Setting(text, **settings)
+    module = Module(here)
+    callback = LightningCallback(here.method, "net", example=here.images[:4], probe=here.probe)
+    keep = lightning.pytorch.callbacks.ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=every)
+    trainer = lightning.Trainer(
+        max_epochs=EPOCHS,
+        accumulate_grad_batches=ACCUMULATE,
+        gradient_clip_val=1.0,
+        callbacks=[Reseed(), callback, *([keep] if every else [])],
+        enable_checkpointing=bool(every),
+        **QUIET,
+    )
+    loaders = Loader(here.data, 4, generator=torch.Generator()), Loader(here.data[:4], 4, generator=torch.Generator())
+    trainer.fit(module, *loaders, ckpt_path=resume)
+    assert len(module.sizes) >= (1 if resume else EPOCHS)  # evaluated at the present size
+    return here, callback.run
+
+
+class ReseedTrainer(transformers.TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step % (state.max_steps // EPOCHS) == 0:
+            torch.manual_seed(round(state.epoch or 0))
+
+
+def with_transformers(text, folder, resume=None, every=None, **settings):
+    here = Setting(text, **settings)
+    model = Classifier(here.net)
+    probe = morphogen.Probe(lambda x, y: model(x, y)["loss"], [here.batches[0]])
+    example = {"pixel_values": here.images[:4]}
+    callback = TrainerCallback(here.method, example=example, probe=probe)
+    trainer = transformers.Trainer(
+        model,
+        transformers.TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=EPOCHS,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=ACCUMULATE,
+            max_grad_norm=1.0,
+            train_sampling_strategy="sequential",
+            save_strategy="steps" if every else "no",
+            save_steps=every or 500,
+            eval_strategy="epoch",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=[{"pixel_values": image, "labels": label} for image, label in here.data],
+        eval_dataset=[{"pixel_values": image, "labels": label} for image, label in here.data[:4]],
+        optimizers=(
+            here.optimizer,
+            torch.optim.lr_scheduler.LambdaLR(here.optimizer, lambda step: 0.5 ** (step // here.steps))),
+        callbacks=[ReseedTrainer(), callback],
+    )
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return here, callback.run
+
+
+
+LOOPS = {"lightning": with_lightning, "transformers": with_transformers}
+METHODS = [
+    "NetworkExpansion(stages=2)",
+    "Prog(stages=2)",
+    "AutoProg(stages=2, search_epochs=1)",
+    "PruneTrain(ratio=0.9, interval=2, threshold=0.1)",
+    "PruneTrain(ratio=0.95, interval=2, threshold=0.1, proximal=True)",
+]
+
+
+def assert_same(found, expected):
+    (here, run), (other, wanted) = found, expected
+    changes, others = (
+        [(epoch, part.to_json().replace('"net.', '"')) for epoch, part in each.history] for each in (run, wanted)
+    )
+    assert changes == others and len(changes) > 1
+    ours, theirs = here.tensors(), other.tensors()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The plain loop's outcome with each method, computed once."""
+    known = {}
+    return lambda text: known.setdefault(text, None) or known.update({text: plain(text)}) or known[text]
+
+
+@pytest.mark.parametrize("text", METHODS)
+@pytest.mark.parametrize("loop", LOOPS)
+def test_equals_a_plain_loop(loop, text, tmp_path, expected):
+    found = LOOPS[loop](text, tmp_path)
+    assert_same(found, expected(text))
+    here, run = found
+    model = run.network.model
+    assert not model._forward_pre_hooks and not model._forward_hooks  # nothing of the callback stays
+    assert not here.optimizer._optimizer_step_post_hooks and not model._load_state_dict_pre_hooks
+    if "Prune" not in text:
+        assert run.network.current == run.network.dense
+        Setting(text).net.load_state_dict(here.net.state_dict())
+
+
+@pytest.mark.parametrize("text", METHODS)
+@pytest.mark.parametrize("loop", LOOPS)
+def test_goes_on_from_a_checkpoint(loop, text, tmp_path):
+    whole = LOOPS[loop](text, tmp_path, every=2)
+    for step in (2, whole[0].steps * 2 - (whole[0].steps * 2) % 2):
+        file = {"lightning": f"step={step}.ckpt", "transformers": f"checkpoint-{step}"}[loop]
+        assert_same(LOOPS[loop](text, tmp_path, resume=tmp_path / file, every=100, seed=7), whole)

@@ -130,8 +130,26 @@ class Module(lightning.LightningModule):
 
 
 class Reseed(lightning.Callback):
+    """Lightning keeps no random numbers, and does not begin the epoch after a checkpoint of a last step."""
+
+    random = epoch = None
+
     def on_train_epoch_start(self, trainer, pl_module):
-        torch.manual_seed(trainer.current_epoch)
+        if self.epoch != trainer.current_epoch:
+            self.epoch = trainer.current_epoch
+            torch.manual_seed(self.epoch)
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        if self.random is not None:
+            torch.set_rng_state(self.random)
+        self.random = None
+        self.on_train_epoch_start(trainer, pl_module)
+
+    def state_dict(self):
+        return {"random": torch.get_rng_state(), "epoch": self.epoch}
+
+    def load_state_dict(self, state):
+        self.random, self.epoch = state["random"], state["epoch"]
 
 
 class Loader(DataLoader):

@@ -62,6 +62,7 @@ class MorphogenCallback(Callback):
         self._method, self._network, self._ema, self._example = method, network, ema, example
         self._steps_per_epoch, self._probe, self._exclude = steps_per_epoch, probe, tuple(exclude)
         self._state: Mapping[str, Any] | None = None
+        self._epoch: int | None = None
         self._later: list[LaterWeights] = []
         self._steps: Steps | None = None
         self._undo: list[Callable[[], None]] = []
@@ -70,7 +71,7 @@ class MorphogenCallback(Callback):
         """Lightning loads the weights of a checkpoint next, before there are optimizers and so before the run."""
         if stage == "fit":
             self._stop()
-            self.run = self._state = None
+            self.run = self._state = self._epoch = None
             self._later = [LaterWeights(part) for part in self._parts(pl_module)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -78,8 +79,9 @@ class MorphogenCallback(Callback):
         self._state = state_dict
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the run."""
-        return {} if self.run is None else self.run.state_dict()
+        """That of the run, the epoch it is in, and the steps it reckons with."""
+        run, place = self.run, {"epoch": self._epoch}
+        return {} if run is None else {"run": run.state_dict(), "steps_per_epoch": run.steps_per_epoch, **place}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the method; Lightning loads the optimizer's state next.
@@ -101,19 +103,24 @@ class MorphogenCallback(Callback):
         model, *averages = self._parts(pl_module)
         (optimizer,), epochs = trainer.optimizers, trainer.max_epochs
         assert epochs is not None
+        if self._state:  # asked too early, Lightning loses the place in the data that it would go on from
+            steps = self._state["steps_per_epoch"]
+        else:
+            steps = self._steps_per_epoch or _steps(trainer, epochs)
         self.run = attach(
             model,
             optimizer,
             self._method,
             example=_moved(self._example, pl_module.device),
             epochs=epochs,
-            steps_per_epoch=self._steps_per_epoch or _steps(trainer, epochs),
+            steps_per_epoch=steps,
             ema=averages,
             probe=self._probe,
             exclude=self._exclude,
         )
-        if self._state is not None:
-            self.run.load_state_dict(self._state)
+        if self._state:
+            self.run.load_state_dict(self._state["run"])
+            self._epoch = self._state["epoch"]
             self._state = None
         self._steps = Steps(self.run, optimizer)
         self._undo = [self._steps.stop, _penalise(pl_module, self.run)]
@@ -122,8 +129,14 @@ class MorphogenCallback(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Morph where the schedule says."""
         assert self._steps is not None
-        if self._steps.begin_epoch(trainer.current_epoch) is not None:
-            _wrap_anew(trainer)
+        if self._epoch != trainer.current_epoch:
+            self._epoch = trainer.current_epoch
+            if self._steps.begin_epoch(self._epoch) is not None:
+                _wrap_anew(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The same; the epoch after a checkpoint of an epoch's last step begins without the other hook."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take out what is sparse, and what a method keeps in the model."""

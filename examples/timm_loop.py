@@ -21,17 +21,13 @@ scheduler, _ = create_scheduler_v2(optimizer, sched="cosine", num_epochs=epochs,
 model_ema, loss_scaler = ModelEmaV3(model, decay=0.9), NativeScaler(device="cpu")
 mixup, train_loss = Mixup(mixup_alpha=0.1, label_smoothing=0.1, num_classes=4), SoftTargetCrossEntropy()
 method = morphogen.NetworkExpansion(depth=0.5, stages=2)
-run = morphogen.attach(
-    model, optimizer, method, example=images[:64], epochs=epochs, steps_per_epoch=8, ema=model_ema
-)
+run = morphogen.attach(model, optimizer, method, example=images[:64], epochs=epochs, steps_per_epoch=8, ema=model_ema)
 
 
 @torch.no_grad()
 def figures() -> str:
     """Parameters and accuracy of the average."""
-    x = images
-    x = run.begin_step(x)
-    accuracy = (model_ema.module.eval()(x).argmax(1) == labels).float().mean()
+    accuracy = (model_ema.module.eval()(images).argmax(1) == labels).float().mean()
     return f"{sum(p.numel() for p in model.parameters()):,} parameters, accuracy {accuracy:.3f}"
 
 

@@ -282,3 +282,46 @@ def test_goes_on_from_a_checkpoint(loop, text, tmp_path):
     for step in (2, whole[0].steps * 2 - (whole[0].steps * 2) % 2):
         file = {"lightning": f"step={step}.ckpt", "transformers": f"checkpoint-{step}"}[loop]
         assert_same(LOOPS[loop](text, tmp_path, resume=tmp_path / file, every=100, seed=7), whole)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_grow_to_the_dense_size(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    threads = torch.get_num_threads()
+    names = runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    torch.set_num_threads(threads)
+    sizes = [int(size.replace(",", "")) for size in re.findall(r"([\d,]+) parameters", capsys.readouterr().out)]
+    assert sizes == sorted(sizes) and sizes[0] < 0.6 * sizes[-1]
+    run = names["run"] if "run" in names else names["callback"].run
+    assert run.network.current == run.network.dense
+    assert sizes[-1] == sum(tensor.numel() for tensor in run.network.model.parameters())
+
+
+DIFFS = dict(re.findall(r"```diff (\w+)\.py\n(.*?)```", (ROOT / "docs" / "integrations.md").read_text(), re.DOTALL))
+
+
+def ordinary(name):
+    """An example with the difference taken back; every line of the difference is found, in order."""
+    lines, place = (ROOT / "examples" / f"{name}.py").read_text().splitlines(), 0
+    for mark, line in ((line[0], line[1:]) for line in DIFFS[name].splitlines()):
+        if mark == "-":
+            lines.insert(place, line)
+            place += 1
+            continue
+        place = lines.index(line, place)
+        if mark == "+":
+            del lines[place]
+        else:
+            assert mark == " "
+            place += 1
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_differences_in_the_documents_are_those_of_the_examples(name):
+    script = ordinary(name).split('"""', 2)[2]
+    assert "morphogen" not in script.lower() and not re.search(r"\brun\b|\bcallback\b|\bmethod\b", script)
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", "-"]
+    result = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout  # nothing is missing without those lines

@@ -1,12 +1,13 @@
 """A loop with Hugging Face's Accelerate, on any number of processes. Needs morphogen[accelerate]; seconds on a CPU."""
 
-import morphogen
 import torch
 from accelerate import Accelerator
-from morphogen.integrations.accelerate import carry, wrapped
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+
+import morphogen
+from morphogen.integrations.accelerate import carry, wrapped
 
 torch.manual_seed(0)
 epochs, labels = 6, torch.arange(512) % 4
@@ -39,8 +40,7 @@ for epoch in range(epochs):
     model.train()
     for x, y in loader:
         with accelerator.accumulate(model):
-            x = run.begin_step(x)
-            loss = run.penalised(F.cross_entropy(model(x), y))
+            loss = run.penalised(F.cross_entropy(model(run.begin_step(x)), y))
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(model.parameters(), 1.0)

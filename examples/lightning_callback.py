@@ -1,12 +1,13 @@
 """Lightning's Trainer with a callback. Needs morphogen[lightning]; seconds on a CPU."""
 
 import lightning as L
-import morphogen
 import torch
-from morphogen.integrations.lightning import MorphogenCallback
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+
+import morphogen
+from morphogen.integrations.lightning import MorphogenCallback
 
 torch.manual_seed(0)
 epochs, labels = 6, torch.arange(512) % 4

@@ -1,9 +1,10 @@
 """A plain PyTorch loop; torch alone is enough. Seconds on a CPU."""
 
-import morphogen
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+import morphogen
 
 torch.manual_seed(0)
 epochs, labels = 6, torch.arange(512) % 4

@@ -1,6 +1,5 @@
 """The loop of timm's train.py, with its parts. Needs morphogen[timm]; seconds on a CPU."""
 
-import morphogen
 import torch
 from timm import create_model
 from timm.data import Mixup
@@ -9,6 +8,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, NativeScaler
 from torch.nn import functional as F
+
+import morphogen
 
 torch.manual_seed(0)
 epochs, labels = 6, torch.arange(512) % 4

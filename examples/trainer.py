@@ -1,8 +1,6 @@
 """The Trainer of Hugging Face's transformers with a callback. Needs morphogen[transformers]; seconds on a CPU."""
 
-import morphogen
 import torch
-from morphogen.integrations.transformers import MorphogenCallback
 from torch.nn import functional as F
 from transformers import (
     PrinterCallback,
@@ -12,6 +10,9 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+
+import morphogen
+from morphogen.integrations.transformers import MorphogenCallback
 
 torch.manual_seed(0)
 labels = torch.arange(512) % 4

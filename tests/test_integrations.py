@@ -4,7 +4,6 @@ import re
 import runpy
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import accelerate
@@ -18,7 +17,6 @@ from torch.utils.data import DataLoader
 
 import morphogen
 from morphogen import timing
-from morphogen.integrations.accelerate import carry, wrapped
 from morphogen.integrations.hooks import LaterWeights
 from morphogen.integrations.lightning import MorphogenCallback as LightningCallback
 from morphogen.integrations.transformers import MorphogenCallback as TrainerCallback
@@ -225,12 +223,12 @@ def with_transformers(text, folder, resume=None, every=None, **settings):
         eval_dataset=[{"pixel_values": image, "labels": label} for image, label in here.data[:4]],
         optimizers=(
             here.optimizer,
-            torch.optim.lr_scheduler.LambdaLR(here.optimizer, lambda step: 0.5 ** (step // here.steps))),
+            torch.optim.lr_scheduler.LambdaLR(here.optimizer, lambda step: 0.5 ** (step // here.steps)),
+        ),
         callbacks=[ReseedTrainer(), callback],
     )
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return here, callback.run
-
 
 
 LOOPS = {"lightning": with_lightning, "transformers": with_transformers}
@@ -325,3 +323,123 @@ def test_the_differences_in_the_documents_are_those_of_the_examples(name):
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", "-"]
     result = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout  # nothing is missing without those lines
+
+
+CALLBACKS = {
+    "lightning": lambda method: LightningCallback(method, "net", example=torch.zeros(1, 3, 8, 8)),
+    "transformers": lambda method: TrainerCallback(method, example=torch.zeros(1, 3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("NetworkExpansion + DynamicBatch", "Combined: this method changes the batch"),
+        ("AutoProg(recycle=False)", "AutoProg: this method throws the epochs of a search away"),
+    ],
+)
+def test_what_a_trainer_keeps_to_itself_is_refused(name, text, message):
+    with pytest.raises(morphogen.ConfigError, match=message):
+        CALLBACKS[name](build_method(text))
+
+
+def fit(module, callbacks, path=None, **settings):
+    given = {"max_epochs": 2, "enable_checkpointing": False, **QUIET, **settings}
+    trainer = lightning.Trainer(callbacks=callbacks, **given)
+    trainer.fit(module, DataLoader(module.here.data, 4), ckpt_path=path)
+    return trainer
+
+
+def test_lightning_refuses_what_it_cannot_follow(tmp_path):
+    text = "NetworkExpansion(stages=2)"
+    example = Setting(text).images[:4]
+    for network, change, settings, message in (
+        ("nett", {}, {}, "Module: the LightningModule has no such part"),
+        ("net", {"automatic_optimization": False}, {}, "expected automatic optimization.*found manual"),
+        ("net", {}, {"max_epochs": -1, "max_steps": 1}, "the run's length is not known"),
+    ):
+        module = Module(Setting(text))
+        for name, value in change.items():
+            setattr(module, name, value)
+        with pytest.raises(morphogen.ConfigError, match=message):
+            fit(module, LightningCallback(build_method(text), network, example=example), **settings)
+    file = str(tmp_path / "other.ckpt")
+    fit(Module(Setting(text)), []).save_checkpoint(file)
+    with pytest.raises(morphogen.CheckpointError, match=r"other.ckpt: the checkpoint holds no run of Morphogen"):
+        fit(Module(Setting(text)), LightningCallback(build_method(text), "net", example=example), file)
+
+
+def vit_trainer(folder, callback, model=None, **settings):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    if model is None:
+        config = transformers.ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=4)
+        model = transformers.ViTForImageClassification(config)
+    generator = torch.Generator().manual_seed(1)
+    data = [{"pixel_values": torch.randn(3, 8, 8, generator=generator), "labels": i % 4} for i in range(16)]
+    given = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "save_strategy": "no", "max_grad_norm": 0.0}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder), report_to="none", use_cpu=True, disable_tqdm=True, **{**given, **settings}
+    )
+    return transformers.Trainer(model, arguments, train_dataset=data, callbacks=[callback])
+
+
+PIXELS = {"pixel_values": torch.zeros(4, 3, 8, 8)}
+
+
+def test_the_penalty_of_accumulated_gradients_is_that_of_one_step(tmp_path):
+    """Where the Trainer divides the loss by the number of images itself, and where gradients are not accumulated."""
+    found = []
+    for accumulate in (1, 2):
+        callback = TrainerCallback(morphogen.PruneTrain(ratio=0.5, interval=1, threshold=1e-6), example=PIXELS)
+        settings = {"gradient_accumulation_steps": accumulate, "per_device_train_batch_size": 8 // accumulate}
+        trainer = vit_trainer(tmp_path, callback, train_sampling_strategy="sequential", optim="sgd", **settings)
+        assert trainer.model_accepts_loss_kwargs
+        trainer.model.vit.eval()
+        trainer.train()
+        found.append((callback.run.pruner.coefficient, trainer.model.state_dict()))
+    (one, whole), (two, parts) = found
+    assert one == pytest.approx(two, rel=0.05)  # set on the first images: 8, or 4 of them
+    assert all(torch.allclose(whole[name], parts[name], atol=2e-4) for name in whole)
+
+
+def test_transformers_under_autocast(tmp_path):
+    callback = TrainerCallback(morphogen.NetworkExpansion(depth=0.5, stages=2), example=PIXELS)
+    trainer = vit_trainer(tmp_path, callback, bf16=True)
+    trainer.train()
+    assert callback.run.network.current == callback.run.network.dense and len(callback.run.history) == 2
+
+
+def test_transformers_refuses_what_it_cannot_follow(tmp_path):
+    method = morphogen.NetworkExpansion(stages=2)
+    kept = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    callback = TrainerCallback(method, example=PIXELS)
+    trainer = vit_trainer(tmp_path, callback, **kept, eval_on_start=False)
+    trainer.eval_dataset = trainer.train_dataset
+    with pytest.raises(morphogen.ConfigError, match="load_best_model_at_end: the best checkpoint"):
+        trainer.train()
+    callback = TrainerCallback(morphogen.PruneTrain(ratio=0.5, interval=1), example=PIXELS)
+    with pytest.raises(morphogen.ConfigError, match="the penalty cannot reach a loss that is computed outside"):
+        vit_trainer(tmp_path, callback, label_smoothing_factor=0.1).train()
+    trainer = vit_trainer(tmp_path / "without", transformers.TrainerCallback(), save_strategy="epoch")
+    trainer.train()
+    trainer = vit_trainer(tmp_path / "without", TrainerCallback(method, example=PIXELS))
+    with pytest.raises(morphogen.CheckpointError, match=r"checkpoint-8.morphogen.pt: the run of this checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer = vit_trainer(tmp_path, TrainerCallback(method, example=PIXELS))
+    trainer.model.load_state_dict({"classifier.bias": torch.zeros(3)}, strict=False)
+    with pytest.raises(morphogen.CheckpointError, match=r"classifier.bias: weights were loaded that do not fit"):
+        trainer.train()
+
+
+def test_weights_of_another_size_pass_only_while_it_is_asked_for():
+    net = Residual()
+    narrow = {"0." + name: tensor[:1] for name, tensor in net.state_dict().items()} | {"0.more": torch.ones(1)}
+    before, parent = {name: tensor.clone() for name, tensor in net.state_dict().items()}, nn.Sequential(net)
+    later = LaterWeights(net)
+    parent.load_state_dict(narrow)
+    assert later.passed and all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    later.stop()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        parent.load_state_dict(narrow)

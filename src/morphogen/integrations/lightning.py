@@ -103,10 +103,9 @@ class MorphogenCallback(Callback):
         model, *averages = self._parts(pl_module)
         (optimizer,), epochs = trainer.optimizers, trainer.max_epochs
         assert epochs is not None
-        if self._state:  # asked too early, Lightning loses the place in the data that it would go on from
-            steps = self._state["steps_per_epoch"]
-        else:
-            steps = self._steps_per_epoch or _steps(trainer, epochs)
+        # Asked too early, Lightning loses the place in the data that it would go on from.
+        saved = None if self._state is None else self._state.get("steps_per_epoch")
+        steps = saved or self._steps_per_epoch or _steps(trainer, epochs)
         self.run = attach(
             model,
             optimizer,

@@ -102,7 +102,7 @@ class MorphogenCallback(TrainerCallback):
             raise CheckpointError(
                 "weights were loaded that do not fit the model",
                 where=passed,
-                expected="those of the dense model, or a checkpoint that train(resume_from_checkpoint=...) goes on from",
+                expected="those of the dense model, or train(resume_from_checkpoint=...)",
             )
         while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):  # Accelerate's wrapper
             optimizer = inner
@@ -126,15 +126,11 @@ class MorphogenCallback(TrainerCallback):
         self._steps = Steps(self.run, optimizer)
         self._undo = [self._steps.stop, _penalise(self.run)]
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The first step begins the epoch: until then, the Trainer brings back random numbers from a checkpoint."""
         self._begins, self._within = not self._within, False
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Morph where the schedule says."""
         if self._begins and self._steps is not None:
             self._steps.begin_epoch(self._epoch)

@@ -4,7 +4,6 @@ import os
 import socket
 
 import accelerate
-import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -63,7 +62,7 @@ def on_rank(rank, folder, port):
     torch.set_num_threads(1)
     accelerator, model, run = accelerated(folder)
     assert accelerator.num_processes == 2 and run.network.current == run.network.dense
-    assert isinstance(accelerator._models[0], nn.parallel.DistributedDataParallel) and len(accelerator._models) == 1
+    assert isinstance(wrapped(accelerator, run), nn.parallel.DistributedDataParallel)
     ranks.check_same("the model", [*model.parameters()])
     if rank == 0:
         torch.save(model.state_dict(), folder / "two.pt")
@@ -95,12 +94,3 @@ def test_accelerate_on_two_ranks_trains_as_one_process_does(tmp_path):
     found = torch.load(tmp_path / "two.pt", weights_only=True)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
-
-
-def test_accelerate_without_the_model_is_refused():
-    fresh_accelerator()
-    model = Rank()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run = morphogen.attach(model, optimizer, morphogen.Dense(), example=torch.zeros(1, 3, 8, 8), epochs=1)
-    with pytest.raises(morphogen.ConfigError, match=r"wrapped: the accelerator does not run this model.*found nothing"):
-        wrapped(accelerate.Accelerator(cpu=True), run)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,27 +31,25 @@ def wrapped(accelerator: Accelerator, run: Attached) -> nn.Module:
         run: attached to the model before it was prepared.
 
     Raises:
-        ConfigError: the accelerator has not prepared the model, or wrapped it in something else.
+        ConfigError: the processes share the model's tensors out, by FSDP, say.
     """
-    models = accelerator._models
-    number = next((i for i, model in enumerate(models) if _is_of(accelerator, model, run)), None)
-    old = None if number is None else models[number]
-    if number is None or not (old is run.network.model or isinstance(old, DistributedDataParallel)):
+    model = run.network.model
+    if accelerator.num_processes == 1:
+        return model
+    if accelerator.distributed_type not in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise ConfigError(
-            "the accelerator does not run this model, or in a form that cannot be changed",
+            "the model is in a form that cannot be changed",
             where="wrapped",
-            expected="accelerator.prepare(model, ...), in one process or with DistributedDataParallel",
-            found="nothing" if old is None else type(old).__name__,
+            expected="one process, or DistributedDataParallel on CPUs or GPUs",
+            found=str(accelerator.distributed_type),
         )
-    if isinstance(old, DistributedDataParallel):
-        settings = {} if accelerator.ddp_handler is None else accelerator.ddp_handler.to_kwargs()
-        settings["find_unused_parameters"] = run.searching is not None
-        models[number] = DistributedDataParallel(
-            old.module, device_ids=old.device_ids, output_device=old.output_device, **settings
-        )
-        if accelerator.ddp_handler is not None:
-            accelerator.ddp_handler.register_comm_hook(models[number])
-    return models[number]
+    settings = {} if accelerator.ddp_handler is None else accelerator.ddp_handler.to_kwargs()
+    settings.setdefault("find_unused_parameters", run.searching is not None)
+    devices = None if accelerator.device.type == "cpu" else [accelerator.device]
+    wrapper = DistributedDataParallel(model, device_ids=devices, **settings)
+    if accelerator.ddp_handler is not None:
+        accelerator.ddp_handler.register_comm_hook(wrapper)
+    return wrapper
 
 
 def carry(accelerator: Accelerator, run: Attached) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from ..attach import Attached
 from ..errors import ConfigError
+from ..fake import Example
 from ..methods import Method
 from ..morph.commit import Receipt
 from ..resize import resized
@@ -31,6 +33,11 @@ def check_fits(method: Method) -> None:
             expected="a method that leaves batches and epochs as they are",
             todo="Leave out DynamicBatch and recycle=False, or write the loop yourself with morphogen.attach",
         )
+
+
+def moved(example: Example, device: torch.device) -> Example:
+    """An example on another device."""
+    return tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, example)
 
 
 class Steps:

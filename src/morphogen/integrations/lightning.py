@@ -15,7 +15,7 @@ from ..errors import CheckpointError, ConfigError
 from ..fake import Example
 from ..methods import Method
 from ..search import Probe
-from .hooks import LaterWeights, Steps, check_fits
+from .hooks import LaterWeights, Steps, check_fits, moved
 
 
 class MorphogenCallback(Callback):
@@ -110,7 +110,7 @@ class MorphogenCallback(Callback):
             model,
             optimizer,
             self._method,
-            example=_moved(self._example, pl_module.device),
+            example=moved(self._example, pl_module.device),
             epochs=epochs,
             steps_per_epoch=steps,
             ema=averages,
@@ -213,7 +213,3 @@ def _penalise(module: LightningModule, run: Attached) -> Callable[[], None]:
 
     module.__dict__["training_step"] = training_step
     return lambda: module.__dict__.pop("training_step", None)
-
-
-def _moved(example: Example, device: torch.device) -> Example:
-    return torch.utils._pytree.tree_map(lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, example)

@@ -19,7 +19,7 @@ from ..fake import Example
 from ..files import replaced
 from ..methods import Method
 from ..search import Probe
-from .hooks import LaterWeights, Steps, check_fits
+from .hooks import LaterWeights, Steps, check_fits, moved
 
 FILE = "morphogen.pt"
 """In each of the Trainer's checkpoints: the run, with its weights and the optimizer's moments."""
@@ -112,7 +112,7 @@ class MorphogenCallback(TrainerCallback):
             model,
             optimizer,
             self._method,
-            example=torch.utils._pytree.tree_map(lambda v: v.to(args.device), self._example),
+            example=moved(self._example, args.device),
             epochs=-(-state.max_steps // steps),
             steps_per_epoch=self._steps_per_epoch or steps,
             ema=self._ema,

@@ -19,13 +19,13 @@ LAYERS = [
     {"export"},
     {"state"},
     {"attach"},
-    {"report"},
+    {"report", "integrations"},
     {"train"},
     {"cli"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-INDEPENDENT = [("graph", "morph"), ("schedule", "operators")]
+INDEPENDENT = [("graph", "morph"), ("schedule", "operators"), ("report", "integrations"), ("train", "integrations")]
 
 
 def imports(path: Path):
@@ -58,6 +58,7 @@ def test_methods_do_not_import_each_other():
 
 def test_the_core_needs_torch_alone():
     blocked = "torchvision timm rich matplotlib jsonargparse sklearn PIL yaml safetensors onnx onnxscript".split()
+    blocked += "accelerate lightning transformers".split()
     code = f"""
 import sys
 for name in {blocked}: sys.modules[name] = None

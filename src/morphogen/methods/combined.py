@@ -54,6 +54,9 @@ class Combined(Method):
         for name, value in settings.items():
             object.__setattr__(self, name, value)
 
+    def __add__(self, other: Method) -> Method:
+        return Combined((*self.methods, other))
+
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
         """A stage wherever one of the methods begins one."""
         schedules = [method.schedule(network, epochs) for method in self.methods]

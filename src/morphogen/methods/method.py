@@ -43,6 +43,12 @@ class Method(ABC):
     subset: int | None = None
     recycle: bool = True
 
+    def __add__(self, other: Method) -> Method:
+        """Both at once, see `Combined`."""
+        from .combined import Combined  # which is a method itself
+
+        return Combined((self, other))
+
     @abstractmethod
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
         """The stages of a run of `epochs` epochs, the first at epoch 0, in order.

@@ -173,7 +173,13 @@ def enter(
         order: the place of each of the model's parameters, by id, for groups that have no note.
     """
     there = {id(p): group for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    notes = [(group, {id(p): place for place, p in enumerate(all_of_it)}) for note in held for group, all_of_it in note]
+    # An optimizer that has loaded a state has other groups; their lists of parameters stay.
+    present = {id(group["params"]): group for optimizer in optimizers for group in optimizer.param_groups}
+    notes = [
+        (present.get(id(group["params"]), group), {id(p): place for place, p in enumerate(all_of_it)})
+        for note in held
+        for group, all_of_it in note
+    ]
     for name, parameter in parameters.items():
         if id(parameter) in there:
             continue

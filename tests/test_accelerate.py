@@ -1,0 +1,96 @@
+"""A loop with Accelerate: checkpoints, and several processes."""
+
+import os
+import socket
+
+import accelerate
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import morphogen
+from morphogen import ranks
+from morphogen.integrations.accelerate import carry, wrapped
+
+
+class Rank(nn.Module):
+    """No batch norm: its statistics would be each rank's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.fc = nn.Linear(8 * 16, 4)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv2(torch.relu(self.conv1(x)))).flatten(1))
+
+
+def accelerated(folder, until=2):
+    """Two epochs; those before `until` are left to the state in the folder."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    torch.manual_seed(0)
+    model = Rank()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    method = morphogen.NetworkExpansion(width=0.5, stages=2, operator="replicate")
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(16, 3, 8, 8, generator=generator)
+    run = morphogen.attach(model, optimizer, method, example=images, epochs=2)
+    loader = DataLoader([(image, i % 4) for i, image in enumerate(images)], 8 // accelerator.num_processes)
+    wrapper, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    carry(accelerator, run)
+    begin = 0
+    if (folder / "state").exists():
+        accelerator.load_state(str(folder / "state"))
+        wrapper, begin = wrapped(accelerator, run), 1
+    for epoch in range(begin, until):
+        if run.begin_epoch(epoch):
+            wrapper = wrapped(accelerator, run)
+        for x, y in loader:
+            accelerator.backward(F.cross_entropy(wrapper(x), y))
+            optimizer.step()
+            optimizer.zero_grad()
+            run.end_step()
+    if until == 1:
+        accelerator.save_state(str(folder / "state"))
+    return accelerator, model, run
+
+
+def on_rank(rank, folder, port):
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    torch.set_num_threads(1)
+    accelerator, model, run = accelerated(folder)
+    assert accelerator.num_processes == 2 and run.network.current == run.network.dense
+    assert isinstance(wrapped(accelerator, run), nn.parallel.DistributedDataParallel)
+    ranks.check_same("the model", [*model.parameters()])
+    if rank == 0:
+        torch.save(model.state_dict(), folder / "two.pt")
+    torch.distributed.destroy_process_group()
+
+
+def fresh_accelerator():
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_accelerate_saves_and_loads_the_run(tmp_path):
+    fresh_accelerator()
+    expected = accelerated(tmp_path)[1].state_dict()
+    fresh_accelerator()
+    accelerated(tmp_path, until=1)
+    assert (tmp_path / "state" / "morphogen.pt").exists() and not (tmp_path / "state" / "model.safetensors").exists()
+    fresh_accelerator()
+    found = accelerated(tmp_path)[1].state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_accelerate_on_two_ranks_trains_as_one_process_does(tmp_path):
+    fresh_accelerator()
+    expected = accelerated(tmp_path)[1].state_dict()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(on_rank, (tmp_path, port), nprocs=2)
+    found = torch.load(tmp_path / "two.pt", weights_only=True)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)

@@ -46,7 +46,7 @@ class Classifier(L.LightningModule):
 
 
 module, quiet = Classifier(), dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
-method = morphogen.Combined((morphogen.NetworkExpansion(width=0.5, stages=3), morphogen.ProgressiveResizing()))
+method = morphogen.NetworkExpansion(width=0.5, stages=3) + morphogen.ProgressiveResizing()
 callback = MorphogenCallback(method, "net", example=images[:64])
 trainer = L.Trainer(
     callbacks=[callback],

@@ -13,7 +13,7 @@ images = F.interpolate(torch.randn(4, 3, 4, 4), 16)[labels] + 2 * torch.randn(51
 convolutions = nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, 2), nn.ReLU()
 model = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 4))
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-method = morphogen.Combined((morphogen.NetworkExpansion(width=0.5, stages=3), morphogen.ProgressiveResizing()))
+method = morphogen.NetworkExpansion(width=0.5, stages=3) + morphogen.ProgressiveResizing()
 run = morphogen.attach(model, optimizer, method, example=images[:64], epochs=epochs)
 
 

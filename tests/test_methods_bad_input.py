@@ -412,3 +412,9 @@ def test_a_loss_that_holds_the_penalty_already(proximal):
         with pytest.raises(morphogen.ConfigError, match=r"holds the group lasso penalty already.*once.*GroupLasso"):
             run.penalised(loss)
     run.penalised(task)
+
+
+def test_methods_add_up_as_they_are_written():
+    one, other, third = morphogen.Prog(stages=2), morphogen.NetworkExpansion(width=0.5), morphogen.DynamicBatch()
+    text = "Prog(stages=2) + NetworkExpansion(width=0.5) + DynamicBatch"
+    assert one + other + third == build_method(text) == morphogen.Combined((one, other, third))

@@ -115,3 +115,15 @@ def test_a_check_that_masking_cannot_fail_says_so():
     net = morphogen.trace(model, image())
     verdict = correct.check(net, net.subnetwork(width=0.5), image())
     assert verdict.found == {"masked dense": "equal, but masking changes nothing"}
+
+
+def test_a_bias_that_a_softmax_takes_out_again_learns_nothing():
+    class Attention(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).softmax(0)
+
+    torch.manual_seed(0)
+    model = Attention(8, 4).double()
+    correct._backward(model, torch.randn(16, 8, dtype=torch.double))
+    assert model.bias.grad.any()  # of rounding
+    assert correct._asleep(model) == {"bias"}

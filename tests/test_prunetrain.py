@@ -297,4 +297,4 @@ def test_adaptive_optimizers_are_told_to_step_proximally():
         morphogen.attach(model, torch.optim.AdamW(model.parameters()), PruneTrain(), **settings)
     for kind in (torch.optim.Adagrad, torch.optim.Adadelta):
         with pytest.raises(morphogen.ConfigError, match=f"{kind.__name__}: a proximal step has to know"):
-            morphogen.attach(Residual(), kind(model.parameters()), PruneTrain(proximal=True), **settings)
+            morphogen.attach(model, kind(model.parameters()), PruneTrain(proximal=True), **settings)

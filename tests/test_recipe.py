@@ -231,7 +231,7 @@ def test_a_recipe_is_read_as_it_is_written(path):
         ({"erasing": 1.5}, "erasing out of range; expected 0 to 1"),
         ({"mixup": 0.8, "token_labels": Path("maps")}, "token_labels: label maps cannot follow mixup.*found mixup 0.8"),
         ({"cutmix": 1.0, "token_labels": Path("maps")}, "token_labels: label maps cannot follow mixup and cutmix"),
-        ({"mixup": -1.0}, "mixup out of range; expected at least 0"),
+        ({"mixup": -1.0}, "mixup out of range; expected 0 to 1000"),
         ({"ema": 1.0}, "ema out of range"),
         ({"ema": math.nan}, "ema out of range"),
         ({"label_smoothing": 1.0}, "label_smoothing out of range"),

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 
 import morphogen
 from morphogen.errors import ConfigError, DivergedError
@@ -76,7 +77,7 @@ class Fragile(nn.Sequential):
 
     def forward(self, x):
         y = super().forward(x)
-        if self.training and self[0].weight.shape[0] > Fragile.bears and not torch.compiler.is_compiling():
+        if self.training and self[0].weight.shape[0] > Fragile.bears and not isinstance(x, FakeTensor):
             Fragile.passes += 1
             if Fragile.passes <= Fragile.until:
                 y = y * float("nan")

@@ -121,7 +121,7 @@ def test_goes_on_bit_for_bit(name):
     model, text = RUNS[name]
     method = build_method(text)
     expected = Loop(model, method).train()
-    for place in PLACES[:: 3 if model == "cnn" else 4]:
+    for place in PLACES[::3] if model == "cnn" else PLACES[:1] if method.searches else PLACES[2:3]:
         saved = Loop(model, method).train(until=place).saved()
         resumed = Loop(model, method, seed=7).load(*saved).train()
         found, wanted = resumed.tensors(), expected.tensors()

@@ -81,7 +81,8 @@ def main() -> None:
     for dense, growing in zip(rows[::2], rows[1::2], strict=True):
         speedup = dense["step_seconds"] / growing["step_seconds"]
         growing["speedup"] = speedup
-        growing["realised"] = (speedup - 1) / (dense["flops"] / growing["flops"] - 1)
+        if dense["flops"] != growing["flops"]:
+            growing["realised"] = (speedup - 1) / (dense["flops"] / growing["flops"] - 1)
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / "runs.jsonl", "a") as file:
         for row in rows:

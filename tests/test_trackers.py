@@ -57,23 +57,26 @@ def test_a_missing_package_is_told_of(tmp_path, monkeypatch):
             pass
 
 
-def test_what_was_written_before_is_not_written_again():
-    ledger = Ledger("m", "n", "d", 0)
-    ledger.stages.append(StageCost(0, (8, 8), 10, 640, 32))
-    ledger.epochs.append(Epoch(0, 1.0, 50.0, 2.0))
-    ledger.morphs.append(MorphEvent(1, 50.0, 40.0, 0.1, 2.1))
-    told = []
+def test_the_morphs_of_an_epoch_come_with_it():
+    """Also where the run goes on within an epoch that a morph began; the last morph comes when all is over."""
+    ledger, told = Ledger("m", "n", "d", 0), []
 
     class Place:
         def write(self, epoch, figures, event):
             told.append((epoch, figures["accuracy"], event))
 
-    place = Trackers([Place()], ledger)
-    place.follow(ledger)
+    ledger.stages.append(StageCost(0, (8, 8), 10, 640, 32))
+    ledger.epochs.append(Epoch(0, 1.0, 50.0, 2.0))
+    Trackers([Place()]).follow(ledger)
     ledger.morphs.append(MorphEvent(1, 50.0, 45.0, 0.1, 3.1))
+    again = Trackers([Place()])  # of another process
     ledger.epochs.append(Epoch(1, 1.0, 60.0, 4.0))
-    place.follow(ledger)
+    again.follow(ledger)
+    again.end(ledger)
+    ledger.morphs.append(MorphEvent(2, 60.0, 59.0, 0.1, 3.1))
+    again.end(ledger)
     assert told == [
         (0, 50.0, ""),
         (1, 60.0, "epoch 1: 10 parameters at 8 x 8, accuracy 50.00 % before and 45.00 % right after"),
+        (2, 60.0, "epoch 2: 10 parameters at 8 x 8, accuracy 60.00 % before and 59.00 % right after"),
     ]

@@ -186,6 +186,7 @@ def _train(config: TrainConfig) -> int:
                 for epoch in run.epochs():
                     tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
                     trackers.follow(run.ledger)
+                trackers.end(run.ledger)
         finally:
             if rank() == 0:
                 _save(run, config)

@@ -10,9 +10,7 @@ from torch._dynamo import config
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters
 
-NotCompiled = (TorchDynamoException, FailOnRecompileLimitHit)
-"""What a compiler raises."""
-
+COMPILER_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
 
 ROOM = 2
 """How many more compilations of the same code each size allows; PyTorch counts those of all runs of a process, and

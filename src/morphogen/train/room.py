@@ -9,6 +9,7 @@ import torch
 
 from ..attach import Attached
 from ..errors import ConfigError
+from ..ranks import ranks
 
 
 def warn_of_lack(attached: Attached, batch_size: int, device: torch.device) -> None:
@@ -35,7 +36,8 @@ def warn_of_lack(attached: Attached, batch_size: int, device: torch.device) -> N
     if epoch is not None:
         warnings.warn(
             f"from epoch {epoch} on a step of {batch_size} images is predicted to need {need / 2**30:.1f} GiB of "
-            f"{there / 2**30:.1f}: it will go in pieces; a smaller batch_size leaves it whole",
+            f"{there / 2**30:.1f}: {'it will go in pieces' if ranks() == 1 else 'the run will stop there'}; a smaller "
+            "batch_size leaves it whole",
             stacklevel=2,
         )
 

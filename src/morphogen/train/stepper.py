@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..attach import Attached
 from ..errors import TrainingError
 from ..program import first_line
 from ..ranks import ranks
-from .compiled import NotCompiled, compiled
+from .compiled import COMPILER_ERRORS, compiled
 from .config import Recipe
 from .distributed import wrapped
 from .images import MapCrops
@@ -101,15 +99,13 @@ class Stepper:
         """Gradients of the mean loss of a batch, which is returned; None where memory ran out."""
         self._optimizer.zero_grad()
         total = torch.zeros((), device=self._device)
-        pieces = list(zip(images.chunk(self.pieces), _chunks(labels, self.pieces), strict=True))
         try:
-            for number, (some, their_labels) in enumerate(pieces, 1):
+            for some, their_labels in zip(images.chunk(self.pieces), _chunks(labels, self.pieces), strict=True):
                 share = len(some) / len(images)
-                with nullcontext() if number == len(pieces) else self._alone():
-                    loss = self.loss(some, their_labels, self._for(len(some)))
-                    self._scaler.scale(self._attached.penalised(loss) * share).backward()
+                loss = self.loss(some, their_labels, self._for(len(some)))
+                self._scaler.scale(self._attached.penalised(loss) * share).backward()
                 total += loss.detach() * share
-        except NotCompiled as error:
+        except COMPILER_ERRORS as error:
             raise TrainingError(
                 f"the model cannot be compiled ({first_line(error)})", todo="Leave out compile and fast"
             ) from error
@@ -123,10 +119,6 @@ class Stepper:
         """The model as it takes so many images: compiled where that is the number of a full step."""
         full = -(-self._images // self.pieces)
         return self._compiled if self._compiled is not None and images == full else self._trained
-
-    def _alone(self) -> AbstractContextManager[None]:
-        """Around a backward pass whose gradients are not yet to be averaged over the ranks."""
-        return self._trained.no_sync() if isinstance(self._trained, DistributedDataParallel) else nullcontext()
 
     def _cut(self, images: int) -> None:
         """Take smaller pieces from here on; called when the memory of those that failed is free again."""

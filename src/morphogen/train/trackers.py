@@ -21,14 +21,22 @@ class Writer(Protocol):
 
 
 class Trackers:
-    """Writes what is new in a ledger."""
+    """Writes what a ledger holds, epoch by epoch."""
 
-    def __init__(self, writers: Sequence[Writer], ledger: Ledger):
-        """`ledger` holds what was written before, by a run that this one goes on from."""
-        self._writers, self._morphs = writers, len(ledger.morphs)
+    def __init__(self, writers: Sequence[Writer]):
+        self._writers = writers
 
     def follow(self, ledger: Ledger) -> None:
-        """Write the last epoch, with the morphs since the one before."""
+        """Write the last epoch, with the morphs that began it."""
+        self._write(ledger, ledger.epochs[-1].epoch)
+
+    def end(self, ledger: Ledger) -> None:
+        """Write what a method took out when training was over, where it did."""
+        epoch = ledger.epochs[-1].epoch + 1
+        if any(morph.epoch == epoch for morph in ledger.morphs):
+            self._write(ledger, epoch)
+
+    def _write(self, ledger: Ledger, epoch: int) -> None:
         last, stage = ledger.epochs[-1], ledger.stages[-1]
         figures = {
             "loss": last.loss,
@@ -39,7 +47,7 @@ class Trackers:
             "images of a step": float(stage.batch_size),
         }
         events = []
-        for morph in ledger.morphs[self._morphs :]:
+        for morph in (morph for morph in ledger.morphs if morph.epoch == epoch):
             figures |= {
                 "morph/accuracy before": morph.accuracy_before,
                 "morph/accuracy after": morph.accuracy_after,
@@ -50,9 +58,8 @@ class Trackers:
                 f"epoch {morph.epoch}: {stage.parameters:,} parameters{size}, accuracy {morph.accuracy_before:.2f} % "
                 f"before and {morph.accuracy_after:.2f} % right after"
             )
-        self._morphs = len(ledger.morphs)
         for writer in self._writers:
-            writer.write(last.epoch, figures, "; ".join(events))
+            writer.write(epoch, figures, "; ".join(events))
 
 
 @contextmanager
@@ -70,7 +77,7 @@ def tracking(names: Sequence[str], folder: Path, ledger: Ledger, settings: dict[
     """
     with ExitStack() as opened:
         writers = [opened.enter_context(WRITERS[name](folder, len(ledger.epochs), settings)) for name in names]
-        yield Trackers(writers, ledger)
+        yield Trackers(writers)
 
 
 class TensorBoard:

@@ -2,9 +2,9 @@
 
     python benchmarks/kills.py [--studies growth pruning search] [--signals KILL TERM]
 
-For each study and signal 30 moments, five in each of six runs of `morphogen train` on scikit-learn's digits. After the
-fifth the run goes on to its end, and its weights are compared bit for bit with those of a run that was left alone. A
-run that ends before its signal comes has fewer moments; such a signal, with exit code 0, is no moment.
+For each study and signal 30 moments, at most five in each run of `morphogen train` on scikit-learn's digits. After the
+last of them the run goes on to its end, and its weights are compared bit for bit with those of a run that was left
+alone. A signal that comes when the run has ended, with exit code 0, is no moment; another run makes up for it.
 
 A moment follows from its number, the seed. The run that was left alone has noted when it reached each of its steps; the
 moment lies at a random place between two of these notes, the first of them the start of the process, the last its end.
@@ -19,7 +19,7 @@ The times of a search's candidates are the machine's, and differ from run to run
 in runs that are killed and in the one that is left alone; nothing else of the trainer is changed.
 
 Appends a line for each moment to benchmarks/results/kills/runs.jsonl; runs that are there are not made again. A run
-takes about a minute on one core, most of it the start of six processes.
+of five moments takes about a minute on one core, most of it the start of six processes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from morphogen.report.render import as_markdown
 from morphogen.train.checkpoint import Checkpoints
 
 RESULTS = Path(__file__).parent / "results" / "kills" / "runs.jsonl"
-RUNS, KILLS = 6, 5
+MOMENTS, KILLS = 30, 5
 STUDIES = {
     "growth": {"model": "resnet8(width=8)", "method": "NetworkExpansion(stages=3)", "mixup": "0.2"},
     "pruning": {"model": "resnet8(width=8)", "method": "PruneTrain(ratio=0.9, interval=1, proximal=True)", "lr": "0.3"},
@@ -162,9 +162,9 @@ class Whole:
         return -1 if place is None else self.places.index(place)
 
 
-def interrupted(study: str, name: str, run: int, whole: Whole, folder: Path) -> list[dict]:
+def interrupted(study: str, name: str, run: int, kills: int, whole: Whole, folder: Path) -> list[dict]:
     """One run, with its moments in the order in which they come."""
-    seeds = range(run * KILLS, (run + 1) * KILLS)
+    seeds = range(run * KILLS, run * KILLS + kills)
     moments = []
     for gap, share, seed in sorted((*whole.moment(seed), seed) for seed in seeds):
         attempt = Attempt.start(study, EVERY[name], folder)
@@ -232,16 +232,20 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             whole = None
             for name in options.signals:
-                for run in range(RUNS):
-                    records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-                    if any((r["study"], r["signal"], r["run"]) == (study, name, run) for r in records):
-                        continue
+                while missing := MOMENTS - sum(bool(r["exit"]) for r in recorded(study, name)):
+                    run = 1 + max((r["run"] for r in recorded(study, name)), default=-1)
                     whole = whole or Whole.of(study, Path(folder) / "whole")
-                    made = interrupted(study, name, run, whole, Path(folder) / f"{name}{run}")
+                    made = interrupted(study, name, run, min(missing, KILLS), whole, Path(folder) / f"{name}{run}")
                     with open(RESULTS, "a") as file:
                         file.writelines(json.dumps(record) + "\n" for record in made)
                     print(study, name, run, made[0]["equal"], [m["resumed_from"] for m in made], flush=True)
-    print(as_markdown(list(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))))
+    print(as_markdown(list(table(recorded()))))
+
+
+def recorded(study: str | None = None, name: str | None = None) -> list[dict]:
+    """The moments so far, of all runs or of one study and signal."""
+    records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    return [r for r in records if study in (None, r["study"]) and name in (None, r["signal"])]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .errors import ConfigError, MorphogenError, TrainingError
-from .files import write_text
+from .files import writable, write_text
 from .methods import build_method
 from .program import first_line
 from .ranks import rank
@@ -31,7 +31,7 @@ from .train.compare import compare
 from .train.config import CompareConfig, ExportConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
 from .train.distributed import joined
 from .train.export import export_run
-from .train.loop import Run, writable
+from .train.loop import Run
 from .train.models import build_model
 from .train.planning import plan_recipe
 from .train.sources import load_data, training_images

@@ -8,8 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from .errors import ExportError
+from .errors import ConfigError, ExportError
 from .program import first_line
+
+
+def writable(folder: Path) -> None:
+    """Make a folder for results, before anything is trained; raises ConfigError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".part").touch()
+        (folder / ".part").unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write results there ({first_line(error)})", where=str(folder)) from error
 
 
 def write_text(path: Path, text: str) -> None:

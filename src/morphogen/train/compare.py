@@ -8,14 +8,14 @@ from dataclasses import asdict
 from typing import Any
 
 from ..errors import ConfigError, MorphogenError
-from ..files import write_text
+from ..files import writable, write_text
 from ..methods import Dense, Method, build_method
 from ..program import first_line
 from ..report.ledger import environment
 from ..report.plan.predict import realised
 from .config import CompareConfig, Recipe
 from .data import Data
-from .loop import Run, writable
+from .loop import Run
 from .sources import load_data
 
 Record = dict[str, Any]

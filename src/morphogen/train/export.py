@@ -10,10 +10,10 @@ import torch
 from ..errors import ExportError
 from ..export.programs import save_onnx, save_program
 from ..export.weights import restore, save
+from ..files import writable
 from ..network import Network
 from ..program import first_line
 from .config import ExportConfig
-from .loop import writable
 from .models import build_model
 
 NOTES = ("model", "num_classes", "drop_path", "mean", "std")

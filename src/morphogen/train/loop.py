@@ -36,7 +36,7 @@ from .costs import Costs
 from .data import Data, TrainBatch
 from .distributed import share
 from .models import build_model
-from .objective import build_optimizer, check_finite, check_scores, laid_out, precision_of
+from .objective import build_optimizer, check_finite, check_pairs, check_scores, laid_out, precision_of
 from .own_random import OwnRandom
 from .room import warn_of_lack
 from .stepper import Stepper
@@ -96,7 +96,7 @@ class Run:
         self.recipe, self.data, self.seed = recipe, data, seed
         self.device = recipe.torch_device()
         if recipe.mixup or recipe.cutmix:
-            _check_pairs(method, recipe)
+            check_pairs(method, recipe)
         self.steps = recipe.epochs * data.steps if steps is None else steps
         self.ledger = Ledger(label, recipe.model, data.name, seed)
         self.checkpoints, self._at = checkpoints, _Position()
@@ -106,7 +106,6 @@ class Run:
             torch.manual_seed(seed)
             self.model = self._dense_model().train()
             if recipe.token_labels:
-                _check_alone()
                 check_predicts(self.model)
             self.optimizer = build_optimizer(self.model, recipe)
             self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
@@ -489,38 +488,3 @@ class _Position:
     epoch: int = 0
     step: int | None = None
     losses: list[torch.Tensor] = field(default_factory=list)
-
-
-def writable(folder: Path) -> None:
-    """Make a folder for results, before anything is trained; raises ConfigError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".part").touch()
-        (folder / ".part").unlink()
-    except OSError as error:
-        raise ConfigError(f"cannot write results there ({first_line(error)})", where=str(folder)) from error
-
-
-def _check_alone() -> None:
-    """Refuse token labelling on several ranks."""
-    if ranks() > 1:
-        raise ConfigError(
-            "token labelling calls parts of the model, and so goes past DistributedDataParallel",
-            where="token_labels",
-            expected="one process",
-        )
-
-
-def _check_pairs(method: Method, recipe: Recipe) -> None:
-    """Refuse batches that mixup and cutmix cannot pair."""
-    counts = {"batch_size of each rank": share(recipe.batch_size)}
-    if method.mini_batch is not None:
-        counts["DynamicBatch, step"] = method.mini_batch.step
-    for where, count in counts.items():
-        if count % 2:
-            raise ConfigError(
-                "mixup and cutmix pair the images of a batch",
-                where=where,
-                expected="an even number",
-                found=f"{count}",
-            )

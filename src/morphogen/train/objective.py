@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError, DivergedError
+from ..methods import Method
 from ..network import Network
 from ..program import first_line
 from .config import Recipe
+from .distributed import share
 from .images import MapCrops
 from .token_labels import predict, token_grid, token_label_loss, token_targets, with_true_labels
 
@@ -78,6 +80,21 @@ def check_scores(network: Network, classes: int, mixes: bool) -> None:
     raise ConfigError(
         "the model's output in training gives no scores of the classes", where=where, expected=expected, found=found
     )
+
+
+def check_pairs(method: Method, recipe: Recipe) -> None:
+    """Refuse batches that mixup and cutmix cannot pair; raises ConfigError."""
+    counts = {"batch_size of each rank": share(recipe.batch_size)}
+    if method.mini_batch is not None:
+        counts["DynamicBatch, step"] = method.mini_batch.step
+    for where, count in counts.items():
+        if count % 2:
+            raise ConfigError(
+                "mixup and cutmix pair the images of a batch",
+                where=where,
+                expected="an even number",
+                found=f"{count}",
+            )
 
 
 def loss_of(

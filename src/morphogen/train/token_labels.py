@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from ..errors import ConfigError
+from ..ranks import ranks
 from ..resize import Size
 from .images import MapCrops
 
@@ -140,6 +141,12 @@ def predict(model: nn.Module, images: Tensor) -> Predictions:
 
 def check_predicts(model: nn.Module) -> None:
     """Refuse a model that cannot be trained on label maps with MixToken, before it is; raises ConfigError."""
+    if ranks() > 1:
+        raise ConfigError(
+            "token labelling calls parts of the model, and so goes past DistributedDataParallel",
+            where="token_labels",
+            expected="one process",
+        )
     able = hasattr(model, "forward_train") and getattr(model, "aux_head", None) is not None
     if not able or not getattr(model, "mix_token", False):
         raise _without_tokens(model)

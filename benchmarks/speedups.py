@@ -97,8 +97,8 @@ def main() -> None:
             "of dense": f"{row['speedup']:.2f}x" if "speedup" in row else "",
             "realised": f"{row['realised']:.2f}" if "realised" in row else "",
             "compiling s": f"{row['compile_seconds']:.1f}",
-            "graphs": row["graphs"],
-            "sizes": row["sizes"],
+            "graphs": f"{row['graphs']}",
+            "sizes": f"{row['sizes']}",
         }
         for row in rows
     ]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from morphogen import ranks, timing
+from morphogen.cli import main
 from morphogen.errors import CheckpointError, ConfigError, TrainingError
 from morphogen.methods import Dense
 from morphogen.search import _agreed
@@ -51,20 +52,20 @@ class Tower(nn.Sequential):
         super().__init__(stem, blocks, nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(64, num_classes))
 
 
-def start(count, folder, *more):
+def start(count, *runs):
+    """Processes that make these runs, one after the other."""
     many = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--standalone"]
-    command = [sys.executable, *(many if count > 1 else []), "-m", "morphogen", "train", *SETTINGS, *more]
+    command = [sys.executable, *(many if count > 1 else []), __file__, json.dumps(runs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(
-        [*command, "--output", str(folder)], cwd=HERE, env=environment, text=True, start_new_session=True, **pipes
-    )
+    return subprocess.Popen(command, cwd=HERE, env=environment, text=True, start_new_session=True, **pipes)
 
 
-def finished(process, folder):
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
-    assert output.count("weights, ledger and schedule are in") == 1  # one rank speaks
+def arguments(folder, *more):
+    return ["train", *SETTINGS, *more, "--output", str(folder)]
+
+
+def outcome(folder):
     record = json.loads((folder / "results.json").read_text())[0]
     return torch.load(folder / "model.pt", weights_only=True)["state_dict"], record
 
@@ -73,34 +74,50 @@ PRUNED = "PruneTrain(ratio=0.9, interval=1, threshold=0.02)"
 SEARCHED = ["--model", "test_ranks:Tower", "--batch_size", "48", "--epochs", "6", "--lr", "0.1"]
 RUNS = {
     "growth": (2, "NetworkExpansion(stages=2)", []),
-    "pruning, and batches that grow": (3, PRUNED + " + DynamicBatch(step={each}, limit={most})", []),
     "search": (2, "AutoProg(stages=3, search_epochs=1)", SEARCHED),
+    "pruning, and batches that grow": (3, PRUNED + " + DynamicBatch(step={each}, limit={most})", []),
 }
 
 
+def of(name, count):
+    """What a run is, for so many ranks."""
+    _, method, settings = RUNS[name]
+    return *settings, "--method", method.format(each=72 // count, most=168 // count)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The folder of each run on several ranks."""
+    folders = {name: tmp_path_factory.mktemp("ranks") for name in RUNS}
+    for count in (2, 3):
+        runs = [arguments(folders[name], *of(name, count)) for name in RUNS if RUNS[name][0] == count]
+        process = start(count, *runs)
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, output
+        assert output.count("weights, ledger and schedule are in") == len(runs)  # one rank speaks
+    return folders
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_several_ranks_train_as_one_process_does(tmp_path, name):
-    several, method, settings = RUNS[name]
-    runs = {
-        count: start(
-            count, tmp_path / str(count), *settings, "--method", method.format(each=72 // count, most=168 // count)
-        )
-        for count in (1, several)
-    }
-    (one, alone), (two, together) = (finished(run, tmp_path / str(count)) for count, run in runs.items())
+def test_several_ranks_train_as_one_process_does(tmp_path, monkeypatch, together, name):
+    method = RUNS[name][1]
+    monkeypatch.setattr(timing.StepClock, "medians", timing.StepClock.medians)  # which the model changes
+    monkeypatch.syspath_prepend(HERE)
+    assert main(arguments(tmp_path, *of(name, 1))) == 0
+    (one, alone), (two, both) = outcome(tmp_path), outcome(together[name])
     assert one.keys() == two.keys()
     for key, tensor in one.items():
         torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=1e-4)
-    assert alone["history"] == together["history"] and len(alone["history"]) > 1
-    for ours, theirs in zip(alone["epochs"], together["epochs"], strict=True):
+    assert alone["history"] == both["history"] and len(alone["history"]) > 1
+    for ours, theirs in zip(alone["epochs"], both["epochs"], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=2)
     if not method.startswith("PruneTrain"):  # the penalty lets nothing be learnt in four epochs
         assert alone["epochs"][-1]["loss"] < 0.9 * alone["epochs"][0]["loss"]
-    assert alone["flops"] == together["flops"]
-    batches = [[stage["batch_size"] for stage in record["stages"]] for record in (alone, together)]
+    assert alone["flops"] == both["flops"]
+    batches = [[stage["batch_size"] for stage in record["stages"]] for record in (alone, both)]
     assert batches[0] == batches[1] and (max(batches[0]) == 168) == ("DynamicBatch" in method)
-    for ours, theirs in zip(alone["searches"], together["searches"], strict=True):
+    for ours, theirs in zip(alone["searches"], both["searches"], strict=True):
         assert ours["chosen"] == theirs["chosen"]
         for key in ("loss", "seconds", "score", "error"):
             ours_of, theirs_of = ([candidate[key] for candidate in each["candidates"]] for each in (ours, theirs))
@@ -141,7 +158,7 @@ def test_a_lost_rank_is_told_of_and_another_number_of_them_goes_on(tmp_path):
     """In the middle of a search, the longest part of a run in which ranks are not all alike."""
     search = "--model", "test_ranks:Tower", "--method", "AutoProg(stages=2, search_epochs=190)"
     settings = *search, "--save_every", "0", "--epochs", "400", "--lr", "0.01"
-    run = start(2, tmp_path, *settings)
+    run = start(2, arguments(tmp_path, *settings))
     wait_for(lambda: len(saved(tmp_path)) == 2)
     begin = time.monotonic()
     os.kill(workers(run)[1], signal.SIGKILL)
@@ -149,7 +166,7 @@ def test_a_lost_rank_is_told_of_and_another_number_of_them_goes_on(tmp_path):
     assert time.monotonic() - begin < 60 and run.returncode != 0
     assert "rank 0: another rank is gone" in output
     left = saved(tmp_path)
-    again = start(1, tmp_path, *settings, "--resume", "true")
+    again = start(1, arguments(tmp_path, *settings, "--resume", "true"))
     wait_for(lambda: saved(tmp_path) - left)
     again.send_signal(signal.SIGTERM)
     output = again.communicate(timeout=60)[0]
@@ -186,3 +203,7 @@ def alone_and_wrong(rank, folder):
 def test_what_ranks_hold_is_compared(tmp_path):
     torch.multiprocessing.spawn(alone_and_wrong, (str(tmp_path),), nprocs=2)
     assert ranks.ranks() == 1 and ranks.rank() == 0 and ranks.decided("x") == "x" and ranks.gathered(1) == [1]
+
+
+if __name__ == "__main__":  # one of the ranks
+    sys.exit(next((code for run in json.loads(sys.argv[1]) if (code := main(run))), 0))

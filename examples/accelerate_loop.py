@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import morphogen
-from morphogen.integrations.accelerate import carry, wrapped
+from morphogen.integrations.accelerate import carry
 
 torch.manual_seed(0)
 epochs, labels = 6, torch.arange(512) % 4
@@ -34,8 +34,7 @@ def figures() -> str:
 
 
 for epoch in range(epochs):
-    if run.begin_epoch(epoch):
-        model = wrapped(accelerator, run)
+    run.begin_epoch(epoch)
     accelerator.print(f"epoch {epoch} begins: {figures()}")
     model.train()
     for x, y in loader:

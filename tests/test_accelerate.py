@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import morphogen
 from morphogen import ranks
-from morphogen.integrations.accelerate import carry, wrapped
+from morphogen.integrations.accelerate import carry
 
 
 class Rank(nn.Module):
@@ -42,10 +42,9 @@ def accelerated(folder, until=2):
     begin = 0
     if (folder / "state").exists():
         accelerator.load_state(str(folder / "state"))
-        wrapper, begin = wrapped(accelerator, run), 1
+        begin = 1
     for epoch in range(begin, until):
-        if run.begin_epoch(epoch):
-            wrapper = wrapped(accelerator, run)
+        run.begin_epoch(epoch)
         for x, y in loader:
             accelerator.backward(F.cross_entropy(wrapper(x), y))
             optimizer.step()
@@ -53,16 +52,16 @@ def accelerated(folder, until=2):
             run.end_step()
     if until == 1:
         accelerator.save_state(str(folder / "state"))
-    return accelerator, model, run
+    return accelerator, model, run, wrapper
 
 
 def on_rank(rank, folder, port):
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in environment.items()})
     torch.set_num_threads(1)
-    accelerator, model, run = accelerated(folder)
+    accelerator, model, run, wrapper = accelerated(folder)
     assert accelerator.num_processes == 2 and run.network.current == run.network.dense
-    assert isinstance(wrapped(accelerator, run), nn.parallel.DistributedDataParallel)
+    assert isinstance(wrapper, nn.parallel.DistributedDataParallel)
     ranks.check_same("the model", [*model.parameters()])
     if rank == 0:
         torch.save(model.state_dict(), folder / "two.pt")

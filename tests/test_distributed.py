@@ -47,10 +47,9 @@ def train(rank: int, recycle: bool):
     torch.manual_seed(1 + rank)  # each its own data
     data = [image(4) for _ in range(4)]
     run = morphogen.attach(model, optimizer, method, example=image(4), epochs=6, steps_per_epoch=4, probe=probe)
-    wrapped, chosen, sampled, epoch = DistributedDataParallel(model, find_unused_parameters=True), [], [], 0
+    wrapped, chosen, sampled, epoch = DistributedDataParallel(model), [], [], 0
     while epoch < 6:
-        if run.begin_epoch(epoch) is not None:
-            wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+        run.begin_epoch(epoch)
         chosen.append(run.network.current.to_json())
         for images in data:
             sampled.append(run.runs(run.searching.steps if run.searching else 0).to_json())

@@ -26,6 +26,7 @@ from .morph.rehearsal import rehearse
 from .morph.rezero import fold_factors
 from .morph.tensors import map_tensors
 from .network import Network
+from .parallel import wrap_anew
 from .pruning.pruner import Pruner
 from .ranks import check_same, decided, spread
 from .resize import resized
@@ -89,7 +90,8 @@ class Attached:
         """Call before the first batch of every epoch, counted from 0; morphs where the schedule says.
 
         A search that is over is decided first: the candidates are measured, and the best goes on training. Then the
-        network is reconfigured, where the method prunes and an interval is over, and then it grows.
+        network is reconfigured, where the method prunes and an interval is over, and then it grows. A
+        DistributedDataParallel around the model is brought up to date, whoever holds it.
 
         Returns:
             What the morph did, of several the last; None where the network stays as it is.
@@ -101,6 +103,7 @@ class Attached:
         """
         if epoch < 0:
             raise ConfigError("epoch out of range", expected="epochs counted from 0", found=f"{epoch}")
+        searching = self.searching
         receipt = self._decide() if self._search_is_over(epoch) else None
         # Before anything enters: what has not trained yet would be judged by what it was filled with.
         receipt = self._reconfigure(self._epoch, epoch) or receipt
@@ -115,6 +118,8 @@ class Attached:
         if self.batching is not None:
             self.batching.follow(self.network.current)
             self.batching.begin_epoch(self._kept_tensors())
+        if receipt is not None or self.searching is not None or searching is not None:
+            self._wrap_anew()
         return receipt
 
     @property
@@ -206,6 +211,7 @@ class Attached:
             CheckpointError: the state is damaged, or of another run; nothing is changed then.
         """
         restore(self, state)
+        self._wrap_anew()
 
     def revise(self, epoch: int, option: Option) -> None:
         """Put off the stage that begins at an epoch which is still to come, or come back to by `load_state_dict`.
@@ -237,7 +243,9 @@ class Attached:
         """Call when training is over: what is sparse, and what a method keeps in the model while it trains, goes."""
         self.close()
         fold_factors(*self._followers())
-        return self._reconfigure(self._epoch, self.epochs)
+        receipt = self._reconfigure(self._epoch, self.epochs)
+        self._wrap_anew()
+        return receipt
 
     def close(self) -> None:
         """Make an elastic supernet an ordinary network; where training stops in the middle of a search."""
@@ -342,6 +350,9 @@ class Attached:
         tensors = [tensor for tree in trees for tensor in (*tree.parameters(), *tree.buffers())]
         spread(tensors)
         check_same("the network after a morph", tensors, target.to_json())
+
+    def _wrap_anew(self) -> None:
+        wrap_anew(self.network.model, searching=self.searching is not None)
 
     def _resized(self, images: torch.Tensor, resolution: tuple[int, int]) -> torch.Tensor:
         return resized(images, resolution, self.method.resizing)

@@ -62,8 +62,9 @@ class ElasticSupernet:
     `run_as` takes effect for every call of the model until the next one. Tensors of another size are put in their
     places for the time of the forward pass alone, through hooks on the model. Where another method of the model than
     its `forward` is called, put `with supernet.swapped():` around it. Under `DistributedDataParallel` parameters of
-    blocks that are off get no gradient: set `find_unused_parameters=True`. Activation checkpointing computes anew when
-    the whole tensors are back, so checkpointed blocks must not have tensors of another size.
+    blocks that are off get no gradient: without `attach`, which sees to it, set `find_unused_parameters=True`.
+    Activation checkpointing computes anew when the whole tensors are back, so checkpointed blocks must not have tensors
+    of another size.
 
     Attributes:
         network: `network.current` is the supernet; it must not be morphed while this one is open.

@@ -19,7 +19,7 @@ from ..fake import has_own_arithmetic
 from ..program import failing_module, first_line
 
 WRAPPERS = {
-    "DistributedDataParallel": "Trace model.module, and wrap it anew after each morph",
+    "DistributedDataParallel": "Trace model.module; a run's wrapper follows by itself",
     "DataParallel": "Trace model.module; the wrapper may stay around it",
     "FullyShardedDataParallel": "Trace the model as it was before; sharded parameters cannot change size",
     "FSDPModule": "Trace the model as it was before fully_shard; sharded parameters cannot change size",

@@ -1,4 +1,4 @@
-"""What a loop with Hugging Face's Accelerate needs beyond `morphogen.attach`: wrapping anew, and checkpoints."""
+"""What a loop with Hugging Face's Accelerate needs beyond `morphogen.attach`: checkpoints."""
 
 from __future__ import annotations
 
@@ -6,56 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..attach import Attached
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError
 from ..files import replaced
 
 FILE = "morphogen.pt"
 """In each folder of `accelerator.save_state`: the run, with its weights."""
 
 
-def wrapped(accelerator: Accelerator, run: Attached) -> nn.Module:
-    """The model as the accelerator runs it; call after every morph, and after `load_state`.
-
-        if run.begin_epoch(epoch) is not None:
-            model = wrapped(accelerator, run)
-
-    DistributedDataParallel knows parameters by their sizes, so with several processes there is a new one.
-
-    Args:
-        accelerator: that has prepared the model.
-        run: attached to the model before it was prepared.
-
-    Raises:
-        ConfigError: the processes share the model's tensors out, by FSDP, say.
-    """
-    model = run.network.model
-    if accelerator.num_processes == 1:
-        return model
-    if accelerator.distributed_type not in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        raise ConfigError(
-            "the model is in a form that cannot be changed",
-            where="wrapped",
-            expected="one process, or DistributedDataParallel on CPUs or GPUs",
-            found=str(accelerator.distributed_type),
-        )
-    settings = {} if accelerator.ddp_handler is None else accelerator.ddp_handler.to_kwargs()
-    settings.setdefault("find_unused_parameters", run.searching is not None)
-    devices = None if accelerator.device.type == "cpu" else [accelerator.device]
-    wrapper = DistributedDataParallel(model, device_ids=devices, **settings)
-    if accelerator.ddp_handler is not None:
-        accelerator.ddp_handler.register_comm_hook(wrapper)
-    return wrapper
-
-
 def carry(accelerator: Accelerator, run: Attached) -> None:
     """Make `save_state` and `load_state` carry the run: its sub-network, weights, averages, schedule and search.
 
-    The weights are in the run's file alone. After `load_state`, take the model from `wrapped`.
+    The weights are in the run's file alone. Attach, prepare the model, and call this before `load_state`.
     """
 
     def save(models: list[nn.Module], weights: list[Any], folder: str) -> None:

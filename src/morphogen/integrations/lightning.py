@@ -25,9 +25,7 @@ class MorphogenCallback(Callback):
 
     Images are resized on their way into the network, steps end with the optimizer's (once for accumulated gradients),
     and what `training_step` returns gets the penalty, where the method prunes. Lightning's checkpoints hold the run,
-    and `trainer.fit(ckpt_path=...)` goes on from them at the size they were saved at. With several processes under
-    DistributedDataParallel the module is wrapped anew after every morph; a method that searches needs
-    `DDPStrategy(find_unused_parameters=True)`.
+    and `trainer.fit(ckpt_path=...)` goes on from them at the size they were saved at.
 
     Attributes:
         run: the run at work, from the beginning of `fit` on.
@@ -123,15 +121,13 @@ class MorphogenCallback(Callback):
             self._state = None
         self._steps = Steps(self.run, optimizer)
         self._undo = [self._steps.stop, _penalise(pl_module, self.run)]
-        _wrap_anew(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Morph where the schedule says."""
         assert self._steps is not None
         if self._epoch != trainer.current_epoch:
             self._epoch = trainer.current_epoch
-            if self._steps.begin_epoch(self._epoch) is not None:
-                _wrap_anew(trainer)
+            self._steps.begin_epoch(self._epoch)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The same; the epoch after a checkpoint of an epoch's last step begins without the other hook."""
@@ -187,14 +183,6 @@ def _steps(trainer: Trainer, epochs: int) -> int | None:
     """Optimizer steps in an epoch; None where Lightning does not know them."""
     steps = int(trainer.estimated_stepping_batches)
     return steps // epochs if steps >= epochs else None
-
-
-def _wrap_anew(trainer: Trainer) -> None:
-    """DistributedDataParallel knows parameters by their sizes."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy) and strategy.model is not trainer.lightning_module:
-        strategy.model = trainer.lightning_module
-        strategy.configure_ddp()
 
 
 def _penalise(module: LightningModule, run: Attached) -> Callable[[], None]:

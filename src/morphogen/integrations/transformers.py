@@ -34,7 +34,7 @@ class MorphogenCallback(TrainerCallback):
     Images are resized on their way into the model, steps end with the optimizer's (once for accumulated gradients), and
     the loss that the model computes from its `labels` gets the penalty, where the method prunes. The Trainer's
     checkpoints hold the run, and `trainer.train(resume_from_checkpoint=True)` goes on from them at the size they were
-    saved at. For one process; with several, use Accelerate (`morphogen.integrations.accelerate`).
+    saved at.
 
     Attributes:
         run: the run at work, from the beginning of training on.
@@ -92,7 +92,7 @@ class MorphogenCallback(TrainerCallback):
         """Attach the method, and go on from the run that is in a checkpoint.
 
         Raises:
-            ConfigError: several processes or GPUs, or the best checkpoint is to be loaded at the end.
+            ConfigError: a form of the model that cannot change, or the best checkpoint is to be loaded at the end.
             CheckpointError: no run is found for the checkpoint.
         """
         _check(args)
@@ -143,7 +143,7 @@ class MorphogenCallback(TrainerCallback):
         the moments, which are in the run.
         """
         folder = _folder(args, state)
-        if self.run is None or not folder.exists():
+        if self.run is None or not state.is_world_process_zero or not folder.exists():
             return
         with replaced(folder / FILE) as file:
             torch.save(self.run.state_dict(), file)
@@ -174,13 +174,13 @@ class MorphogenCallback(TrainerCallback):
 
 
 def _check(args: TrainingArguments) -> None:
-    if args.world_size > 1 or args.n_gpu > 1:
+    if args.n_gpu > 1 or args.deepspeed or args.fsdp:
         raise ConfigError(
-            "the Trainer's wrapper around the model cannot follow its size",
+            "the Trainer keeps the model in a form that cannot be changed",
             where="MorphogenCallback",
-            expected="one process on one GPU",
-            found=f"{args.world_size} processes, {args.n_gpu} GPUs each",
-            todo="Write the loop with Accelerate and morphogen.integrations.accelerate",
+            expected="one GPU for each process, and DistributedDataParallel around the model",
+            found=f"{args.n_gpu} GPUs" if args.n_gpu > 1 else "DeepSpeed" if args.deepspeed else "FSDP",
+            todo="Start it with torchrun, without deepspeed and fsdp",
         )
     if args.load_best_model_at_end:
         raise ConfigError(

@@ -248,8 +248,8 @@ def _check_tree(tree: nn.Module, model: nn.Module, maps: Mapping[str, TensorMap]
                 where=name,
                 expected="an ordinary tensor, as it was traced",
                 found=type(tensor).__name__,
-                todo="Quantise or shard the model (fully_shard) when it changes its size no more; "
-                "DistributedDataParallel may be put around it anew after each morph",
+                todo="Quantise or shard the model (fully_shard) when it changes its size no more; on several ranks "
+                "use DistributedDataParallel",
             )
     for name, change in maps.items():
         try:

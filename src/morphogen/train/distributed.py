@@ -1,4 +1,4 @@
-"""Several processes under torchrun: PyTorch's DistributedDataParallel around the model, anew after every morph."""
+"""Several processes under torchrun: PyTorch's DistributedDataParallel around the model."""
 
 from __future__ import annotations
 
@@ -50,14 +50,9 @@ GONE = ("Connection closed by peer", "Timed out", "Connection reset by peer", "g
 """What PyTorch's plain errors say of a peer that is lost."""
 
 
-def wrapped(model: nn.Module, *, searching: bool) -> nn.Module:
-    """The model as the ranks train it together; itself where this process is alone.
-
-    Args:
-        model: at its present size: the wrapper knows its parameters by their sizes.
-        searching: in an elastic supernet the blocks that are off get no gradient.
-    """
-    return DistributedDataParallel(model, find_unused_parameters=searching) if ranks() > 1 else model
+def wrapped(model: nn.Module) -> nn.Module:
+    """The model as the ranks train it together; itself where this process is alone."""
+    return DistributedDataParallel(model) if ranks() > 1 else model
 
 
 def share(batch_size: int) -> int:

@@ -94,7 +94,7 @@ class Run:
         """
         check_resizing(method.resizing)
         self.recipe, self.data, self.seed = recipe, data, seed
-        self.device = recipe.torch_device()
+        self.device, images = recipe.torch_device(), share(recipe.batch_size)
         if recipe.mixup or recipe.cutmix:
             check_pairs(method, recipe)
         self.steps = recipe.epochs * data.steps if steps is None else steps
@@ -123,10 +123,10 @@ class Run:
                     ema=self.ema,
                     probe=self._probe(method, 0),
                     exclude=recipe.exclude,
-                    batch_size=share(recipe.batch_size),
+                    batch_size=images,
                     autocast=recipe.autocast,
                 )
-                warn_of_lack(self.attached, share(recipe.batch_size), self.device)
+                warn_of_lack(self.attached, images, self.device)
             if not recipe.token_labels:
                 check_scores(self.attached.network, data.num_classes, data.mixup is not None)
             if rank():  # dropout of its own from here on

@@ -35,20 +35,19 @@ class Stepper:
         self._recipe, self._model, self._optimizer, self._ema = recipe, model, optimizer, ema
         self._device = recipe.torch_device()
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=recipe.precision == "float16")
+        self._trained = wrapped(model)
         self._images, self.pieces, self.compiles = 0, 1, False
 
     def follow(self, attached: Attached, images: int) -> None:
-        """The model may have another size, or the batch: wrap and compile it anew.
+        """The model may have another size, or the batch: compile it anew.
 
         Args:
             attached: the method at work on the model.
             images: in a full step on this rank.
         """
-        searching = attached.searching is not None
         self._attached, self._images, self.pieces = attached, images, 1
-        self._trained = wrapped(self._model, searching=searching)
         # Candidates run as they are: compiling each takes longer than the steps it has.
-        self.compiles = bool(self._recipe.compile) and not searching
+        self.compiles = bool(self._recipe.compile) and attached.searching is None
         self._compiled = compiled(self._trained, graphs=bool(self._recipe.cuda_graphs)) if self.compiles else None
 
     def take(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:

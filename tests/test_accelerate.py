@@ -1,7 +1,6 @@
 """A loop with Accelerate: checkpoints, and several processes."""
 
 import os
-import socket
 
 import accelerate
 import torch
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 import morphogen
 from morphogen import ranks
 from morphogen.integrations.accelerate import carry
+from processes import free_port
 
 
 class Rank(nn.Module):
@@ -86,10 +86,7 @@ def test_accelerate_saves_and_loads_the_run(tmp_path):
 def test_accelerate_on_two_ranks_trains_as_one_process_does(tmp_path):
     fresh_accelerator()
     expected = accelerated(tmp_path)[1].state_dict()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (tmp_path, port), nprocs=2)
+    torch.multiprocessing.spawn(on_rank, (tmp_path, free_port()), nprocs=2)
     found = torch.load(tmp_path / "two.pt", weights_only=True)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)

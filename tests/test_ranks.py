@@ -21,6 +21,7 @@ from morphogen.train.checkpoint import Checkpoints
 from morphogen.train.config import TrainConfig
 from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
+from processes import free_port
 
 HERE = Path(__file__).parent
 SETTINGS = "--model test_ranks:Net --batch_size 96 --images 480 --test_images 101 --lr 0.3 --epochs 4 --ema 0.9".split()
@@ -55,7 +56,8 @@ class Tower(nn.Sequential):
 def start(count, *runs):
     """Processes that make these runs, one after the other."""
     many = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--standalone"]
-    command = [sys.executable, *(many if count > 1 else []), __file__, json.dumps(runs)]
+    runs_at = [(free_port(), run) for run in runs]
+    command = [sys.executable, *(many if count > 1 else []), __file__, json.dumps(runs_at)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=HERE, env=environment, text=True, start_new_session=True, **pipes)
@@ -85,39 +87,36 @@ def of(name, count):
     return *settings, "--method", method.format(each=72 // count, most=168 // count)
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """The folder of each run on several ranks."""
-    folders = {name: tmp_path_factory.mktemp("ranks") for name in RUNS}
+def test_several_ranks_train_as_one_process_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing.StepClock, "medians", timing.StepClock.medians)  # which the model changes
+    monkeypatch.syspath_prepend(HERE)
     for count in (2, 3):
-        runs = [arguments(folders[name], *of(name, count)) for name in RUNS if RUNS[name][0] == count]
+        runs = [arguments(tmp_path / name, *of(name, count)) for name in RUNS if RUNS[name][0] == count]
         process = start(count, *runs)
         output = process.communicate(timeout=300)[0]
         assert process.returncode == 0, output
         assert output.count("weights, ledger and schedule are in") == len(runs)  # one rank speaks
-    return folders
+    for name in RUNS:
+        assert main(arguments(tmp_path / "alone" / name, *of(name, 1))) == 0
+        same(name, outcome(tmp_path / "alone" / name), outcome(tmp_path / name))
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_several_ranks_train_as_one_process_does(tmp_path, monkeypatch, together, name):
-    method = RUNS[name][1]
-    monkeypatch.setattr(timing.StepClock, "medians", timing.StepClock.medians)  # which the model changes
-    monkeypatch.syspath_prepend(HERE)
-    assert main(arguments(tmp_path, *of(name, 1))) == 0
-    (one, alone), (two, both) = outcome(tmp_path), outcome(together[name])
-    assert one.keys() == two.keys()
-    for key, tensor in one.items():
-        torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=1e-4)
-    assert alone["history"] == both["history"] and len(alone["history"]) > 1
-    for ours, theirs in zip(alone["epochs"], both["epochs"], strict=True):
+def same(name, one, several):
+    """One process and several ranks have come to the same."""
+    (weights, alone), (others, together), method = one, several, RUNS[name][1]
+    assert weights.keys() == others.keys()
+    for key, tensor in weights.items():
+        torch.testing.assert_close(others[key], tensor, rtol=1e-3, atol=1e-4)
+    assert alone["history"] == together["history"] and len(alone["history"]) > 1
+    for ours, theirs in zip(alone["epochs"], together["epochs"], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=2)
     if not method.startswith("PruneTrain"):  # the penalty lets nothing be learnt in four epochs
         assert alone["epochs"][-1]["loss"] < 0.9 * alone["epochs"][0]["loss"]
-    assert alone["flops"] == both["flops"]
-    batches = [[stage["batch_size"] for stage in record["stages"]] for record in (alone, both)]
+    assert alone["flops"] == together["flops"]
+    batches = [[stage["batch_size"] for stage in record["stages"]] for record in (alone, together)]
     assert batches[0] == batches[1] and (max(batches[0]) == 168) == ("DynamicBatch" in method)
-    for ours, theirs in zip(alone["searches"], both["searches"], strict=True):
+    for ours, theirs in zip(alone["searches"], together["searches"], strict=True):
         assert ours["chosen"] == theirs["chosen"]
         for key in ("loss", "seconds", "score", "error"):
             ours_of, theirs_of = ([candidate[key] for candidate in each["candidates"]] for each in (ours, theirs))
@@ -206,4 +205,8 @@ def test_what_ranks_hold_is_compared(tmp_path):
 
 
 if __name__ == "__main__":  # one of the ranks
-    sys.exit(next((code for run in json.loads(sys.argv[1]) if (code := main(run))), 0))
+    for port, run in json.loads(sys.argv[1]):
+        # What ranks of one run have said to each other is not to be taken for another's.
+        os.environ |= {"MASTER_PORT": f"{port}", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        if code := main(run):
+            sys.exit(code)

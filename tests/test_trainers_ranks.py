@@ -1,7 +1,7 @@
 """The Trainers of Lightning and transformers on several processes."""
 
+import itertools
 import os
-import socket
 
 import lightning
 import pytest
@@ -16,6 +16,7 @@ from morphogen import ranks, timing
 from morphogen.integrations.lightning import MorphogenCallback as LightningCallback
 from morphogen.integrations.transformers import MorphogenCallback as TrainerCallback
 from morphogen.methods import build_method
+from processes import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -145,26 +146,15 @@ def on_rank(rank, folder, port):
             torch.save((net.state_dict(), *rest), folder / f"{loop.__name__}{number}.pt")
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What two ranks have trained."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(on_rank, (folder, port), nprocs=2)
-    return folder
-
-
-@pytest.mark.parametrize("number", range(len(METHODS)))
-@pytest.mark.parametrize("loop", LOOPS)
-def test_two_ranks_train_as_one_process_does(tmp_path, monkeypatch, request, together, loop, number):
+def test_two_ranks_train_as_one_process_does(tmp_path, monkeypatch, request):
+    torch.multiprocessing.spawn(on_rank, (tmp_path, free_port()), nprocs=2)
     monkeypatch.setattr(timing.StepClock, "medians", medians)
     request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
     torch.set_default_dtype(torch.float64)  # near zero, the penalty's gradient makes much of a rounding
-    weights, history, coefficient = torch.load(together / f"{loop.__name__}{number}.pt")
-    net, alone, expected = trained(loop, METHODS[number], tmp_path)
-    assert history == alone and len(alone) > 1
-    assert coefficient == pytest.approx(expected, rel=1e-9)
-    for name, tensor in net.state_dict().items():
-        torch.testing.assert_close(weights[name], tensor, rtol=1e-6, atol=1e-9)
+    for loop, (number, text) in itertools.product(LOOPS, enumerate(METHODS)):
+        weights, history, coefficient = torch.load(tmp_path / f"{loop.__name__}{number}.pt")
+        net, alone, expected = trained(loop, text, tmp_path)
+        assert history == alone and len(alone) > 1, (loop, text)
+        assert coefficient == pytest.approx(expected, rel=1e-9), (loop, text)
+        for name, tensor in net.state_dict().items():
+            torch.testing.assert_close(weights[name], tensor, rtol=1e-6, atol=1e-9)

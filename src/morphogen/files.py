@@ -17,7 +17,7 @@ def writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".part").touch()
-        (folder / ".part").unlink()
+        (folder / ".part").unlink(missing_ok=True)  # another rank may have been faster
     except OSError as error:
         raise ConfigError(f"cannot write results there ({first_line(error)})", where=str(folder)) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -42,7 +43,7 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
         _rebuild(wrapper, searching)
 
 
-def _is_around(found: object, model: nn.Module) -> bool:
+def _is_around(found: Any, model: nn.Module) -> bool:
     # `isinstance` would ask objects that are none of ours what they are, which some answer by importing a library.
     return issubclass(type(found), DistributedDataParallel) and any(part is model for part in found.modules())
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from morphogen import ranks, timing
 from morphogen.cli import main
 from morphogen.errors import CheckpointError, ConfigError, TrainingError
 from morphogen.methods import Dense
+from morphogen.parallel import wrap_anew
 from morphogen.search import _agreed
 from morphogen.train.checkpoint import Checkpoints
 from morphogen.train.config import TrainConfig
@@ -184,6 +187,7 @@ def alone_and_wrong(rank, folder):
     assert ranks.mean(torch.tensor([float(rank)])).tolist() == [0.5]
     with pytest.raises(ConfigError, match=r"as many batches on each, found 1, 2 batches"):
         _agreed([[1.0] * (1 + rank)], [1.0])
+    follow_the_size(rank)
     checkpoints = Checkpoints(Path(folder) / f"of node {rank}")
     checkpoints.save(0, 1, {})  # rank 0 writes it
     with pytest.raises(
@@ -197,6 +201,37 @@ def alone_and_wrong(rank, folder):
     with run._random.active():
         assert len({*ranks.gathered(float(torch.rand(())))}) == 2
     torch.distributed.destroy_process_group()
+
+
+def follow_the_size(rank):
+    """A wrapper keeps what it was told, whoever holds it."""
+    model, hooked = nn.Linear(3, 4), []
+    kept = [nn.Sequential(DistributedDataParallel(nn.Sequential(model)))]
+    wrapper = kept[0][0]
+    wrapper.register_comm_hook(hooked, counted)
+    wrapper.eval().register_forward_hook(lambda *_: hooked.append("forward"))
+    for width, searching in ((5, True), (2, False)):
+        model.weight, model.bias = nn.Parameter(torch.ones(width, 3)), nn.Parameter(torch.ones(width))
+        wrap_anew(model, searching=searching)
+        hooked.clear()
+        wrapper(torch.full((1, 3), 1.0 + rank)).sum().backward()
+        assert model.weight.grad.tolist() == [[1.5] * 3] * width  # the mean of both ranks
+        assert hooked == ["forward", "gradients"] and wrapper.find_unused_parameters == searching
+        assert not wrapper.training
+    if rank:
+        kept.clear()
+        wrapper = None
+    with pytest.raises(TrainingError, match=r"as many wrappers around it on each rank, found \[1, 0\]"):
+        wrap_anew(model, searching=False)
+    own = DistributedDataParallel(other := nn.Linear(2, 2), process_group=torch.distributed.new_group())
+    with pytest.raises(ConfigError, match=r"DistributedDataParallel: .*expected the default process group"):
+        wrap_anew(other, searching=False)
+    assert own.module is other
+
+
+def counted(hooked, bucket):
+    hooked.append("gradients")
+    return allreduce_hook(None, bucket)
 
 
 def test_what_ranks_hold_is_compared(tmp_path):

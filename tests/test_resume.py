@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import morphogen
 from morphogen import timing
+from morphogen.cli import main
 from morphogen.methods import build_method
 from morphogen.train.checkpoint import Checkpoints, read
 from morphogen.train.config import TrainConfig
@@ -316,16 +317,12 @@ def test_a_checkpoint_with_two_fields_exchanged_changes_nothing(tmp_path):
 
 def test_sigterm_saves_first_and_says_so(tmp_path):
     """As a scheduler does it; the run that goes on ends as one that was left alone."""
-    settings = "--model resnet8(width=4) --images 256 --test_images 64 --batch_size 64 --save_every 3600".split()
-
-    def start(name, *more):
-        command = [sys.executable, "-m", "morphogen", "train", *settings, "--output", str(tmp_path / name), *more]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    epochs = ["--epochs", "12"]
-    other = start("whole", *epochs)
-    run = start("cut", *epochs)
-    folder = tmp_path / "cut"
+    settings = "--model resnet8(width=4) --images 256 --test_images 64 --batch_size 64 --save_every 3600 --epochs 12"
+    folder, other = tmp_path / "cut", tmp_path / "whole"
+    arguments = ["train", *settings.split(), "--output"]
+    command = [sys.executable, "-m", "morphogen", *arguments, str(folder)]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    run = subprocess.Popen(command, **pipes, env={**os.environ, "OMP_NUM_THREADS": f"{torch.get_num_threads()}"})
     deadline = time.monotonic() + 60
     while not folder.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -335,10 +332,8 @@ def test_sigterm_saves_first_and_says_so(tmp_path):
     if run.returncode != 0:  # it had not ended before
         assert run.returncode == 128 + signal.SIGTERM and "stopped by SIGTERM; go on with --resume true" in error
         assert len(os.listdir(folder / "checkpoints")) == 1
-        run = start("cut", *epochs, "--resume", "true")
-        run.communicate()
-    other.communicate()
-    assert run.returncode == other.returncode == 0
-    states = [torch.load(tmp_path / name / "model.pt", weights_only=True)["state_dict"] for name in ("whole", "cut")]
+        assert main([*arguments, str(folder), "--resume", "true"]) == 0
+    assert main([*arguments, str(other)]) == 0
+    states = [torch.load(path / "model.pt", weights_only=True)["state_dict"] for path in (other, folder)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not os.listdir(folder / "checkpoints")

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import morphogen
 from morphogen.report.outcome import predicted_speedup, saved_schedule
-from morphogen.search import search
+from morphogen.search.measure import search
 from morphogen.snapshot import Snapshot
 from morphogen.subnet import contains
 
@@ -49,7 +49,7 @@ def plant_choices(monkeypatch, *numbers):
         found = search(*arguments)
         return dataclasses.replace(found, chosen=next(left) % len(found.candidates))
 
-    monkeypatch.setattr("morphogen.searching.search", planted)
+    monkeypatch.setattr("morphogen.search.searching.search", planted)
 
 
 class Loop:

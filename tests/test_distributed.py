@@ -8,8 +8,8 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 import morphogen
-from morphogen import searching
-from morphogen.search import search
+from morphogen.search import searching
+from morphogen.search.measure import search
 
 from nets import Residual, Tower, image
 from planted import sized

@@ -1,5 +1,6 @@
 """The trainer under torchrun: several processes train as one does, and a lost one is told of."""
 
+import gc
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from morphogen.cli import main
 from morphogen.errors import CheckpointError, ConfigError, TrainingError
 from morphogen.methods import Dense
 from morphogen.parallel import wrap_anew
-from morphogen.search import _agreed
+from morphogen.search.measure import _agreed
 from morphogen.train.checkpoint import Checkpoints
 from morphogen.train.config import TrainConfig
 from morphogen.train.loop import Run
@@ -212,12 +213,14 @@ def follow_the_size(rank):
     wrapper.eval().register_forward_hook(lambda *_: hooked.append("forward"))
     for width, searching in ((5, True), (2, False)):
         model.weight, model.bias = nn.Parameter(torch.ones(width, 3)), nn.Parameter(torch.ones(width))
+        gc.freeze()  # some programs do, to have less to look through
         wrap_anew(model, searching=searching)
         hooked.clear()
         wrapper(torch.full((1, 3), 1.0 + rank)).sum().backward()
         assert model.weight.grad.tolist() == [[1.5] * 3] * width  # the mean of both ranks
         assert hooked == ["forward", "gradients"] and wrapper.find_unused_parameters == searching
         assert not wrapper.training
+    gc.unfreeze()
     if rank:
         kept.clear()
         wrapper = None

@@ -238,7 +238,7 @@ REFUSED = {
     "nested tensor": refused(
         lambda: Net(None, buffer(lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))), "k: a nested"
     ),
-    "DDP": refused(lambda: nn.parallel.DistributedDataParallel(Net()), "Trace model.module, and wrap it anew"),
+    "DDP": refused(lambda: nn.parallel.DistributedDataParallel(Net()), "Trace model.module; a run's wrapper follows"),
     "DDP inside": refused(lambda: nn.Sequential(nn.parallel.DistributedDataParallel(Net())), "^0: .*wrapped"),
     "DataParallel": refused(lambda: nn.DataParallel(Net()), "Trace model.module"),
     "FSDP": refused(lambda: FullyShardedDataParallel(Net(), device_id=torch.device("cpu")), "as it was before"),

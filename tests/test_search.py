@@ -20,7 +20,8 @@ from morphogen.report.searches import draw_searches, search_rows
 from morphogen.resize import resized
 from morphogen.schedule.linear import linear_ratios
 from morphogen.schedule.space import growth_space
-from morphogen.search import choose, fit_exponent, search
+from morphogen.search.measure import search
+from morphogen.search.score import choose, fit_exponent
 
 from checks import snapshot, take_steps
 from nets import Block, DropPath, Tower, image

@@ -11,7 +11,6 @@ or a method in one's own loop: `morphogen.attach`. A trained network leaves by `
 
 from . import operators as operators  # enters the growth operators in the table
 from .attach import Attached, attach
-from .elastic import ElasticSupernet
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -56,7 +55,8 @@ from .network import Network
 from .pruning.lasso import GroupLasso
 from .schedule.mini_batch import MiniBatch
 from .schedule.stages import Regularisation, Stage
-from .search import Candidate, Found, Probe
+from .search.candidates import Candidate, Found, Probe
+from .search.supernet import ElasticSupernet
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, Role, SubNetwork
 
 __version__ = "0.1.0"

@@ -32,8 +32,8 @@ from .ranks import check_same, decided, spread
 from .resize import resized
 from .schedule.revision import Option, revised
 from .schedule.stages import Regularisation, Stage
-from .search import Found, Probe
-from .searching import Searching
+from .search.candidates import Found, Probe
+from .search.searching import Searching
 from .snapshot import Snapshot, parameter_names
 from .state import restore, state_of
 from .subnet import SubNetwork, intersection

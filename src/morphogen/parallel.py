@@ -29,8 +29,7 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
     """
     if ranks() == 1:
         return
-    gc.collect()  # a wrapper that nobody holds any more has no partner on another rank
-    wrappers = [found for found in gc.get_objects() if _is_around(found, model)]
+    wrappers = [found for found in _all_that_lives() if _is_around(found, model)]
     counts = gathered(len(wrappers))
     if len({*counts}) > 1:
         raise TrainingError(
@@ -41,6 +40,16 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
         )
     for wrapper in wrappers:
         _rebuild(wrapper, searching)
+
+
+def _all_that_lives() -> list[Any]:
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()  # or what a program has frozen would not be seen
+    gc.collect()  # a wrapper that nobody holds any more has no partner on another rank
+    everything = gc.get_objects()
+    if frozen:
+        gc.freeze()
+    return everything
 
 
 def _is_around(found: Any, model: nn.Module) -> bool:

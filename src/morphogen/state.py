@@ -23,8 +23,8 @@ from .network import Network
 from .program import first_line
 from .pruning.pruner import Pruner
 from .schedule.stages import Regularisation, Stage
-from .search import Found
-from .searching import Searching
+from .search.candidates import Found
+from .search.searching import Searching
 from .snapshot import (
     Snapshot,
     check_optimizer,

@@ -14,7 +14,7 @@ from ..attach import Attached, attach
 from ..errors import CheckpointError, ConfigError
 from ..fake import Example
 from ..methods import Method
-from ..search import Probe
+from ..search.candidates import Probe
 from .hooks import LaterWeights, Steps, check_fits, moved
 
 

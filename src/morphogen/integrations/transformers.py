@@ -18,7 +18,7 @@ from ..errors import CheckpointError, ConfigError
 from ..fake import Example
 from ..files import replaced
 from ..methods import Method
-from ..search import Probe
+from ..search.candidates import Probe
 from .hooks import LaterWeights, Steps, check_fits, moved
 
 FILE = "morphogen.pt"

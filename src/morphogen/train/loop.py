@@ -29,7 +29,7 @@ from ..report.outcome import predicted_speedup, saved_schedule
 from ..report.sparsity import densities, mapped_layers, output_maxima
 from ..resize import check_resizing
 from ..schedule.cosine import cosine_share
-from ..search import Probe
+from ..search.candidates import Probe
 from .checkpoint import Checkpoints
 from .config import Recipe
 from .costs import Costs

@@ -6,13 +6,14 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from .elastic import ElasticSupernet
-from .errors import ConfigError
-from .network import Network
-from .schedule.stages import Stage
-from .search import Found, Probe, Resize, search
-from .subnet import SubNetwork
-from .timing import StepClock
+from ..errors import ConfigError
+from ..network import Network
+from ..schedule.stages import Stage
+from ..subnet import SubNetwork
+from ..timing import StepClock
+from .candidates import Found, Probe, Resize
+from .measure import search
+from .supernet import ElasticSupernet
 
 
 class Searching:

@@ -1,0 +1,1 @@
+"""The elastic supernet of a stage, and the search for the candidate that goes on."""

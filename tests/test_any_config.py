@@ -25,7 +25,7 @@ from morphogen.train.sources import load_data
 from nets import Tower
 
 EPOCHS = 4
-CONFIGURATIONS = int(os.environ.get("CONFIGURATIONS", "100"))
+CONFIGURATIONS = int(os.environ.get("CONFIGURATIONS", "50"))
 """Twice as many take two minutes."""
 
 

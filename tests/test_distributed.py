@@ -22,7 +22,12 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for recycle in (True, False):
-        torch.save(train(rank, recycle), f"{folder}/{recycle}{rank}.pt")
+        torch.save(train(rank, recycle), f"{folder}/search {recycle}{rank}.pt")
+    mocks = {name: mock.Mock(side_effect=getattr(distributed, name)) for name in COLLECTIVES.split()}
+    for proximal in (True, False):
+        result = prune(rank, proximal, lambda: mock.patch.multiple(distributed, **mocks))
+        calls = {name: call.call_count for name, call in mocks.items()}
+        torch.save((*result, calls), f"{folder}/prune {proximal}{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -64,10 +69,11 @@ def train(rank: int, recycle: bool):
 
 
 @pytest.mark.skipif(not distributed.is_available(), reason="no torch.distributed")
-def test_two_ranks_sample_search_and_extract_the_same(tmp_path):
+def test_two_ranks_sample_search_extract_and_prune_the_same(tmp_path):
     multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
     for recycle in (True, False):
-        agree(*(torch.load(tmp_path / f"{recycle}{rank}.pt") for rank in (0, 1)), recycle)
+        agree(*(torch.load(tmp_path / f"search {recycle}{rank}.pt") for rank in (0, 1)), recycle)
+    prune_the_same_and_talk_once_while_they_train(tmp_path)
 
 
 def agree(one, two, recycle):
@@ -85,16 +91,6 @@ def agree(one, two, recycle):
 
 
 COLLECTIVES = "all_reduce all_gather all_gather_object broadcast broadcast_object_list barrier reduce gather scatter"
-
-
-def prune_work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    mocks = {name: mock.Mock(side_effect=getattr(distributed, name)) for name in COLLECTIVES.split()}
-    for proximal in (True, False):
-        result = prune(rank, proximal, lambda: mock.patch.multiple(distributed, **mocks))
-        torch.save((*result, {name: call.call_count for name, call in mocks.items()}), f"{folder}/{proximal}{rank}.pt")
-    distributed.destroy_process_group()
 
 
 def prune(rank: int, proximal: bool, counting):
@@ -122,14 +118,12 @@ def prune(rank: int, proximal: bool, counting):
     return run.pruner.coefficient, losses, history, {name: p.detach() for name, p in model.named_parameters()}
 
 
-@pytest.mark.skipif(not distributed.is_available(), reason="no torch.distributed")
-def test_two_ranks_prune_the_same_and_talk_once_while_they_train(tmp_path):
-    multiprocessing.spawn(prune_work, (str(tmp_path),), nprocs=2)
+def prune_the_same_and_talk_once_while_they_train(tmp_path):
     torch.manual_seed(0)
     model = Residual()
     penalty = morphogen.GroupLasso(morphogen.trace(model, image()))().item()
     for runs, proximal in enumerate((True, False), 1):
-        one, two = (torch.load(tmp_path / f"{proximal}{rank}.pt") for rank in (0, 1))
+        one, two = (torch.load(tmp_path / f"prune {proximal}{rank}.pt") for rank in (0, 1))
         assert one[0] == two[0] == pytest.approx(9 * (one[1][0] + two[1][0]) / 2 / penalty)
         assert one[1][0] != two[1][0]
         assert one[2] == two[2] and len(one[2]) > 1

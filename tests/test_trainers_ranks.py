@@ -1,8 +1,9 @@
-"""The Trainers of Lightning and transformers on several processes."""
+"""The Trainers of Lightning and transformers, and a loop with Accelerate, on several processes."""
 
 import itertools
 import os
 
+import accelerate
 import lightning
 import pytest
 import torch
@@ -116,7 +117,28 @@ def with_transformers(text, folder):
     return model.net, callback.run
 
 
-LOOPS = [with_lightning, with_transformers]
+def with_accelerate(text, folder):
+    accelerate.state.AcceleratorState._reset_state()
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, example = Tower(), torch.zeros(4, 3, 8, 8)
+    optimizer, method = sgd(model), build_method(text)
+    run = morphogen.attach(model, optimizer, method, example=example, epochs=4, steps_per_epoch=8, probe=probe(model))
+    loader = DataLoader(images(), 8 // accelerator.num_processes)
+    wrapper, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    for epoch in range(4):
+        run.begin_epoch(epoch)
+        for batch in loader:
+            loss = F.cross_entropy(wrapper(run.begin_step(batch["x"])), batch["labels"])
+            accelerator.backward(run.penalised(loss))
+            optimizer.step()
+            optimizer.zero_grad()
+            run.end_step()
+    run.end()
+    assert (wrapper is model) == (accelerator.num_processes == 1)
+    return model, run
+
+
+LOOPS = [with_lightning, with_transformers, with_accelerate]
 
 
 def medians(clock):

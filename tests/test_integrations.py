@@ -364,6 +364,12 @@ def test_lightning_refuses_what_it_cannot_follow(tmp_path):
             setattr(module, name, value)
         with pytest.raises(morphogen.ConfigError, match=message):
             fit(module, LightningCallback(build_method(text), network, example=example), **settings)
+    module, pruning = Module(Setting(text)), build_method("PruneTrain(interval=2)")
+    trainer = lightning.Trainer(strategy="ddp_spawn", devices=2, **QUIET | {"max_epochs": 4})
+    trainer.strategy.connect(module)
+    trainer.strategy.optimizers = [module.here.optimizer]
+    with pytest.raises(morphogen.ConfigError, match=r"PruneTrain: .*the process that spawns the others"):
+        LightningCallback(pruning, "net", example=example).on_fit_start(trainer, module)
     file = str(tmp_path / "other.ckpt")
     fit(Module(Setting(text)), []).save_checkpoint(file)
     with pytest.raises(morphogen.CheckpointError, match=r"other.ckpt: the checkpoint holds no run of Morphogen"):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from morphogen.errors import CheckpointError, ConfigError, TrainingError
 from morphogen.methods import Dense
 from morphogen.parallel import wrap_anew
 from morphogen.search.measure import _agreed
+from morphogen.train import distributed
 from morphogen.train.checkpoint import Checkpoints
 from morphogen.train.config import TrainConfig
 from morphogen.train.loop import Run
@@ -135,6 +137,16 @@ def test_images_that_cannot_be_dealt_out_are_refused(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=message) as refused:
             Run(config, load_data(config), Dense(), "Dense", 0)
         assert "\n" not in str(refused.value)
+
+
+def test_a_rank_that_never_comes_is_told_of(monkeypatch):
+    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=1))
+    with pytest.raises(TrainingError, match=r"rank 0: another rank is gone, or does not answer .*1/2 clients joined"):
+        with distributed.joined(torch.device("cpu")):
+            raise AssertionError("nobody is there")
 
 
 def workers(process):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
 from ..attach import Attached, attach
@@ -85,10 +86,11 @@ class MorphogenCallback(Callback):
         """Attach the method; Lightning loads the optimizer's state next.
 
         Raises:
-            ConfigError: not one optimizer, no number of epochs, or a strategy that shards the network.
+            ConfigError: not one optimizer, no number of epochs, or a strategy that shards the network or cannot hand
+                a pruned one back.
             CheckpointError: a checkpoint that was saved without this callback.
         """
-        _check(trainer)
+        _check(trainer, self._method)
         for later in self._later:
             later.stop()
         if trainer.ckpt_path is not None and not self._state:
@@ -159,7 +161,7 @@ class MorphogenCallback(Callback):
             ) from error
 
 
-def _check(trainer: Trainer) -> None:
+def _check(trainer: Trainer, method: Method) -> None:
     module = trainer.lightning_module
     if not module.automatic_optimization or len(trainer.optimizers) != 1:
         raise ConfigError(
@@ -176,6 +178,12 @@ def _check(trainer: Trainer) -> None:
             "this strategy keeps the network in a form that cannot be changed",
             where=type(trainer.strategy).__name__,
             expected="one process, or strategy='ddp'",
+        )
+    if method.pruning(trainer.max_epochs) and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise ConfigError(
+            "the process that spawns the others gets weights back which do not fit its own, dense network",
+            where=type(method).__name__,
+            expected="strategy='ddp', from a script of its own",
         )
 
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError, TrainingError
 from ..program import first_line
-from ..ranks import rank, ranks
+from ..ranks import ranks
 
 PATIENCE = timedelta(seconds=60)
 """After which a rank that hears nothing of another gives up."""
@@ -31,19 +31,20 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         yield
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or any(word in str(error) for word in GONE):
             raise TrainingError(
                 f"another rank is gone, or does not answer ({first_line(error)})",
-                where=f"rank {rank()}",
+                where=f"rank {os.environ.get('RANK')}",
                 todo="See its own message; then go on with --resume true, with as many ranks as there are",
             ) from error
         raise
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 GONE = ("Connection closed by peer", "Timed out", "Connection reset by peer", "gloo", "NCCL")

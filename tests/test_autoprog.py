@@ -378,7 +378,7 @@ def test_compilations_are_bounded(monkeypatch):
         graphs.append(graph)
         return lambda *arguments: ran.append(graph) or graph.forward(*arguments)
 
-    loop = Loop("vit", morphogen.AutoProg(stages=2, search_epochs=1), 4, 9)
+    loop = Loop("vit", morphogen.AutoProg(stages=2, search_epochs=1, dimensions=("depth",)), 4, 9)
     compiled = torch.compile(loop.model, backend=backend)
     loop.calls = lambda images: called.append(images) or compiled(images)
     counts = []

@@ -242,9 +242,11 @@ class Attached:
     def end(self) -> Receipt | None:
         """Call when training is over: what is sparse, and what a method keeps in the model while it trains, goes."""
         self.close()
+        count = len([*self.network.model.parameters()])
         fold_factors(*self._followers())
         receipt = self._reconfigure(self._epoch, self.epochs)
-        self._wrap_anew()
+        if receipt is not None or len([*self.network.model.parameters()]) != count:
+            self._wrap_anew()  # and else one rank may end the run alone, to save it
         return receipt
 
     def close(self) -> None:

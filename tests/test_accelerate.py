@@ -1,6 +1,7 @@
 """A loop with Accelerate goes on from its checkpoints."""
 
 import accelerate
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -64,3 +65,14 @@ def test_accelerate_saves_and_loads_the_run(tmp_path):
     fresh_accelerator()
     found = accelerated(tmp_path).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_model_that_is_shared_out_is_refused():
+    fresh_accelerator()
+    accelerator = accelerate.Accelerator(cpu=True)
+    accelerator.state.distributed_type = accelerate.DistributedType.DEEPSPEED
+    with pytest.raises(
+        morphogen.ConfigError, match=r"carry: .*expected one process, or Distributed.*found .*DEEPSPEED"
+    ):
+        carry(accelerator, None)
+    fresh_accelerator()

@@ -30,6 +30,8 @@ from morphogen.train.sources import load_data
 from processes import free_port
 
 HERE = Path(__file__).parent
+COUNTS = [int(count) for count in os.environ.get("RANKS", "3").split()]
+"""Ranks that are compared with one process; `RANKS="2 3"` for both."""
 SETTINGS = "--model test_ranks:Net --batch_size 96 --images 480 --test_images 101 --lr 0.3 --epochs 4 --ema 0.9".split()
 
 
@@ -96,13 +98,16 @@ def of(name, count):
 def test_several_ranks_train_as_one_process_does(tmp_path, monkeypatch):
     monkeypatch.setattr(timing.StepClock, "medians", timing.StepClock.medians)  # which the model changes
     monkeypatch.syspath_prepend(HERE)
-    process = start(3, *(arguments(tmp_path / name, *of(name, 3)) for name in RUNS))
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
-    assert output.count("weights, ledger and schedule are in") == len(RUNS)  # one rank speaks
+    for count in COUNTS:
+        folder = tmp_path / str(count)
+        process = start(count, *(arguments(folder / name, *of(name, count)) for name in RUNS))
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, output
+        assert output.count("weights, ledger and schedule are in") == len(RUNS)  # one rank speaks
     for name in RUNS:
         assert main(arguments(tmp_path / "alone" / name, *of(name, 1))) == 0
-        same(name, outcome(tmp_path / "alone" / name), outcome(tmp_path / name))
+        for count in COUNTS:
+            same(name, outcome(tmp_path / "alone" / name), outcome(tmp_path / str(count) / name))
 
 
 def same(name, one, several):

@@ -23,7 +23,7 @@ from .morph.drop_path import lay_out_drop_path
 from .morph.entry import depth_named
 from .morph.optimizer import begin_together, check_optimizers
 from .morph.rehearsal import rehearse
-from .morph.rezero import fold_factors
+from .morph.rezero import fold_factors, has_factor
 from .morph.tensors import map_tensors
 from .network import Network
 from .parallel import wrap_anew
@@ -99,7 +99,7 @@ class Attached:
         Raises:
             ConfigError: an epoch below 0, or one that a search does not allow (see `next_epoch`).
             MorphError: see `morph`.
-            TrainingError: see `search`.
+            TrainingError: see `search` and `wrap_anew`.
         """
         if epoch < 0:
             raise ConfigError("epoch out of range", expected="epochs counted from 0", found=f"{epoch}")
@@ -242,11 +242,11 @@ class Attached:
     def end(self) -> Receipt | None:
         """Call when training is over: what is sparse, and what a method keeps in the model while it trains, goes."""
         self.close()
-        count = len([*self.network.model.parameters()])
+        folds = any(map(has_factor, self.network.model.modules()))
         fold_factors(*self._followers())
         receipt = self._reconfigure(self._epoch, self.epochs)
-        if receipt is not None or len([*self.network.model.parameters()]) != count:
-            self._wrap_anew()  # and else one rank may end the run alone, to save it
+        if folds or receipt is not None:  # otherwise one rank may end the run alone, to save it
+            self._wrap_anew()
         return receipt
 
     def close(self) -> None:

@@ -58,6 +58,7 @@ def _is_around(found: Any, model: nn.Module) -> bool:
 
 
 def _rebuild(wrapper: DistributedDataParallel, searching: bool) -> None:
+    # A search is over some day, and then the wrapper does again what it was told when it was made.
     asked = vars(wrapper).setdefault("_always_finds_unused", wrapper.find_unused_parameters)
     try:
         state = wrapper.__getstate__()

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from ..attach import Attached
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..files import replaced
 
 FILE = "morphogen.pt"
@@ -21,7 +21,17 @@ def carry(accelerator: Accelerator, run: Attached) -> None:
     """Make `save_state` and `load_state` carry the run: its sub-network, weights, averages, schedule and search.
 
     The weights are in the run's file alone. Attach, prepare the model, and call this before `load_state`.
+
+    Raises:
+        ConfigError: the processes share the model's tensors out, by FSDP or DeepSpeed, say.
     """
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise ConfigError(
+            "the model is in a form that cannot be changed",
+            where="carry",
+            expected="one process, or DistributedDataParallel on CPUs or GPUs",
+            found=str(accelerator.distributed_type),
+        )
 
     def save(models: list[nn.Module], weights: list[Any], folder: str) -> None:
         for number in reversed(range(len(weights))):

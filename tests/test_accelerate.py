@@ -71,8 +71,6 @@ def test_a_model_that_is_shared_out_is_refused():
     fresh_accelerator()
     accelerator = accelerate.Accelerator(cpu=True)
     accelerator.state.distributed_type = accelerate.DistributedType.DEEPSPEED
-    with pytest.raises(
-        morphogen.ConfigError, match=r"carry: .*expected one process, or Distributed.*found .*DEEPSPEED"
-    ):
+    with pytest.raises(morphogen.ConfigError, match=r"carry: .*expected one process.*found .*DEEPSPEED"):
         carry(accelerator, None)
     fresh_accelerator()

@@ -10,7 +10,6 @@ or a method in one's own loop: `morphogen.attach`. A trained network leaves by `
 """
 
 from . import operators as operators  # enters the growth operators in the table
-from .attach import Attached, attach
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -53,6 +52,9 @@ from .morph.entry import DepthOperator, Entry, depth_operator
 from .morph.growth import Gap, GrowthOperator, operator
 from .network import Network
 from .pruning.lasso import GroupLasso
+from .run.attach import attach
+from .run.part import Part
+from .run.run import Run
 from .schedule.mini_batch import MiniBatch
 from .schedule.stages import Regularisation, Stage
 from .search.candidates import Candidate, Found, Probe
@@ -62,7 +64,6 @@ from .subnet import BlockStack, ChannelGroup, PinnedAxis, Role, SubNetwork
 __version__ = "0.1.0"
 
 __all__ = [
-    "Attached",
     "AutoProg",
     "Axes",
     "Bert2BERT",
@@ -96,6 +97,7 @@ __all__ = [
     "Network",
     "NetworkExpansion",
     "OneTime",
+    "Part",
     "PinnedAxis",
     "Probe",
     "Prog",
@@ -106,6 +108,7 @@ __all__ = [
     "Regularisation",
     "Retrain",
     "Role",
+    "Run",
     "SSL",
     "StackBERT",
     "Stage",

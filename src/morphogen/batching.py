@@ -90,11 +90,15 @@ class Batching:
         present = None if self._present is None else self._present.to_dict()
         return {"first": self.first, "size": self.size, "factor": self.factor, "present": present}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+    @staticmethod
+    def checked(state: Mapping[str, Any]) -> tuple[int, float, SubNetwork | None]:
+        """What `go_on_from` takes, of a state."""
         present = state["present"]
-        self.size, self.factor = int(state["size"]), float(state["factor"])
-        self._present = None if present is None else SubNetwork.from_dict(present)
+        return int(state["size"]), float(state["factor"]), None if present is None else SubNetwork.from_dict(present)
+
+    def go_on_from(self, size: int, factor: float, present: SubNetwork | None) -> None:
+        """Go on from there."""
+        self.size, self.factor, self._present = size, factor, present
 
     def follow(self, subnetwork: SubNetwork) -> None:
         """Set the batch of what trains from here on; it stays where the sub-network does and the batch fits.

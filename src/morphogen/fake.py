@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .program import silence
 
@@ -34,6 +34,12 @@ class FakeModel:
             self.dense = self.copy(model, self._fake)
         self._example = tree_map(self._fake, as_call(example))
         self.device = next((t.device for t in self.dense.parameters()), torch.device("cpu"))
+
+    @property
+    def image_channels(self) -> int | None:
+        """Channels of the example's images; None where it begins with something else."""
+        first = next((leaf for leaf in tree_leaves(self._example) if isinstance(leaf, torch.Tensor)), None)
+        return first.shape[1] if first is not None and first.ndim == 4 else None
 
     def reshaped(self, shape_of: Callable[[str, torch.Tensor], tuple[int, ...]]) -> nn.Module:
         """A copy of the dense model with tensors of other shapes, by name."""

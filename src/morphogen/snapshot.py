@@ -1,9 +1,8 @@
-"""A run's weights and optimizer state, to go back to."""
+"""Weights, buffers and optimizer states as plain data, and back."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,53 +11,6 @@ from torch.optim import Optimizer
 
 from .errors import CheckpointError
 from .momentum import MomentumNetwork
-from .network import Network
-
-
-class Snapshot:
-    """What a network, its optimizers and its averaged copies hold at a sub-network.
-
-    Attributes:
-        subnetwork: where the network has to be again when the rest is restored.
-        momentum: the momentum network, a copy of its own.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        trees: Sequence[nn.Module],
-        optimizers: Sequence[Optimizer],
-        momentum: MomentumNetwork | None,
-    ):
-        """`trees` are the model and its averaged copies."""
-        self.subnetwork = network.current
-        self.momentum = copy.deepcopy(momentum)
-        self._model, self._trees, self._optimizers = network.model, list(trees), list(optimizers)
-        names = parameter_names(network.model)
-        self._states = copy.deepcopy([tree_state(tree) for tree in trees])
-        self._optimizer_states = copy.deepcopy([optimizer_state(optimizer, names) for optimizer in optimizers])
-
-    def restore(self) -> None:
-        """Bring everything back; the network is at `subnetwork` again."""
-        for tree, state in zip(self._trees, self._states, strict=True):
-            load_tree(tree, state)
-        names = parameter_names(self._model)
-        for optimizer, state in zip(self._optimizers, self._optimizer_states, strict=True):
-            load_optimizer(optimizer, names, state)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As plain data and tensors."""
-        return {
-            "subnetwork": self.subnetwork.to_dict(),
-            "momentum": momentum_state(self.momentum),
-            "trees": self._states,
-            "optimizers": self._optimizer_states,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take another state than that which was there when this one was made, of the same sub-network."""
-        self.momentum = momentum_from(state["momentum"], self._model)
-        self._states, self._optimizer_states = state["trees"], state["optimizers"]
 
 
 def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import lcm
 from typing import Any
 
@@ -277,6 +278,10 @@ class Structure:
 
     def fingerprint(self) -> str:
         """A hash of what sub-networks of this network mean: its channel groups, block stacks and tensors."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         groups = [[group.name, group.size] for group in self.groups]
         stacks = [[stack.name, stack.units] for stack in self.stacks]
         tensors = [[name, layout.shape] for name, layout in sorted(self.tensors.items())]

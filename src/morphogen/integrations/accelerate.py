@@ -9,15 +9,15 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
 
-from ..attach import Attached
 from ..errors import CheckpointError, ConfigError
 from ..files import replaced
+from ..run.run import Run
 
 FILE = "morphogen.pt"
 """In each folder of `accelerator.save_state`: the run, with its weights."""
 
 
-def carry(accelerator: Accelerator, run: Attached) -> None:
+def carry(accelerator: Accelerator, run: Run) -> None:
     """Make `save_state` and `load_state` carry the run: its sub-network, weights, averages, schedule and search.
 
     The weights are in the run's file alone. Attach, prepare the model, and call this before `load_state`.
@@ -55,5 +55,5 @@ def carry(accelerator: Accelerator, run: Attached) -> None:
     accelerator.register_load_state_pre_hook(load)
 
 
-def _is_of(accelerator: Accelerator, model: nn.Module, run: Attached) -> bool:
+def _is_of(accelerator: Accelerator, model: nn.Module, run: Run) -> bool:
     return accelerator.unwrap_model(model) is run.network.model

@@ -11,12 +11,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
-from ..attach import Attached, attach
 from ..errors import CheckpointError, ConfigError
 from ..fake import Example
 from ..methods import Method
+from ..parts import Prune
+from ..run.assembly import Assembly
+from ..run.attach import attach
+from ..run.run import Run
 from ..search.candidates import Probe
-from .hooks import LaterWeights, Steps, check_fits, moved
+from .hooks import LaterWeights, check_fits, moved
 
 
 class MorphogenCallback(Callback):
@@ -57,13 +60,12 @@ class MorphogenCallback(Callback):
             ConfigError: a method that changes the batch, or throws epochs away.
         """
         check_fits(method)
-        self.run: Attached | None = None
+        self.run: Run | None = None
         self._method, self._network, self._ema, self._example = method, network, ema, example
         self._steps_per_epoch, self._probe, self._exclude = steps_per_epoch, probe, tuple(exclude)
         self._state: Mapping[str, Any] | None = None
         self._epoch: int | None = None
         self._later: list[LaterWeights] = []
-        self._steps: Steps | None = None
         self._undo: list[Callable[[], None]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -121,15 +123,14 @@ class MorphogenCallback(Callback):
             self.run.load_state_dict(self._state["run"])
             self._epoch = self._state["epoch"]
             self._state = None
-        self._steps = Steps(self.run, optimizer)
-        self._undo = [self._steps.stop, _penalise(pl_module, self.run)]
+        self._undo = [_penalise(pl_module, self.run)]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Morph where the schedule says."""
-        assert self._steps is not None
+        assert self.run is not None
         if self._epoch != trainer.current_epoch:
             self._epoch = trainer.current_epoch
-            self._steps.begin_epoch(self._epoch)
+            self.run.begin_epoch(self._epoch)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The same; the epoch after a checkpoint of an epoch's last step begins without the other hook."""
@@ -179,7 +180,7 @@ def _check(trainer: Trainer, method: Method) -> None:
             where=type(trainer.strategy).__name__,
             expected="one process, or strategy='ddp'",
         )
-    if method.pruning(trainer.max_epochs) and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    if Assembly(method).of(Prune) is not None and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ConfigError(
             "the process that spawns the others gets weights back which do not fit its own, dense network",
             where=type(method).__name__,
@@ -193,9 +194,9 @@ def _steps(trainer: Trainer, epochs: int) -> int | None:
     return steps // epochs if steps >= epochs else None
 
 
-def _penalise(module: LightningModule, run: Attached) -> Callable[[], None]:
+def _penalise(module: LightningModule, run: Run) -> Callable[[], None]:
     """Add the penalty to what `training_step` returns, before Lightning divides and scales it; return the way back."""
-    if run.pruner is None:
+    if run.part(Prune) is None:
         return lambda: None
     inner = module.training_step
 

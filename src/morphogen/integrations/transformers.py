@@ -13,13 +13,15 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from ..attach import Attached, attach
 from ..errors import CheckpointError, ConfigError
 from ..fake import Example
 from ..files import replaced
 from ..methods import Method
+from ..parts import Prune
+from ..run.attach import attach
+from ..run.run import Run
 from ..search.candidates import Probe
-from .hooks import LaterWeights, Steps, check_fits, moved
+from .hooks import LaterWeights, check_fits, moved
 
 FILE = "morphogen.pt"
 """In each of the Trainer's checkpoints: the run, with its weights and the optimizer's moments."""
@@ -63,13 +65,12 @@ class MorphogenCallback(TrainerCallback):
             ConfigError: a method that changes the batch, or throws epochs away.
         """
         check_fits(method)
-        self.run: Attached | None = None
+        self.run: Run | None = None
         self._method, self._example, self._ema = method, example, ema
         self._steps_per_epoch, self._probe, self._exclude = steps_per_epoch, probe, tuple(exclude)
         self._later: list[LaterWeights] = []
         self._lengths: list[int] = []
         self._epoch, self._begins, self._within = 0, False, False
-        self._steps: Steps | None = None
         self._undo: list[Callable[[], None]] = []
 
     def on_init_end(
@@ -123,8 +124,7 @@ class MorphogenCallback(TrainerCallback):
             self.run.load_state_dict(_saved(args, state))
         self._epoch = math.ceil(state.epoch or 0)
         self._within = self._epoch != (state.epoch or 0)
-        self._steps = Steps(self.run, optimizer)
-        self._undo = [self._steps.stop, _penalise(self.run)]
+        self._undo = [_penalise(self.run)]
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The first step begins the epoch: until then, the Trainer brings back random numbers from a checkpoint."""
@@ -132,8 +132,8 @@ class MorphogenCallback(TrainerCallback):
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Morph where the schedule says."""
-        if self._begins and self._steps is not None:
-            self._steps.begin_epoch(self._epoch)
+        if self._begins and self.run is not None:
+            self.run.begin_epoch(self._epoch)
             self._epoch, self._begins = self._epoch + 1, False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -219,9 +219,9 @@ def _saved(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _penalise(run: Attached) -> Callable[[], None]:
+def _penalise(run: Run) -> Callable[[], None]:
     """Add the penalty to the loss that the model returns; return the way back."""
-    if run.pruner is None:
+    if run.part(Prune) is None:
         return lambda: None
 
     def after_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

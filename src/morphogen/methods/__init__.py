@@ -1,23 +1,17 @@
-"""Methods: one folder (or file) each, one line each in the registry."""
+"""Methods: what parts they are made of, one line each in the registry."""
 
 import re
 
 from ..spec import build
 from .autoprog import AutoProg, Supernet
-from .bert2bert import Bert2BERT
 from .combined import Combined
-from .dense import Dense
 from .dynamic_batch import DynamicBatch
-from .efficient_train import EfficientTrain
 from .method import Method
-from .net2net import Net2Net
 from .network_expansion import NetworkExpansion
 from .prog import Prog
-from .progressive_resizing import ProgressiveResizing
-from .progstack import ProgStack
 from .prunetrain import SSL, GrowThenPrune, OneTime, PruneTrain
 from .retrain import Retrain
-from .stackbert import StackBERT
+from .schedules import Bert2BERT, Dense, EfficientTrain, Net2Net, ProgressiveResizing, ProgStack, StackBERT
 
 METHODS: dict[str, type[Method]] = {
     "AutoProg": AutoProg,

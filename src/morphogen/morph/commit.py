@@ -166,7 +166,8 @@ def morph(
             set_buffers(tree, network, target, values.buffers)
             set_attributes(tree, network, target)
             drop_caches(tree)
-        lay_out_drop_path(network)
+        if before.blocks != target.blocks:  # rates of the loop's own stay where they are
+            lay_out_drop_path(network)
         if growth.rezero:
             for block in entering:
                 add_factors(block, trees, optimizers)

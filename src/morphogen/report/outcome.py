@@ -4,32 +4,38 @@ from __future__ import annotations
 
 from dataclasses import astuple
 
-from ..attach import Attached
-from ..schedule.saved import SETTINGS, SavedSchedule, found_stages
+from ..parts import Average, Prune, Resize, Search
+from ..run.run import Run
+from ..schedule.saved import SavedSchedule, found_stages
 
 
-def saved_schedule(run: Attached) -> SavedSchedule | None:
+def saved_schedule(run: Run) -> SavedSchedule | None:
     """The schedule of a run, what was searched as if it had been known.
 
     None for a supernet that never chose, and for a run that pruned: what it left out was read off its own weights.
     """
-    if run.pruner is not None or any(stage.candidates and stage.choose_at is None for stage in run.stages):
+    if run.part(Prune) is not None or any(stage.candidates and stage.choose_at is None for stage in run.stages):
         return None
-    settings = {name: getattr(run.method, name) for name in SETTINGS}
-    for name in ("operator", "depth_operator"):  # functions of the user's own go by their names
-        settings[name] = getattr(settings[name], "__name__", settings[name])
+    average, resize = run.part(Average) or Average(), run.part(Resize) or Resize()
+    settings = {
+        "operator": _name(run.assembly.operator),
+        "depth_operator": _name(run.assembly.depth_operator),
+        "decay": average.momentum.decay,
+        "horizon": average.momentum.horizon,
+        "resizing": resize.kind,
+    }
     strengths = [astuple(run.regularisation(epoch)) for epoch in range(run.epochs)]
     return SavedSchedule(run.epochs, found_stages(run.stages), settings, tuple(strengths))
 
 
-def predicted_speedup(run: Attached) -> float | None:
+def predicted_speedup(run: Run) -> float | None:
     """Dense time by a finished run's, from the step times of its searches; None where they do not tell.
 
     Each sub-network's time is a share of the dense network's in the same search. Data, morphs and the comparing of
     candidates are left out.
     """
-    shares = {}
-    for found in run.searches:
+    search, shares = run.part(Search), {}
+    for found in [] if search is None else search.searches:
         dense = next((c.seconds for c in found.candidates if c.subnetwork == run.network.dense), None)
         shares |= {c.subnetwork: c.seconds / dense for c in found.candidates if dense}
     total = 0.0
@@ -38,6 +44,11 @@ def predicted_speedup(run: Attached) -> float | None:
         if any(part not in shares for part in parts):
             return None
         total += (end - stage.start) * sum(shares[part] for part in parts) / len(parts)
-    for found in run.searches if not run.method.recycle else ():
+    for found in [] if search is None or search.recycle else search.searches:
         total += found.epochs * sum(shares[c.subnetwork] for c in found.candidates) / len(found.candidates)
     return run.epochs / total
+
+
+def _name(operator: object) -> str:
+    """Functions of the user's own go by their names."""
+    return str(getattr(operator, "__name__", operator))

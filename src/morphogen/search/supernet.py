@@ -93,7 +93,8 @@ class ElasticSupernet:
         # A compiled model is compiled for each candidate, once to train and once to be compared without gradients, and
         # for the supernet and what is extracted, to train and to be tested; the hooks not at all. PyTorch gives up
         # after 8, and then for good.
-        torch._dynamo.config.recompile_limit += 2 * len(self.candidates) + 4
+        self._room = 2 * len(self.candidates) + 4
+        torch._dynamo.config.recompile_limit += self._room
         hooks: list[Any] = [torch.compiler.disable(hook) for hook in (self._enter, self._leave)]
         self._hooks = [
             model.register_forward_pre_hook(hooks[0], prepend=True),
@@ -122,6 +123,8 @@ class ElasticSupernet:
         self.run_as(None)
         for hook in self._hooks:
             hook.remove()
+        torch._dynamo.config.recompile_limit -= self._room
+        self._room = 0
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

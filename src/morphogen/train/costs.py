@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from ..attach import Attached
 from ..errors import ConfigError
+from ..parts import Batch, Prune
 from ..report.flops import Cost, cost
 from ..report.ledger import StageCost
+from ..run.run import Run
 from ..subnet import SubNetwork
 
 
 class Costs:
     """The costs of one run's steps."""
 
-    def __init__(self, attached: Attached, precision: Callable[[], AbstractContextManager[None]]):
+    def __init__(self, attached: Run, precision: Callable[[], AbstractContextManager[None]]):
         """`precision` surrounds a forward pass, as in training."""
         self._attached, self._precision = attached, precision
         self._known: dict[tuple[SubNetwork, int], Cost] = {}
@@ -46,7 +47,7 @@ class Costs:
 
     def _memory(self, subnetwork: SubNetwork, batch_size: int) -> int | None:
         """Bytes of a step as modelled, in runs that are about memory; None where a step cannot be modelled."""
-        if self._attached.pruner is None and self._attached.batching is None:
+        if self._attached.part(Prune) is None and self._attached.part(Batch) is None:
             return None
         try:
             return self._attached.memory.bytes(subnetwork, batch_size)

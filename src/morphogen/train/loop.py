@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,20 +16,21 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from ..attach import attach
 from ..errors import CheckpointError, ConfigError, DivergedError
 from ..export.weights import metadata_of
 from ..files import replaced
 from ..methods import Method
+from ..parts import Batch, Prune, Resize, Search
 from ..program import first_line
 from ..ranks import gathered, mean, rank, ranks, spread
 from ..report.inference import inference_speeds
 from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun
 from ..report.outcome import predicted_speedup, saved_schedule
 from ..report.sparsity import densities, mapped_layers, output_maxima
-from ..resize import check_resizing
+from ..run.attach import attach
 from ..schedule.cosine import cosine_share
-from ..search.candidates import Probe
+from ..search.candidates import Found, Probe
+from ..search.searching import Searching
 from .checkpoint import Checkpoints
 from .config import Recipe
 from .costs import Costs
@@ -92,7 +93,6 @@ class Run:
         Raises:
             MorphogenError: the model, the data and the method do not fit each other.
         """
-        check_resizing(method.resizing)
         self.recipe, self.data, self.seed = recipe, data, seed
         self.device, images = recipe.torch_device(), share(recipe.batch_size)
         if recipe.mixup or recipe.cutmix:
@@ -119,13 +119,17 @@ class Run:
                     method,
                     example=example,
                     epochs=epochs,
+                    start_epoch=0,
                     steps_per_epoch=data.steps,
                     ema=self.ema,
-                    probe=self._probe(method, 0),
+                    probe=Probe(self.stepper.loss, _Subset(self)),
                     exclude=recipe.exclude,
                     batch_size=images,
                     autocast=recipe.autocast,
+                    hooks=False,
                 )
+            self._search, self._prune = self.attached.part(Search), self.attached.part(Prune)
+            with self.ledger.clock("trace", self.device):
                 warn_of_lack(self.attached, images, self.device)
             if not recipe.token_labels:
                 check_scores(self.attached.network, data.num_classes, data.mixup is not None)
@@ -134,8 +138,8 @@ class Run:
             self._follow()
             self._costs = Costs(self.attached, self._precision)
             self._open_stage(0)
-            if self.attached.pruner is not None:
-                dense, threshold = self.attached.network.dense, self.attached.pruner.policy.threshold
+            if self._prune is not None:
+                dense, threshold = self.attached.network.dense, self._prune.policy.threshold
                 price = self._costs.of_stage(0, dense, recipe.batch_size)
                 self.ledger.pruned = PrunedRun(
                     replace(price, steps=self.steps, images=self.steps * recipe.batch_size), threshold
@@ -190,8 +194,8 @@ class Run:
         epoch = Epoch(number, loss, self._evaluate(), ledger.training_seconds)
         ledger.epochs.append(epoch)
         ledger.note_memory(self.device)
-        if ledger.pruned is not None and self.attached.pruner is not None:
-            ledger.pruned.coefficient = self.attached.pruner.coefficient
+        if ledger.pruned is not None and self._prune is not None:
+            ledger.pruned.coefficient = self._prune.pruner.coefficient
             with ledger.clock("accounting", self.device):
                 for layer, maxima in output_maxima(self.attached.network, self._mapped).items():
                     ledger.pruned.sparsity.setdefault(layer, []).append(maxima)
@@ -200,13 +204,12 @@ class Run:
     def _begin(self, number: int) -> None:
         """Whatever changes before the first step of an epoch."""
         ledger, attached = self.ledger, self.attached
-        searched, searching, batch_size = len(attached.searches), attached.searching, self.batch_size
-        attached.probe = self._probe(attached.method, max(0, number - 1))
+        searched, searching, batch_size = len(self._searches), self._searching, self.batch_size
         with ledger.clock("morph", self.device):
             receipt = attached.begin_epoch(number)
-            if receipt is not None or attached.searching is not searching or self.batch_size != batch_size:
+            if receipt is not None or self._searching is not searching or self.batch_size != batch_size:
                 self._follow()
-        for found in attached.searches[searched:]:
+        for found in self._searches[searched:]:
             ledger.seconds["search"] += found.seconds
             ledger.seconds["morph"] -= found.seconds
             ledger.searches.append(found.record())
@@ -275,7 +278,7 @@ class Run:
             if any(len(each) != len(self._random.state) for each in random):
                 raise CheckpointError("the checkpoint is of a run on another kind of device", where="device")
             attached, stepper = state["attached"], dict(state["stepper"])
-            if step is not None and epoch != attached["epoch"]:
+            if step is not None and epoch != attached["progress"]["epoch"]:
                 raise ValueError("the run and its network are at different epochs")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint is damaged ({first_line(error)})") from error
@@ -358,7 +361,7 @@ class Run:
                 attached.runs(step).resolution or self.data.size
                 for step in range(len(self.data.step_sizes(self.batch_size)))
             ],
-            attached.method.resizing,
+            (attached.part(Resize) or Resize()).kind,
             attached.regularisation(number),
             self.batch_size,
             first,
@@ -383,12 +386,12 @@ class Run:
         is like a run of its own.
         """
         done = (number + seen / (self.data.steps * self.recipe.batch_size)) * self.data.steps
-        restarts = [epoch * self.data.steps for epoch in self.attached.method.restarts(self.total_epochs)]
+        restarts = [epoch * self.data.steps for epoch in self.attached.assembly.restarts]
         begin = max(at for at in (0, *restarts) if at <= done)
         length = min(at for at in (*restarts, self.steps) if at > begin) - begin
         share = cosine_share(done - begin, length, length * self.recipe.warmup_epochs // self.recipe.epochs)
-        batching = self.attached.batching
-        scale = 1.0 if batching is None else batching.lr_scale_of(images)
+        batch = self.attached.part(Batch)
+        scale = 1.0 if batch is None else batch.batching.lr_scale_of(images)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * share * scale
 
@@ -396,13 +399,19 @@ class Run:
         """The model has another size, or the batch."""
         self.stepper.follow(self.attached, self.batch_size // ranks())
 
-    def _probe(self, method: Method, epoch: int) -> Probe | None:
-        """Loss and data for a method that searches: as in an epoch of training, always on the same images."""
-        if not method.searches:
-            return None
-        count = method.subset or min(max(LEAST_SUBSET, self.data.images // 25), self.data.images)
-        strength = method.regularisation(epoch, self.total_epochs)
-        return Probe(self.stepper.loss, self.data.subset(count, self.seed, strength))
+    def subset(self) -> Iterable[TrainBatch]:
+        """What a search compares candidates on: the same images every time, as in the epoch of training before."""
+        assert self._search is not None
+        count = self._search.subset or min(max(LEAST_SUBSET, self.data.images // 25), self.data.images)
+        return self.data.subset(count, self.seed, self.attached.regularisation(max(0, self.attached.epoch)))
+
+    @property
+    def _searches(self) -> list[Found]:
+        return [] if self._search is None else self._search.searches
+
+    @property
+    def _searching(self) -> Searching | None:
+        return None if self._search is None else self._search.searching
 
     def _timed(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
         """The batches, with the time until each is there on the data's account."""
@@ -432,7 +441,7 @@ class Run:
         """Enter the sub-network that trains from here on."""
         network = self.attached.network
         with self.ledger.clock("accounting", self.device):
-            searching = self.attached.searching is not None
+            searching = self._searching is not None
             self.ledger.stages.append(self._costs.of_stage(epoch, network.current, self.batch_size, searching))
             self.ledger.history = [
                 {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
@@ -462,10 +471,10 @@ class Run:
             "std": json.dumps(self.data.std.tolist()),
         }
         content = {"state_dict": self.result.state_dict(), **metadata_of(self.attached.network, notes)}
-        if self.attached.momentum is not None:
-            content["momentum"] = self.attached.momentum.state_dict()
-        if self.attached.pruner is not None:
-            content["penalty_coefficient"] = self.attached.pruner.coefficient
+        for average in self.attached.averages:
+            content["momentum"] = average.state_dict()
+        if self._prune is not None:
+            content["penalty_coefficient"] = self._prune.pruner.coefficient
         with replaced(path) as file:
             torch.save(content, file)
 
@@ -473,6 +482,16 @@ class Run:
 def _of_all_ranks(losses: list[torch.Tensor]) -> list[torch.Tensor]:
     """Means over the ranks."""
     return list(mean(torch.stack(losses))) if losses else []
+
+
+class _Subset:
+    """A run's subset, made anew for every search."""
+
+    def __init__(self, run: Run):
+        self._run = run
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        return iter(self._run.subset())
 
 
 @dataclass

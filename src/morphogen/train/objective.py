@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from ..errors import ConfigError, DivergedError
 from ..methods import Method
 from ..network import Network
+from ..parts import Batch
 from ..program import first_line
+from ..run.assembly import Assembly
 from .config import Recipe
 from .distributed import share
 from .images import MapCrops
@@ -85,8 +87,9 @@ def check_scores(network: Network, classes: int, mixes: bool) -> None:
 def check_pairs(method: Method, recipe: Recipe) -> None:
     """Refuse batches that mixup and cutmix cannot pair; raises ConfigError."""
     counts = {"batch_size of each rank": share(recipe.batch_size)}
-    if method.mini_batch is not None:
-        counts["DynamicBatch, step"] = method.mini_batch.step
+    batch = Assembly(method).of(Batch)
+    if batch is not None:
+        counts["DynamicBatch, step"] = batch.policy.step
     for where, count in counts.items():
         if count % 2:
             raise ConfigError(
@@ -106,7 +109,7 @@ def loss_of(
 ) -> torch.Tensor:
     """The training loss of a batch: cross entropy, or that of token labelling where the labels are maps.
 
-    `swapped` surrounds a call of another method of the model than its `forward`, see `Attached.swapped`.
+    `swapped` surrounds a call of another method of the model than its `forward`, see `Run.swapped`.
     """
     if isinstance(labels, torch.Tensor):
         # PyTorch's cross entropy takes mixed labels too, and smooths both kinds alike.

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..methods import build_method
+from ..parts import Resize
 from ..report.plan import Plan, Supply, Training, plan
-from ..resize import check_resizing
+from ..run.assembly import Assembly
 from .config import PlanConfig, Recipe
 from .data import Data, StreamData, loader_throughput
 from .models import build_model
@@ -35,7 +36,7 @@ def plan_recipe(config: PlanConfig, progress: Callable[[int, int], None] = lambd
     if config.compile:
         raise ConfigError("the planner measures steps as they are", where="compile", expected="false", found="true")
     method = build_method(config.method)
-    check_resizing(method.resizing)
+    resize = Assembly(method).of(Resize) or Resize()
     device = config.torch_device()
     data = load_data(config) if config.data else None
     if config.token_labels and data is None:
@@ -55,7 +56,7 @@ def plan_recipe(config: PlanConfig, progress: Callable[[int, int], None] = lambd
         ema=config.ema > 0,
     )
     steps = data.steps if data else _steps(config)
-    supply = None if data is None else _supply(data, config, method.resizing)
+    supply = None if data is None else _supply(data, config, resize.kind)
     return plan(
         model,
         method,

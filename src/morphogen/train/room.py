@@ -7,12 +7,13 @@ import warnings
 
 import torch
 
-from ..attach import Attached
 from ..errors import ConfigError
+from ..parts import Batch
 from ..ranks import ranks
+from ..run.run import Run
 
 
-def warn_of_lack(attached: Attached, batch_size: int, device: torch.device) -> None:
+def warn_of_lack(attached: Run, batch_size: int, device: torch.device) -> None:
     """Say, before a run begins, from which epoch on its steps are predicted not to fit.
 
     What operations need inside themselves is not counted, so that a step which is predicted to fit may yet not.
@@ -23,7 +24,7 @@ def warn_of_lack(attached: Attached, batch_size: int, device: torch.device) -> N
         device: of the model.
     """
     there = memory_of(device)
-    if there is None or attached.batching is not None:  # whose own batches follow the memory
+    if there is None or attached.part(Batch) is not None:  # whose own batches follow the memory
         return
     memory, stages = attached.memory, attached.stages
     try:

@@ -11,10 +11,11 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from ..attach import Attached
 from ..errors import TrainingError
+from ..parts import Search
 from ..program import first_line
 from ..ranks import ranks
+from ..run.run import Run
 from .compiled import COMPILER_ERRORS, compiled
 from .config import Recipe
 from .distributed import wrapped
@@ -38,7 +39,7 @@ class Stepper:
         self._trained = wrapped(model)
         self._images, self.pieces, self.compiles = 0, 1, False
 
-    def follow(self, attached: Attached, images: int) -> None:
+    def follow(self, attached: Run, images: int) -> None:
         """The model may have another size, or the batch: compile it anew.
 
         Args:
@@ -47,7 +48,8 @@ class Stepper:
         """
         self._attached, self._images, self.pieces = attached, images, 1
         # Candidates run as they are: compiling each takes longer than the steps it has.
-        self.compiles = bool(self._recipe.compile) and attached.searching is None
+        search = attached.part(Search)
+        self.compiles = bool(self._recipe.compile) and (search is None or search.searching is None)
         self._compiled = compiled(self._trained, graphs=bool(self._recipe.cuda_graphs)) if self.compiles else None
 
     def take(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ...methods import Method
 from ...morph.entry import depth_named
-from ...network import Network
+from ...parts import Average
+from ...run.assembly import Assembly
 from ...schedule.stages import Stage
 from ...subnet import SubNetwork
 
@@ -24,7 +24,7 @@ class Span:
     epochs: int
 
 
-def spans_if(method: Method, network: Network, epochs: int, choose: Choose) -> list[Span]:
+def spans_if(assembly: Assembly, epochs: int, choose: Choose) -> list[Span]:
     """All stages of a run whose searches find what `choose` says.
 
     A method that does not search has only this one run. The epochs of a search whose weights are thrown away come
@@ -34,11 +34,11 @@ def spans_if(method: Method, network: Network, epochs: int, choose: Choose) -> l
         ConfigError: the method does not fit the run's length or the network.
     """
     found: list[SubNetwork] = []
-    stages, thrown_away = list(method.continued(network, epochs, found)), list[Span]()
+    stages, thrown_away = list(assembly.continued(found)), list[Span]()
     while (end := stages[-1].choose_at) is not None:
         search = stages[-1]
         found.append(choose(search.candidates))
-        stages = list(method.continued(network, epochs, found))
+        stages = list(assembly.continued(found))
         if search not in stages:
             thrown_away.append(Span(search, end - search.start))
     distinct = [stage for i, stage in enumerate(stages) if i == 0 or not _same(stage, stages[i - 1])]
@@ -52,11 +52,11 @@ def runs_in(stage: Stage) -> tuple[SubNetwork, ...]:
     return stage.candidates or (stage.subnetwork,)
 
 
-def keeps_momentum(method: Method, spans: Sequence[Span], number: int) -> bool:
+def keeps_momentum(assembly: Assembly, spans: Sequence[Span], number: int) -> bool:
     """Whether a momentum network follows the weights in a stage: a later one takes weights from it."""
-    if method.momentum is None:
+    if assembly.of(Average) is None:
         return False
-    everything = depth_named(method.depth_operator).everything
+    everything = depth_named(assembly.depth_operator).everything
     blocks = [span.stage.subnetwork.blocks for span in spans[number:]]
     return any(
         everything or set(after[name]) - set(before[name]) for before, after in pairwise(blocks) for name in after

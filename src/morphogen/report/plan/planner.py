@@ -14,6 +14,8 @@ from ...errors import ConfigError
 from ...graph.trace import trace
 from ...methods import Method
 from ...morph.rehearsal import rehearse
+from ...parts import Batch, Prune
+from ...run.assembly import Assembly
 from ...schedule.stages import Stage
 from ...subnet import SubNetwork
 from ...timing import now
@@ -174,13 +176,15 @@ def plan(
     start = now(device)
     network = trace(model, training.images, exclude=exclude)
     traced = now(device) - start
-    planner = _Planner(method, Bench(network, dense, training), epochs, steps_per_epoch, supply)
+    assembly = Assembly(method)
+    assembly.plan(network, epochs)
+    planner = _Planner(assembly, Bench(network, dense, training), epochs, steps_per_epoch, supply)
     rehearsal, notes = planner.measure(seconds, progress)
     if supply is None:
         notes.append("no data given: the time that batches take is left out")
     if steps_per_epoch is None:
         notes.append(f"number of images not known: tracing ({traced + rehearsal:.1f} s) and morphs are left out")
-    if method.mini_batch is not None:
+    if assembly.of(Batch) is not None:
         notes.append("the dynamic mini-batch is left out: all steps have the first batch")
     if device.type != "cuda":
         notes.append("memory is that of the tensors of a step; what operations need inside themselves is left out")
@@ -198,11 +202,13 @@ class _Planner:
         pruned: sub-networks such as pruning leaves, by share and multiple; empty where the method does not prune.
     """
 
-    def __init__(self, method: Method, bench: Bench, epochs: int, steps_per_epoch: int | None, supply: Supply | None):
-        self.method, self.bench, self.network = method, bench, bench.network
+    def __init__(
+        self, assembly: Assembly, bench: Bench, epochs: int, steps_per_epoch: int | None, supply: Supply | None
+    ):
+        self.assembly, self.bench, self.network = assembly, bench, bench.network
         self.epochs, self.steps_per_epoch, self.supply = epochs, steps_per_epoch, supply
         self.paths: dict[str, list[Span]] = {}
-        self.pruned = pruned_networks(self.network) if method.pruning(epochs) is not None else {}
+        self.pruned = pruned_networks(self.network) if assembly.of(Prune) is not None else {}
         self._supplied: dict[tuple[int, int] | None, float] = {}
         self._training_flops: dict[SubNetwork, int] = {}
 
@@ -210,8 +216,7 @@ class _Planner:
         """Measure all that `run` needs; returns the seconds of the schedule's rehearsal, and notes."""
         network, bench = self.network, self.bench
         start = now(bench.device)
-        possible = self.method.possible(network, self.epochs)
-        rehearse(network, possible, self.method.depth_operator)
+        rehearse(network, self.assembly.possible, self.assembly.depth_operator)
         rehearsal = now(bench.device) - start
         # Before anything is measured, FLOPs stand in for time: to know how much there is to do.
         smallest = self._spans_if(lambda parts: min(parts, key=self._flops))
@@ -234,7 +239,7 @@ class _Planner:
         for spans in self.paths.values():
             before = network.dense
             for stage in (span.stage for span in spans):  # in the run's order, so that its morphs are made on the way
-                bench.morph_seconds(before, stage.subnetwork, self.method)
+                bench.morph_seconds(before, stage.subnetwork, self.assembly)
                 for part in self._parts(stage)[: len(runs_in(stage))]:
                     measured(part)
                 before = stage.subnetwork
@@ -260,7 +265,7 @@ class _Planner:
         """One way the run can go, from what was measured."""
         plans, before = [], self.network.dense
         for number, span in enumerate(spans):
-            plans.append(self._stage(span.stage, span.epochs, before, keeps_momentum(self.method, spans, number)))
+            plans.append(self._stage(span.stage, span.epochs, before, keeps_momentum(self.assembly, spans, number)))
             before = span.stage.subnetwork
         morphs = sum(stage.morph_seconds for stage in plans)
         parts, dense = [self._part(stage) for stage in plans], self._part(self.dense)
@@ -337,7 +342,7 @@ class _Planner:
             images_per_second=found.images_per_second,
             loader_images_per_second=supplied,
             memory=max(c.kept + c.activations + (ema + momentum) * c.copy for c in costs),
-            morph_seconds=bench.morph_seconds(before, subnetwork, self.method),
+            morph_seconds=bench.morph_seconds(before, subnetwork, self.assembly),
             reasons=reasons(found),
         )
 
@@ -371,7 +376,7 @@ class _Planner:
         return others
 
     def _spans_if(self, choose: Choose) -> list[Span]:
-        return spans_if(self.method, self.network, self.epochs, choose)
+        return spans_if(self.assembly, self.epochs, choose)
 
     def _largest(self, parts: Sequence[SubNetwork]) -> SubNetwork:
         return max(parts, key=self._flops)

@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...errors import ConfigError
 from ...memory import Allocations, bytes_of, kept_tensors
-from ...methods import Method
 from ...momentum import MomentumNetwork
 from ...morph.commit import morph
 from ...network import Network
+from ...parts import Average
+from ...run.assembly import Assembly
 from ...subnet import SubNetwork
 from ...timing import now, rounds_of
 from ..flops import cost
@@ -177,20 +178,20 @@ class Bench:
                 return "more would take longer than it was given"
         return None
 
-    def morph_seconds(self, before: SubNetwork, after: SubNetwork, method: Method) -> float:
+    def morph_seconds(self, before: SubNetwork, after: SubNetwork, assembly: Assembly) -> float:
         """Time of a method's own morph."""
         if before == after:
             return 0.0
         if (before, after) not in self._morphs:
             self._go(before)
-            momentum = MomentumNetwork(self.network.model, 0.0) if method.momentum else None
+            momentum = MomentumNetwork(self.network.model, 0.0) if assembly.of(Average) else None
             start = now(self.device)
             morph(
                 self.network,
                 after,
                 optimizer=self.part.optimizer,
-                operator=method.operator,
-                depth_operator=method.depth_operator,
+                operator=assembly.operator,
+                depth_operator=assembly.depth_operator,
                 momentum=momentum,
             )
             self._morphs[before, after] = now(self.device) - start

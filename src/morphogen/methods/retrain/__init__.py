@@ -1,5 +1,0 @@
-"""Retraining with a schedule that a run found."""
-
-from .retrain import Retrain
-
-__all__ = ["Retrain"]

@@ -1,0 +1,119 @@
+"""The momentum network: an average of the weights that grown blocks are taken from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..momentum import Momentum, MomentumNetwork
+from ..morph.entry import depth_named
+from ..run.part import Part
+from ..snapshot import momentum_from, momentum_state
+from ..subnet import SubNetwork
+
+
+class Average(Part):
+    """Keep a momentum network in every stage that a later one grows from.
+
+    Attributes:
+        momentum: how fast it follows.
+        network: the average; None where none is needed.
+    """
+
+    name: ClassVar[str] = "average"
+    order: ClassVar[int] = 2
+
+    def __init__(self, decay: float | None = None, horizon: float = 0.1):
+        """See `Momentum`; raises ConfigError."""
+        self.momentum = Momentum(decay, horizon)
+        self.network: MomentumNetwork | None = None
+        self._steps, self._unknown = 0, False
+
+    def settings(self) -> tuple[Any, ...]:
+        """Decay and horizon."""
+        return (self.momentum,)
+
+    @property
+    def counts_steps(self) -> bool:
+        """Without a decay its horizon is a share of the stage's steps."""
+        return self.momentum.decay is None
+
+    @property
+    def average(self) -> nn.Module | None:
+        """The average."""
+        return self.network
+
+    @property
+    def copies(self) -> int:
+        """One."""
+        return 1
+
+    def before_growth(self, target: SubNetwork) -> None:
+        """Warn, and begin with the weights, where a loaded state came without the average that new blocks come from."""
+        old = self.run.network.current.blocks
+        enters = any(set(blocks) - set(old[name]) for name, blocks in target.blocks.items())
+        if self.network is None and enters and depth_named(self.run.assembly.depth_operator).momentum:
+            warnings.warn(
+                "the momentum network did not come with the state that was loaded: new blocks are taken from the "
+                "weights; optimizer.state_dict(), or run.state_dict(), has it",
+                stacklevel=4,
+            )
+            with self.run.own_state():
+                self.network = MomentumNetwork(self.run.network.model, 0.0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Begin, go on or stop, as the stages to come have it."""
+        run, stages = self.run, self.run.stages
+        number = max(i for i, stage in enumerate(stages) if stage.start <= epoch)
+        nexts = [i for i in range(number + 1, len(stages)) if self._grows(i)]
+        if not nexts:
+            self.network = None
+            return
+        if self.network is None:
+            with run.own_state():
+                self.network = MomentumNetwork(run.network.model, 0.0)
+        spans = zip(stages[number : nexts[0]], stages[number + 1 : nexts[0] + 1], strict=True)
+        epochs = [(stage.subnetwork, after.start - stage.start) for stage, after in spans]
+        lengths = [run.steps_in(subnetwork, run.steps_known) for subnetwork, _ in epochs]
+        known = [length for length in lengths if length is not None]
+        self._unknown = len(known) < len(lengths)
+        if not self._unknown:
+            steps = sum(count * length for (_, count), length in zip(epochs, known, strict=True))
+            self.network.decay = self.momentum.decay_over(steps)
+
+    def _grows(self, number: int) -> bool:
+        """Whether a stage takes weights from the average: new blocks, or, in Momentum Growth, all."""
+        before, after = (self.run.stages[i].subnetwork.blocks for i in (number - 1, number))
+        return depth_named(self.run.assembly.depth_operator).everything or any(
+            set(after[name]) - set(before[name]) for name in after
+        )
+
+    def end_step(self) -> None:
+        """Follow the weights; in a first epoch of unknown length, over the horizon's share of the steps so far."""
+        if self.network is not None:
+            if self._unknown:
+                self._steps += 1
+                self.network.decay = self.momentum.decay_over(self._steps)
+            self.network.update_parameters(self.run.network.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average."""
+        return {"network": momentum_state(self.network)}
+
+    def notes(self) -> dict[str, Any]:
+        """Nothing."""
+        return {"network": None}
+
+    def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Its tensors are read when the model has their size; where they are missing, it begins anew."""
+        saved = state.get("network")
+        if saved is not None and not {"decay", "state", "buffers"} <= saved.keys():
+            raise KeyError("decay, state or buffers of the momentum network")
+
+        def load() -> None:
+            self.network = momentum_from(saved, self.run.network.model)
+
+        return load

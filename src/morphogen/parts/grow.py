@@ -1,0 +1,110 @@
+"""A growth schedule: which sub-network trains from which epoch on, and how what is new is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from ..morph.entry import DepthOperator, depth_named
+from ..morph.growth import GrowthOperator, named
+from ..network import Network
+from ..run.assembly import distinct
+from ..run.part import Part
+from ..schedule.revision import revised
+from ..schedule.stages import Stage
+from ..subnet import SubNetwork
+
+Schedule = Callable[[Network, int], Sequence[Stage]]
+"""A network and a number of epochs to the stages of a run, the first at epoch 0, in order."""
+
+
+class Grow(Part):
+    """Follow a schedule that is known before the run.
+
+    Several of them move their own dimensions of one network: what is alive in all of them trains.
+
+    Attributes:
+        revisions: (epoch, option) of each stage that was put off, see `revised`.
+    """
+
+    name: ClassVar[str] = "grow"
+    order: ClassVar[int] = 1
+    single: ClassVar[bool] = False
+    moves: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        operator: str | GrowthOperator | None = None,
+        depth_operator: str | DepthOperator | None = None,
+    ):
+        """
+        Args:
+            schedule: of the run.
+            operator: fills new channels, in schedules of the width.
+            depth_operator: fills new blocks, in schedules of the depth.
+
+        Raises:
+            MorphError: an operator that does not exist.
+        """
+        if operator is not None:
+            named(operator)
+        if depth_operator is not None:
+            depth_named(depth_operator)
+        self.operator, self.depth_operator, self._schedule = operator, depth_operator, schedule
+        self._stages: list[Stage] = []
+        self.revisions: list[tuple[int, str]] = []
+        self._stage: Stage | None = None
+
+    def plan(self, network: Network, epochs: int) -> None:
+        """Make the schedule; raises ConfigError where it does not fit."""
+        self._epochs = epochs
+        self._stages = distinct(self._schedule(network, epochs))
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The schedule."""
+        return self._stages
+
+    def before_epoch(self, epoch: int) -> bool:
+        """Look the stage of the epoch up."""
+        before, self._stage = self._stage, self._at(epoch)
+        return self._stage != before
+
+    def wants(self, epoch: int) -> SubNetwork:
+        """The stage's sub-network."""
+        return self._at(epoch).subnetwork
+
+    def _at(self, epoch: int) -> Stage:
+        return max((stage for stage in self._stages if stage.start <= epoch), key=lambda stage: stage.start)
+
+    def postpone(self, epoch: int, option: str) -> None:
+        """Put off the stage that begins at an epoch."""
+        self._stages = revised(self._stages, epoch, option, self._epochs)
+        self.revisions.append((epoch, option))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was revised, and the stage at work."""
+        return {
+            "revisions": [list(revision) for revision in self.revisions],
+            "stage": None if self._stage is None else self._stages.index(self._stage),
+        }
+
+    def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """The same schedule, revised as it was."""
+        stages = self._stages_after([(int(epoch), str(option)) for epoch, option in state["revisions"]])
+        revisions = [(int(epoch), str(option)) for epoch, option in state["revisions"]]
+        number = state["stage"]
+        stage = None if number is None else stages[number]
+
+        def load() -> None:
+            self._stages, self.revisions, self._stage = stages, revisions, stage
+
+        return load
+
+    def _stages_after(self, revisions: Sequence[tuple[int, str]]) -> list[Stage]:
+        stages = distinct(self._schedule(self.run.network, self._epochs))
+        for epoch, option in revisions:
+            stages = revised(stages, epoch, option, self._epochs)
+        return stages

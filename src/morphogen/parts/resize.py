@@ -1,0 +1,111 @@
+"""Images brought to the resolution that runs, and what the model says of their places brought back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from ..errors import ConfigError
+from ..network import Network
+from ..resize import check_resizing, resized
+from ..run.images import images_in, with_images
+from ..run.part import Call, Part
+from ..run.run import Run
+
+
+class Resize(Part):
+    """Resize the images of every forward pass, in evaluation too, on the device they are on.
+
+    An output that is a map (N, C, h, w) of the image's grid is interpolated to the size that it has for images as the
+    loop gave them, so that masks of full size fit it.
+
+    Attributes:
+        kind: `bilinear` (antialiased), or `low-frequency` (the low frequencies of the spectrum, EfficientTrain).
+    """
+
+    name: ClassVar[str] = "resize the images"
+    order: ClassVar[int] = 4
+
+    def __init__(self, kind: str = "bilinear"):
+        """Raises ConfigError for an unknown kind."""
+        check_resizing(kind)
+        self.kind = kind
+
+    def settings(self) -> tuple[Any, ...]:
+        """The kind."""
+        return (self.kind,)
+
+    def begin(self, run: Run) -> None:
+        """Raises ConfigError where an output follows the grid, and is no map that can be brought back."""
+        super().begin(run)
+        resolutions = {each.resolution for each in run.possible}
+        self._maps = {mode: _maps(run.network, resolutions, mode) for mode in (False, True) if run.hooked}
+
+    def resized(self, images: torch.Tensor, resolution: tuple[int, int]) -> torch.Tensor:
+        """Images (N, C, H, W) at a resolution."""
+        return resized(images, resolution, self.kind)
+
+    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Call:
+        """Resize what is an image."""
+        runs = self.run.running if training else self.run.network.current
+        images = images_in(self.run.network, args, kwargs)
+        if images is None or runs.resolution is None:
+            return args, kwargs
+        return with_images(images[0], self.resized(images[1], runs.resolution), args, kwargs)
+
+    def after_forward(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Bring maps back to the size that goes with the images given."""
+        images = images_in(self.run.network, args, kwargs)
+        maps, dense = self._maps.get(self.run.network.model.training), self.run.network.structure.resolution
+        if not maps or images is None or dense is None:
+            return output
+        scale = [given / whole for given, whole in zip(images[1].shape[2:], dense, strict=True)]
+        leaves, tree = tree_flatten(output)
+        for number, sides in maps.items():
+            size = tuple(round(side * by) for side, by in zip(sides, scale, strict=True))
+            if number < len(leaves) and isinstance(leaves[number], torch.Tensor) and leaves[number].ndim == 4:
+                leaves[number] = _enlarged(leaves[number], size)
+        return tree_unflatten(leaves, tree)
+
+
+def _enlarged(maps: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    if tuple(maps.shape[2:]) == size:
+        return maps
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def _maps(
+    network: Network, resolutions: Collection[tuple[int, int] | None], training: bool
+) -> dict[int, tuple[int, int]]:
+    """The outputs that are maps of the image's grid, by their place among the outputs: height and width of the dense
+    network's."""
+    dense = network.structure.resolution
+    small = min((r for r in resolutions if r is not None), default=dense)
+    if dense is None or small == dense:
+        return {}
+    shapes = []
+    for resolution in (dense, small):
+        model = network.sketch(replace(network.dense, resolution=resolution)).train(training)
+        try:
+            output = network.fake.run(model, resolution)
+        except Exception:  # whatever a model's own code raises in a mode that it may never be in
+            return {}
+        shapes.append([tuple(t.shape) if isinstance(t, torch.Tensor) else None for t in tree_leaves(output)])
+    pairs = list(zip(*shapes, strict=False))
+    follow = {i: whole for i, (whole, less) in enumerate(pairs) if whole is not None and whole != less}
+    maps = {i: (shape[2], shape[3]) for i, shape in follow.items() if len(shape) == 4}
+    if follow and not maps and len(follow) == sum(whole is not None for whole, _ in pairs):
+        raise ConfigError(
+            "all that this model returns follows the image's grid, and would not fit targets of full size",
+            where=type(network.model).__name__,
+            expected="maps (N, C, H, W), which are brought back to full size, or one output for each image",
+            found=", ".join(f"shape {shape}" for shape in follow.values()),
+            todo="Use a method that leaves the resolution alone, or attach(..., hooks=False) and "
+            "images, targets = run.begin_step(images, targets)",
+        )
+    return maps

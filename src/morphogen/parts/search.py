@@ -1,0 +1,261 @@
+"""A schedule that is found while training: an elastic supernet in each stage, one of its candidates goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+from ..errors import CheckpointError, ConfigError
+from ..morph.entry import DepthOperator, depth_named
+from ..morph.optimizer import begin_together
+from ..morph.rezero import fold_factors
+from ..network import Network
+from ..run.assembly import distinct
+from ..run.part import Call, Part
+from ..run.run import Run
+from ..run.state import Snapshot
+from ..schedule.stages import Stage
+from ..search.candidates import Found
+from ..search.searching import Searching
+from ..subnet import SubNetwork
+from .resize import Resize
+
+Continued = Callable[[Network, int, Sequence[SubNetwork]], Sequence[Stage]]
+"""A network, a number of epochs and what searches found so far, to the stages as far as they are known."""
+
+
+class Search(Part):
+    """In a stage with candidates every step trains another one; where the stage says so, the best is chosen.
+
+    Attributes:
+        recycle: whether the epochs of a search are epochs of the run; otherwise they are thrown away.
+        subset: training images to compare candidates on; None leaves it to the loop.
+        searching: the elastic supernet at work, in a stage with candidates.
+        searches: the outcome of every search so far.
+    """
+
+    name: ClassVar[str] = "search"
+    order: ClassVar[int] = 3
+    moves: ClassVar[bool] = True
+    alone: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        continued: Continued,
+        *,
+        everything: Callable[[Network], Sequence[SubNetwork]] | None = None,
+        depth_operator: str | DepthOperator | None = None,
+        recycle: bool = True,
+        subset: int | None = None,
+    ):
+        """
+        Args:
+            continued: the schedule.
+            everything: every sub-network that may be found; by default those of the first stages.
+            depth_operator: fills new blocks.
+            recycle, subset: see above.
+
+        Raises:
+            MorphError: an operator that does not exist.
+        """
+        if depth_operator is not None:
+            depth_named(depth_operator)
+        self.depth_operator, self.recycle, self.subset = depth_operator, recycle, subset
+        self._continued, self._everything = continued, everything
+        self._stages: list[Stage] = []
+        self.searching: Searching | None = None
+        self.searches: list[Found] = []
+        self._stage: Stage | None = None
+        self._kept: Snapshot | None = None
+
+    def plan(self, network: Network, epochs: int) -> None:
+        """Make the schedule as far as it is known; raises ConfigError where it does not fit."""
+        self._network, self._epochs = network, epochs
+        self._stages = list(self.continued(()))
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The schedule so far."""
+        return self._stages
+
+    def continued(self, found: Sequence[SubNetwork]) -> Sequence[Stage]:
+        """The schedule after these findings."""
+        return distinct(self._continued(self._network, self._epochs, found))
+
+    def possible(self) -> Sequence[SubNetwork] | None:
+        """All that may be found."""
+        return None if self._everything is None else self._everything(self._network)
+
+    @property
+    def counts_steps(self) -> bool:
+        """A search needs a step of every candidate."""
+        return True
+
+    @property
+    def chooses(self) -> bool:
+        """Whether anything is ever chosen."""
+        return any(stage.choose_at is not None for stage in self._stages) or bool(self.searches)
+
+    def begin(self, run: Run) -> None:
+        """Raises ConfigError where there is nothing to compare candidates with."""
+        super().begin(run)
+        if self.chooses and run.probe is None:
+            raise ConfigError(
+                "this method compares sub-networks while it trains, and has nothing to compare them with",
+                where=run.who,
+                expected="attach(..., probe=morphogen.Probe(loss=..., subset=...))",
+            )
+
+    def before_epoch(self, epoch: int) -> bool:
+        """Decide a search that is over; open or close the stage."""
+        if self._is_over(epoch):
+            self._decide()
+        stage = max((stage for stage in self._stages if stage.start <= epoch), key=lambda stage: stage.start)
+        if stage == self._stage:
+            return False
+        self._check(stage, epoch)
+        self.close()
+        if stage.choose_at is not None and not self.recycle:
+            fold_factors(*self.run.followers)
+            self._kept = Snapshot.of(self.run, without=self)
+        self._stage = stage
+        return True
+
+    def wants(self, epoch: int) -> SubNetwork:
+        """The stage's sub-network, of a search the whole supernet."""
+        assert self._stage is not None
+        return self._stage.subnetwork
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Build the elastic supernet where the stage has just begun."""
+        if self.searching is not None:
+            self.searching.begin_epoch()
+        elif self._stage is not None and self._stage.candidates:
+            begin_together(self.run.followers[1])  # a step trains the blocks of one candidate alone
+            self.searching = Searching(self.run.network, self._stage)
+
+    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Call:
+        """Run as the step's candidate, in evaluation as the whole."""
+        if self.searching is not None:
+            if training:
+                self.searching.begin_step()
+            else:
+                self.searching.supernet.run_as(None)
+        return args, kwargs
+
+    def end_step(self) -> None:
+        """The whole supernet again; raises ConfigError where the step has not begun."""
+        if self.searching is not None:
+            self.searching.end_step()
+
+    def close(self) -> None:
+        """An ordinary network."""
+        if self.searching is not None:
+            self.searching.supernet.close()
+            self.searching = None
+
+    def end(self) -> None:
+        """No more candidates."""
+        self.close()
+
+    @property
+    def busy(self) -> bool:
+        """In a stage with candidates."""
+        return self.searching is not None
+
+    def runs(self, step: int) -> SubNetwork | None:
+        """The candidate drawn for a step."""
+        return None if self.searching is None else self.searching.stage.candidates[self.searching.drawn(step)]
+
+    def swapped(self) -> AbstractContextManager[None] | None:
+        """The candidate's tensors in their places."""
+        return None if self.searching is None else self.searching.supernet.swapped()
+
+    def next_epoch(self, epoch: int) -> int:
+        """After a search without weight recycling, the stage begins again with what was found."""
+        stage = self._stage
+        thrown_away = stage is not None and stage.choose_at == epoch + 1 and self._kept is not None
+        return stage.start if stage is not None and thrown_away else epoch + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found, the stage, the supernet at work, and what the run goes back to."""
+        return {
+            "searches": [found.record() for found in self.searches],
+            "stage": None if self._stage is None else self._stages.index(self._stage),
+            "searching": None if self.searching is None else self.searching.state_dict(),
+            "kept": None if self._kept is None else self._kept.state_dict(),
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """All but the weights that the run goes back to."""
+        return self.state_dict() | {"kept": None}
+
+    def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """The same schedule, with what was found."""
+        run, searches = self.run, [Found.from_record(record) for record in state["searches"]]
+        stages = list(self.continued([found.subnetwork for found in searches]))
+        stage = None if state["stage"] is None else stages[state["stage"]]
+        kept = None
+        if state.get("kept") is not None:
+            kept = Snapshot.from_state(run, state["kept"], self)
+        elif stage is not None and stage.choose_at is not None and not self.recycle:
+            raise CheckpointError(
+                "this is the state of a search whose epochs are thrown away, without the weights it goes back to",
+                expected="what run.state_dict() gave",
+            )
+        searching = state["searching"]
+        if searching is not None and (stage is None or not stage.candidates):
+            raise ValueError("a search in a stage without candidates")
+
+        def load() -> None:
+            self.close()
+            self._stages, self._stage, self.searches, self._kept = stages, stage, searches, kept
+            if searching is not None and stage is not None:
+                self.searching = Searching(run.network, stage)
+                self.searching.load_state_dict(searching)
+
+        return load
+
+    def _is_over(self, epoch: int) -> bool:
+        stage, searching, last = self._stage, self.searching, self.run.epoch
+        if stage is None or stage.choose_at is None or searching is None:
+            return False
+        if self._kept is None:
+            return epoch >= stage.choose_at
+        if epoch >= stage.choose_at:
+            raise ConfigError(
+                "without weight recycling the epochs of a search are trained again",
+                expected=f"epoch {stage.start}, as run.next_epoch({last}) says",
+                found=f"epoch {epoch}",
+            )
+        return epoch == stage.start and last == stage.choose_at - 1 and searching.steps > 0
+
+    def _decide(self) -> None:
+        """Measure the candidates; the stages that follow from the best one are known then."""
+        assert self.searching is not None and self.run.probe is not None
+        resize = self.run.part(Resize) or Resize()
+        with self.run.measuring():
+            self.searches.append(self.searching.decide(self.run.probe, resize.resized))
+        self.close()
+        if self._kept is not None:
+            self._kept.restore(self.run)
+            self._kept = None
+        self._stages = list(self.continued([found.subnetwork for found in self.searches]))
+
+    def _check(self, stage: Stage, epoch: int) -> None:
+        if stage.choose_at is not None and stage.start != epoch:
+            raise ConfigError(
+                "a run cannot be joined in the middle of a search",
+                expected=f"all epochs from {stage.start} on",
+                found=f"epoch {epoch}",
+            )
+        if stage.choose_at is not None and self.run.steps_per_epoch is not None:
+            steps = (stage.choose_at - stage.start) * self.run.steps_per_epoch
+            if steps < len(stage.candidates):
+                raise ConfigError(
+                    "a search needs a step of every candidate",
+                    expected=f"at least {len(stage.candidates)} steps",
+                    found=f"{steps}, in {stage.choose_at - stage.start} epochs",
+                    todo="Search for more epochs, or with smaller batches",
+                )

@@ -1,0 +1,127 @@
+"""A method put to work in anyone's own training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import ConfigError
+from ..fake import Example
+from ..graph.trace import trace
+from ..memory import StepMemory
+from ..morph.optimizer import check_optimizers
+from ..morph.rehearsal import rehearse
+from ..morph.tensors import map_tensors
+from ..network import Network
+from ..snapshot import parameter_names
+from .assembly import Assembly, Policy
+from .run import Run
+
+if TYPE_CHECKING:
+    from ..search.candidates import Probe
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer],
+    method: Policy,
+    *,
+    example: Example,
+    epochs: int,
+    start_epoch: int | None = None,
+    steps_per_epoch: int | None = None,
+    ema: nn.Module | Sequence[nn.Module] | None = None,
+    probe: Probe | None = None,
+    exclude: Iterable[str] = (),
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+    hooks: bool = True,
+) -> Run:
+    """Trace a model and put a method to work on it; the loop stays the user's.
+
+        run = morphogen.attach(model, optimizer, NetworkExpansion(width=0.5), example=images, epochs=90)
+        for epoch in range(90):
+            run.begin_epoch(epoch)
+            ...  # as ever; where the method prunes, run.penalised(loss).backward()
+
+    Hooks on the model and its optimizers do what every step needs, and the run's last step takes them off. Validation
+    needs nothing. A script's own checkpoints work: `model.state_dict()` says its size, and brings the network to that
+    size where it is loaded, after this call; `optimizer.state_dict()` too.
+
+    Frozen parameters (`requires_grad=False`) stay frozen and keep their values bit for bit: channels and blocks that
+    come back have those they had here, whatever the operators, since nothing would ever train what these fill in. (A
+    table that follows the resolution is interpolated.) What is frozen here and trained later grows like the rest; to
+    keep a frozen part whole, name it in `exclude`.
+
+    Args:
+        model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned.
+        optimizer: its optimizer or optimizers, made from `model.parameters()` or those of them that are trained; each
+            keeps its own groups. One that wraps another (Lookahead) or factors its moments (Adafactor) is refused.
+        method: such as `NetworkExpansion(width=0.5, stages=5)`.
+        example: an input of the size used in training; see `trace`.
+        epochs: length of the run.
+        start_epoch: the epoch to begin with; the network has its size at once then. By default the first
+            `begin_epoch` says, and nothing changes before.
+        steps_per_epoch: optimizer steps in an epoch (with `batch_size` images each); for a momentum network whose
+            horizon is a share of its stage.
+        ema: averaged copies of the model to change along; one that is made later is given to `run.follow`.
+        probe: loss and data that a method which searches compares its candidates with.
+        exclude: module paths to leave whole.
+        batch_size: images in a step of the dense network, on each rank; for a method with a mini-batch. The loop
+            then takes `run.batch_size` images and multiplies its learning rate with `run.lr_scale` in every epoch.
+        autocast: the type of autocast in training, for the memory that such a method reckons with.
+        hooks: false leaves it to the loop to call `run.begin_step(images)`, `run.end_step()` and `run.end()`.
+
+    Raises:
+        ConfigError: the method does not fit the run's length, the model, its outputs or the first batch; the model is
+            attached already.
+        TraceError, MorphError: see `trace` and `morph`; also where a later stage could not run, or an optimizer could
+            not follow it.
+    """
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ConfigError("epochs out of range", expected="at least 1", found=f"{epochs}")
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise ConfigError("batch_size out of range", expected="a whole number, at least 1", found=f"{batch_size}")
+    assembly = Assembly(method)
+    network = trace(model, example, exclude=exclude)
+    assembly.plan(network, epochs)
+    optimizers, averages = _several(optimizer), _several(ema)
+    _check_optimizers(network, optimizers, assembly)
+    rehearse(network, assembly.possible, assembly.depth_operator)
+    copies = len(averages) + sum(part.copies for part in assembly)
+    run = Run(
+        network,
+        method,
+        assembly,
+        optimizers,
+        averages,
+        epochs=epochs,
+        memory=StepMemory(network, optimizers, copies, autocast),
+        steps_per_epoch=steps_per_epoch,
+        first_batch=batch_size,
+        probe=probe,
+        hooked=hooks,
+    )
+    if start_epoch is not None:
+        run.begin_epoch(start_epoch)
+    return run
+
+
+def _check_optimizers(network: Network, optimizers: Sequence[Optimizer], assembly: Assembly) -> None:
+    """Refuse, before the first stage and not after it, optimizers that cannot follow what is to come."""
+    names, dense = parameter_names(network.model), network.dense
+    possible, prunes = assembly.possible, any(part.prunes for part in assembly)
+    if prunes or any(replace(each, resolution=dense.resolution) != dense for each in possible):
+        check_optimizers(optimizers, names, names.values())
+    elif any(each != dense for each in possible):
+        check_optimizers(optimizers, names, {name for each in possible for name in map_tensors(network, dense, each)})
+
+
+def _several(value: Any) -> list[Any]:
+    """None, one, or several of something as a list."""
+    return [] if value is None else [value] if isinstance(value, (nn.Module, Optimizer)) else list(value)

@@ -1,0 +1,201 @@
+"""A script's own checkpoints: what `model.state_dict()` and `optimizer.state_dict()` hold says its size, and brings the
+network to that size where it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import CheckpointError
+from ..network import Network
+from ..snapshot import parameter_names
+from ..subnet import SubNetwork, within
+from .state import FORMAT, bring_to, factors_in, notes_of, prepared, reading, states_of, subnetwork_from
+
+if TYPE_CHECKING:
+    from .run import Run
+
+KEY = "morphogen"
+"""Under this name the notes travel: in the metadata of a module's state dict, and in an optimizer's state dict."""
+
+
+class Followed:
+    """The model, or an averaged copy, and its state dicts.
+
+    Attributes:
+        handles: of the hooks.
+    """
+
+    def __init__(self, run: Run, tree: nn.Module, hook: Callable[[Callable[..., Any]], Any]):
+        self._run, self._tree = run, tree
+        self.handles: list[Any] = [
+            tree.register_state_dict_post_hook(hook(self._saved)),
+            tree.register_load_state_dict_pre_hook(hook(self._loads)),
+        ]
+
+    def _saved(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+        if module is self._tree and not self._run.has_own_state:
+            notes = notes_of(self._run)
+            metadata[KEY] = notes
+            # Scripts that build another dictionary of the tensors lose the metadata, but not what hangs on a tensor.
+            first = state.get(prefix + next(iter(self._run.network.structure.tensors), ""))
+            if first is not None and not isinstance(first, nn.Parameter):
+                setattr(first, KEY, notes)
+
+    def _loads(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
+        run = self._run
+        if module is not self._tree or run.has_own_state:
+            return
+        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        notes = next(
+            (found for found in (metadata.get(KEY), *(getattr(t, KEY, None) for t in own.values())) if found), None
+        )
+        with reading():
+            if notes is not None and notes["format"] == FORMAT and _is_of(run, notes):
+                target = subnetwork_from(run.network, notes["current"])
+            else:
+                notes, target = None, _by_shapes(run, own)
+            load = _parts_from(run, notes) if module is run.network.model else None
+        _bring(run, target, factors_in(run.network, list(own)))
+        if load is not None:
+            load()
+
+
+class FollowedOptimizer:
+    """An optimizer of the model, and its state dicts.
+
+    Attributes:
+        handles: of the hooks.
+    """
+
+    def __init__(self, run: Run, optimizer: Optimizer, hook: Callable[[Callable[..., Any]], Any]):
+        self._run, self._optimizer = run, optimizer
+        self.handles: list[Any] = [
+            optimizer.register_state_dict_post_hook(hook(self._saved)),
+            optimizer.register_load_state_dict_pre_hook(hook(self._loads)),
+        ]
+
+    def _saved(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        run = self._run
+        if optimizer is not self._optimizer or run.has_own_state:
+            return
+        names = parameter_names(run.network.model)
+        state[KEY] = notes_of(run) | {
+            "names": [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups],
+            "parts": states_of(run) if optimizer is run.followers[1][0] else None,
+        }
+
+    def _loads(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        run = self._run
+        if optimizer is not self._optimizer or run.has_own_state:
+            return
+        notes = state.get(KEY)
+        if notes is None or notes.get("format") != FORMAT or not _is_of(run, notes):
+            self._check_moments(state, [p for group in optimizer.param_groups for p in group["params"]])
+            return
+        with reading():
+            target = subnetwork_from(run.network, notes["current"])
+            load = _parts_from(run, notes)
+            groups = [list(map(str, names)) for names in notes["names"]]
+            _bring(run, target, [])
+            parameters = {name: parameter for parameter, name in parameter_names(run.network.model).items()}
+            held = [[parameters[name] for name in names] for names in groups]
+        ours = [set(map(id, group["params"])) for group in optimizer.param_groups]
+        if ours != [set(map(id, parameters)) for parameters in held]:
+            raise CheckpointError(
+                f"{type(optimizer).__name__} holds other parameters, or in other groups, than when it was saved",
+                expected=" and ".join(f"{len(names)} parameters" for names in groups),
+                found=" and ".join(f"{len(each)}" for each in ours),
+            )
+        self._check_moments(state, [parameter for parameters in held for parameter in parameters])
+        for group, parameters, names in zip(optimizer.param_groups, held, groups, strict=True):
+            group["params"][:] = parameters  # their order is that of the saved moments
+            if "param_names" in group:
+                group["param_names"][:] = names
+        if load is not None:
+            load()
+
+    def _check_moments(self, state: Mapping[str, Any], parameters: list[torch.Tensor]) -> None:
+        """PyTorch would take moments of any shape, and fail in the next step."""
+        for number, entry in state.get("state", {}).items():
+            for key, value in entry.items() if isinstance(entry, Mapping) else ():
+                if not isinstance(value, torch.Tensor) or value.ndim == 0 or not isinstance(number, int):
+                    continue
+                if number >= len(parameters) or (value.numel() > 1 and value.shape != parameters[number].shape):
+                    raise CheckpointError(
+                        f"the state of {type(self._optimizer).__name__} is of another size of the network",
+                        where=f"'{key}' of parameter {number}",
+                        expected=f"shape {tuple(parameters[number].shape)}" if number < len(parameters) else "none",
+                        found=f"shape {tuple(value.shape)}",
+                        todo="Load the model's state first, as it was saved together with this one",
+                    )
+
+
+def _is_of(run: Run, notes: Mapping[str, Any]) -> bool:
+    return notes["dense"] == run.network.structure.fingerprint()
+
+
+def _parts_from(run: Run, notes: Mapping[str, Any] | None) -> Callable[[], None] | None:
+    """What brings the parts where the notes of the same run have them; None where the notes are of another one."""
+    if notes is None or notes["parts"] is None or (notes["method"], notes["epochs"]) != (run.label, run.epochs):
+        if notes is None:
+            run.state_was_loaded()
+        return None
+    loads = prepared(run, notes["parts"])
+    history = [(int(epoch), subnetwork_from(run.network, data)) for epoch, data in notes["history"]]
+    progress = {key: int(notes["progress"][key]) for key in ("epoch", "steps", "usual")}
+
+    def load() -> None:
+        run.history = history
+        with run.own_state():
+            for each in loads:
+                each()
+        run.state_was_loaded(**progress)
+
+    return load
+
+
+def _bring(run: Run, target: SubNetwork | None, factors: list[str]) -> None:
+    if target is not None and (target != run.network.current or factors):
+        with run.own_state():
+            run.close()
+            bring_to(run, target, factors)
+        run.has_another_size()
+
+
+def _by_shapes(run: Run, tensors: Mapping[str, torch.Tensor]) -> SubNetwork | None:
+    """The size of tensors that came without notes, among those that the run knows; None where they fit as they are.
+
+    Raises:
+        CheckpointError: none has these shapes.
+    """
+    network = run.network
+    known = [network.current, *(subnetwork for _, subnetwork in reversed(run.history)), *run.possible, network.dense]
+    misfits = {each: _misfit(network, each, tensors) for each in dict.fromkeys(known)}
+    fitting = [each for each, (misfit, _) in misfits.items() if misfit is None]
+    if not fitting:
+        raise CheckpointError(
+            "the state is of no size that this network has had, or will have",
+            where=misfits[network.current][0] or "",
+            expected="a state of this run, or of the dense network",
+        )
+    return min(fitting, key=lambda each: misfits[each][1])
+
+
+def _misfit(network: Network, subnetwork: SubNetwork, tensors: Mapping[str, torch.Tensor]) -> tuple[str | None, int]:
+    """The first tensor that does not belong to a sub-network, and how many of the sub-network's are missing."""
+    alive = network.structure.alive_mask(subnetwork)
+    shapes, missing = network.grids.at(subnetwork.resolution).shapes, 0
+    absent = frozenset(network.structure.absent(subnetwork))
+    for name, layout in network.structure.tensors.items():
+        out = within(name, absent)
+        tensor = tensors.get(name)
+        if tensor is None:
+            missing += not out
+        elif out or tuple(tensor.shape) != tuple(layout.alive_shape(alive, shapes.get(name))):
+            return name, missing
+    return None, missing

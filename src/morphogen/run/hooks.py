@@ -1,0 +1,136 @@
+"""The hooks of a run: what a step needs is done where the model is called and where the optimizers step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import ConfigError
+from ..morph.commit import averaged
+from .checkpoints import Followed, FollowedOptimizer
+from .part import Part
+
+if TYPE_CHECKING:
+    from .run import Run
+
+_ATTACHED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Models that a run is attached to, and the run's method."""
+
+
+class Hook:
+    """A function on a model or an optimizer. Copies of the model share it; a file of the whole model leaves it out."""
+
+    def __init__(self, act: Callable[..., Any] | None):
+        self._act = act
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function does; nothing, where the hook comes out of a file."""
+        return None if self._act is None else self._act(*args)
+
+    def __deepcopy__(self, memo: Any) -> Hook:
+        return self
+
+    def __reduce__(self) -> Any:
+        return Hook, (None,)
+
+
+class Hooks:
+    """All hooks of one run.
+
+    A step begins with a forward pass in training mode that gradients are kept of, and ends when all optimizers have
+    stepped, or some and the next one begins. So gradients may be accumulated, a GradScaler may skip a step, and two
+    optimizers may take turns.
+
+    Raises:
+        ConfigError: the model, or a part of it, is attached already.
+    """
+
+    def __init__(self, run: Run, *, steps: bool):
+        """`steps` is false for a loop that makes all calls itself."""
+        self._run, self._stepped, self._handles = run, set[int](), list[Any]()
+        self._loading, self._given = list[Any](), dict[int, Any]()
+        model = run.network.model
+        inside = {*model.modules()}
+        for other, method in [*_ATTACHED.items()]:
+            if not inside.isdisjoint(other.modules()):
+                raise ConfigError(
+                    "a run is attached to this model, or to a part of it, already",
+                    where=type(model).__name__,
+                    expected="run.end() of the other run first, or a new model",
+                    found=method,
+                )
+        _ATTACHED[model] = run.who
+        if not steps:
+            return
+        trees, optimizers = run.followers
+        for optimizer in optimizers:
+            self._handles += [
+                optimizer.register_step_pre_hook(Hook(self._before_step)),
+                optimizer.register_step_post_hook(Hook(self._after_step)),
+            ]
+            self._loading += FollowedOptimizer(run, optimizer, Hook).handles
+        for tree in trees:
+            self.put_on(averaged(tree))
+
+    def put_on(self, tree: nn.Module) -> None:
+        """Follow the calls and the states of the model, or of an averaged copy."""
+        self._loading += Followed(self._run, tree, Hook).handles
+        if any(_overrides(part, "before_forward") for part in self._run.assembly):
+            # Not compiled: what a compiler made of it would go stale with the first morph.
+            before = Hook(torch.compiler.disable(self._before_forward))
+            self._handles.append(tree.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
+        if any(_overrides(part, "after_forward") for part in self._run.assembly):
+            after = Hook(torch.compiler.disable(self._after_forward))
+            self._handles.append(tree.register_forward_hook(after, with_kwargs=True))
+
+    def settle(self) -> None:
+        """End a step that only some of the optimizers took part in."""
+        if self._stepped:
+            self._stepped.clear()
+            self._run.after_step()
+
+    def stop(self, *, keep_loading: bool) -> None:
+        """The model and its optimizers are left alone again; with `keep_loading` but for states of another size."""
+        handles, self._handles = self._handles, []
+        if not keep_loading:
+            handles, self._loading = [*handles, *self._loading], []
+        for handle in handles:
+            handle.remove()
+        _ATTACHED.pop(self._run.network.model, None)
+
+    def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        run = self._run
+        if run.is_measuring or run.ended:
+            return None
+        training = model is run.network.model and model.training and torch.is_grad_enabled()
+        if training:
+            self.settle()
+        self._given[id(model)] = args, kwargs
+        return run.before_forward(args, kwargs, training=training)
+
+    def _after_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        given = self._given.pop(id(model), None)  # without the images that the other hook made smaller
+        return None if given is None else self._run.after_forward(output, *given)
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._stepped and self._is_ours(optimizer):
+            self._run.before_step()
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._is_ours(optimizer):
+            return
+        self._stepped.add(id(optimizer))
+        if len(self._stepped) == len(self._run.followers[1]):
+            self.settle()
+
+    def _is_ours(self, optimizer: Optimizer) -> bool:
+        return any(optimizer is own for own in self._run.followers[1])
+
+
+def _overrides(part: Part, method: str) -> bool:
+    return getattr(type(part), method) is not getattr(Part, method)

@@ -1,0 +1,496 @@
+"""A method at work on a network, inside somebody's own training loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import prod
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import ConfigError
+from ..memory import StepMemory
+from ..morph.commit import Receipt, averaged, morph
+from ..morph.drop_path import lay_out_drop_path
+from ..morph.rezero import fold_factors, has_factor
+from ..network import Network
+from ..parallel import wrap_anew
+from ..ranks import check_same, spread
+from ..schedule.revision import Option
+from ..schedule.stages import Regularisation, Stage
+from ..subnet import SubNetwork, contains, intersection
+from .assembly import Assembly, Policy
+from .hooks import Hooks
+from .part import Part
+from .state import describe, restore, state_of
+from .watch import Watch
+
+if TYPE_CHECKING:
+    from ..search.candidates import Probe
+
+P = TypeVar("P", bound=Part)
+
+
+class Run:
+    """A method at work on a model; made by `attach`.
+
+    Attributes:
+        network: the traced model; `network.current` is what trains now.
+        method: whose parts are at work.
+        assembly: the parts; `run.part(Prune)` is one of them.
+        epochs: length of the run.
+        epoch: the one at work, -1 before the first.
+        memory: of a step of any sub-network, modelled.
+        steps_per_epoch: optimizer steps in an epoch, as `attach` was told.
+        first_batch: images in a step of the dense network, as `attach` was told.
+        probe: what candidates of a search are measured with.
+        history: (epoch, sub-network) of each stage so far; it replays the run.
+        possible: every sub-network that may come to train, but for what pruning leaves.
+        hooked: whether hooks do what a step needs, so that the loop does not have to.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        method: Policy,
+        assembly: Assembly,
+        optimizers: Sequence[Optimizer],
+        ema: Sequence[nn.Module],
+        *,
+        epochs: int,
+        memory: StepMemory,
+        steps_per_epoch: int | None,
+        first_batch: int | None,
+        probe: Probe | None,
+        hooked: bool,
+    ):
+        """
+        Raises:
+            ConfigError: a part lacks something, or the model is attached already.
+        """
+        self.network, self.method, self.assembly, self.epochs = network, method, assembly, epochs
+        self.memory, self.steps_per_epoch, self.first_batch, self.probe = memory, steps_per_epoch, first_batch, probe
+        self.possible = assembly.possible
+        self.history: list[tuple[int, SubNetwork]] = []
+        self.hooked, self.is_measuring, self.has_own_state, self.ended = hooked, False, False, False
+        self._optimizers, self._ema = list(optimizers), list(ema)
+        self._watch = Watch(network.model, epochs, hooked)
+        self._receipt: Receipt | None = None
+        self._as_data: dict[int, tuple[SubNetwork, dict[str, Any]]] = {}
+        for part in assembly:
+            part.begin(self)
+        self._hooks = Hooks(self, steps=hooked)
+
+    # What the loop calls.
+
+    def begin_epoch(self, epoch: int) -> Receipt | None:
+        """Call before the first batch of every epoch, counted from 0; morphs where the schedule says.
+
+        What the parts decide comes first (the candidates of a search that is over are measured, sparse channels are
+        found), then one morph to what all of them want. A DistributedDataParallel around the model is brought up to
+        date, whoever holds it.
+
+        Returns:
+            What the morph did; None where the network stays as it is.
+
+        Raises:
+            ConfigError: no epoch, or one out of order (see `next_epoch`); the epoch before lacked a call that it needs.
+            MorphError: see `morph`.
+            TrainingError: see `search` and `wrap_anew`.
+        """
+        self._hooks.settle()
+        told = self.steps_in(self.network.current, self.steps_per_epoch)
+        epoch = self._watch.checked(epoch, self.next_epoch(self.epoch), told, matters=self._counts_steps)
+        if self.ended:
+            if epoch < self.epochs:
+                raise ConfigError("the run is over", expected="a new one by morphogen.attach", found=f"epoch {epoch}")
+            return None
+        first, busy, self._receipt = self.epoch < 0, self._busy, None
+        entered = [part.before_epoch(epoch) for part in self.assembly]
+        scale, regularisation = self.network.drop_path_scale, self.regularisation(epoch)
+        self.network.drop_path_scale = regularisation.drop_path
+        target = self._intersection([part.wants(epoch) for part in self.assembly])
+        if target != self.network.current:
+            if first and epoch > 0:
+                self._warn_of_joining(epoch, target)
+            self._morph(target, grows=any(entered) or not contains(self.network.current, target))
+        if any(entered) or self._receipt is not None or not self.history:
+            self.history.append((epoch, target))
+        self._watch.epoch = epoch
+        for part in self.assembly:
+            part.begin_epoch(epoch)
+        if regularisation.drop_path != scale:
+            lay_out_drop_path(self.network)
+        if self._receipt is not None or busy or self._busy:
+            self._wrap_anew()
+        self._watch.begun(epoch)
+        return self._receipt
+
+    def penalised(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss with what the method adds to it: the group lasso, where it prunes. The one call of a step that
+        hooks cannot make, since they never see the loss.
+
+        Args:
+            loss: a scalar, of the task alone. Scale what is returned (1 / k for k accumulated gradients, a GradScaler's
+                scale), not this.
+        """
+        for part in () if self.ended else self.assembly:
+            loss = part.on_loss(loss)
+        return loss
+
+    def end(self, *, grow: bool = False) -> Receipt | None:
+        """Call when training is over: what is sparse, and what a method keeps in the model while it trains, goes, and
+        so do the hooks. The run's last step does it by itself where the steps of an epoch are known by then.
+
+        Args:
+            grow: bring a network that is not at its full size there, where training stopped early.
+
+        Returns:
+            What the last morph did; None where there was none.
+        """
+        if self.ended and not grow:
+            return self._receipt
+        self._hooks.settle()
+        self.close()
+        folds = any(map(has_factor, self.network.model.modules()))
+        fold_factors(*self.followers)
+        for part in self.assembly:
+            part.end()
+        self._receipt, whole = None, self._intersection([part.final() for part in self.assembly])
+        target = whole if grow else intersection([self.network.current, whole])
+        if target != self.network.current:
+            self._morph(target, grows=grow)
+            self.history.append((self.epochs, target))
+        if folds or self._receipt is not None:  # otherwise one rank may end the run alone, to save it
+            self._wrap_anew()
+        self.ended = True
+        self._hooks.stop(keep_loading=target != whole)
+        if target != whole:
+            warnings.warn(
+                f"the run ends in epoch {max(0, self.epoch)} of {self.epochs}, and the network is not at its full size "
+                f"({_compared(self.network, target)}); run.end(grow=True) brings it there",
+                stacklevel=2,
+            )
+        return self._receipt
+
+    def follow(self, ema: nn.Module) -> None:
+        """Change an averaged copy along from here on, which was made after `attach`, at the network's present size."""
+        self._ema.append(ema)
+        self._hooks.put_on(averaged(ema))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the run goes on from, between two steps: the sub-network, weights, optimizers, averages, and
+        the state of each part.
+
+        Dictionaries, lists, numbers, strings and tensors alone, so that `torch.load(..., weights_only=True)` reads it;
+        the tensors are the run's own, not copies. The random numbers and the position in the data are the loop's.
+        """
+        self._hooks.settle()
+        with self.own_state():
+            return state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the model, its optimizers and averaged copies take its size and its values.
+
+        The run was attached with the same model (its weights may be others), method, length and optimizers. After a
+        state that was saved at the end of an epoch go on with `begin_epoch` of the next one (see `next_epoch`); after
+        one saved within an epoch with the next step.
+
+        Raises:
+            CheckpointError: the state is damaged, or of another run; nothing is changed then.
+        """
+        restore(self, state)
+        self._wrap_anew()
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images in a step of this epoch, on each rank; None where `attach` was not told of any."""
+        return next((part.batch_size for part in self.assembly if part.batch_size is not None), self.first_batch)
+
+    @property
+    def lr_scale(self) -> float:
+        """What the learning rate of this epoch's steps is to be multiplied by, because of their batch."""
+        return prod(part.lr_scale for part in self.assembly)
+
+    def next_epoch(self, epoch: int) -> int:
+        """The epoch to train after this one.
+
+        It is the next one, except after a search without weight recycling: the search's epochs are thrown away, and
+        the stage begins again with what was found.
+        """
+        return min((part.next_epoch(epoch) for part in self.assembly), default=epoch + 1)
+
+    # What hooks do, or, with hooks=False, the loop.
+
+    def begin_step(self, images: torch.Tensor | None = None, *targets: torch.Tensor) -> Any:
+        """Before every forward pass, where `attach` put on no hooks.
+
+        Args:
+            images: (N, C, H, W), of any size.
+            targets: maps that go with them, (N, H, W) or (N, C, H, W), of any size.
+
+        Returns:
+            The images at the resolution that this step runs at; with targets, a tuple of the images and of the targets
+            at that size, by nearest neighbour. Where hooks do it, all as they are: the model is given smaller images,
+            and its maps are brought back to the size of these.
+        """
+        if not self.hooked and not self.ended:
+            (images,), _ = self.before_forward((images,), {}, training=True)
+        if not targets:
+            return images
+        size = None if images is None else images.shape[-2:]
+        return images, *(each if size is None else _nearest(each, size) for each in targets)
+
+    def end_step(self) -> None:
+        """After every optimizer step, where `attach` put on no hooks.
+
+        Raises:
+            ConfigError: in a search, without `begin_step`; a step whose loss lacks its penalty.
+        """
+        if not self.hooked and not self.ended:
+            self.before_step()
+            self.after_step()
+
+    def swapped(self) -> AbstractContextManager[None]:
+        """Put this around a call of another method of the model than its `forward` (`forward_features`, say)."""
+        return next((own for part in self.assembly if (own := part.swapped()) is not None), nullcontext())
+
+    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
+        """The arguments of a forward pass, as all parts in order would have them."""
+        if training:
+            self._watch.begins_step()
+        for part in self.assembly:
+            args, kwargs = part.before_forward(args, kwargs, training)
+        return args, kwargs
+
+    def after_forward(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of a forward pass, as all parts in order would have it."""
+        for part in self.assembly:
+            output = part.after_forward(output, args, kwargs)
+        return output
+
+    def before_step(self) -> None:
+        """An optimizer is about to step."""
+        self._watch.begins_step()
+        for part in self.assembly:
+            part.before_step()
+
+    def after_step(self) -> None:
+        """All optimizers have stepped."""
+        for part in self.assembly:
+            part.end_step()
+        self._watch.steps += 1
+        told = self.steps_in(self.network.current, self.steps_per_epoch)
+        if self.hooked and self._watch.is_last_step(told):
+            self.end()
+
+    # What parts, the trainer and reports ask.
+
+    @property
+    def epoch(self) -> int:
+        """The epoch at work, -1 before the first."""
+        return self._watch.epoch
+
+    @property
+    def who(self) -> str:
+        """The method's name, for messages."""
+        return str(self.method)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The schedule of this run, as far as it is known."""
+        return self.assembly.stages
+
+    def part(self, kind: type[P]) -> P | None:
+        """The part of a kind, None where the method has none."""
+        return self.assembly.of(kind)
+
+    def runs(self, step: int) -> SubNetwork:
+        """The sub-network that a step of the present epoch runs, on every rank the same."""
+        return next((own for part in self.assembly if (own := part.runs(step)) is not None), self.network.current)
+
+    @property
+    def running(self) -> SubNetwork:
+        """The sub-network that the present step runs."""
+        return self.runs(self._watch.steps)
+
+    def regularisation(self, epoch: int) -> Regularisation:
+        """How strong the recipe's regularisation is in an epoch."""
+        return self.assembly.regularisation(epoch)
+
+    def revise(self, epoch: int, option: Option) -> None:
+        """Put off the stage that begins at an epoch which is still to come, or come back to by `load_state_dict`.
+
+        For a loop that finds its loss no number right after a morph: go back to the state before it, revise, and call
+        `begin_epoch` again.
+
+        Args:
+            epoch: counted from 0.
+            option: `smaller` enters half of the new channels and blocks now and the rest an epoch later, `later` all of
+                it an epoch later.
+
+        Raises:
+            ConfigError: see `revised`; or the epoch is past.
+        """
+        if epoch <= self.epoch:
+            raise ConfigError("the epoch is past", expected=f"one above {self.epoch}", found=f"{epoch}")
+        growing = [part for part in self.assembly if part.stages]
+        beginning = [part for part in growing if any(stage.start == epoch for stage in part.stages[1:])]
+        for part in beginning or growing[:1]:
+            part.postpone(epoch, option)
+
+    def close(self) -> None:
+        """Make the network an ordinary one at its present size; where training stops in the middle of a search."""
+        for part in self.assembly:
+            part.close()
+
+    @property
+    def steps_known(self) -> int | None:
+        """Optimizer steps in an epoch: as `attach` was told, or as the last whole one had."""
+        return self.steps_per_epoch or self._watch.usual or None
+
+    def steps_in(self, subnetwork: SubNetwork, steps: int | None) -> int | None:
+        """Optimizer steps of an epoch of a sub-network, None where they are not known."""
+        for part in self.assembly:
+            steps = None if steps is None else part.steps_in(subnetwork, steps)
+        return steps
+
+    @property
+    def followers(self) -> tuple[list[nn.Module], list[Optimizer]]:
+        """The model and its averages, and its optimizers."""
+        return [self.network.model, *self._ema], self._optimizers
+
+    @property
+    def averages(self) -> list[nn.Module]:
+        """The averages that parts keep."""
+        return [own for part in self.assembly if (own := part.average) is not None]
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Forward passes in here are no steps, and their images have the right size already."""
+        before, self.is_measuring = self.is_measuring, True
+        try:
+            yield
+        finally:
+            self.is_measuring = before
+
+    @contextmanager
+    def own_state(self) -> Iterator[None]:
+        """States that come and go in here are the run's own."""
+        before, self.has_own_state = self.has_own_state, True
+        try:
+            yield
+        finally:
+            self.has_own_state = before
+
+    def go_to(self, target: SubNetwork) -> None:
+        """Morph at once, on the way to a state whose values come next."""
+        if target != self.network.current:
+            self._morph(target, grows=True)
+
+    def state_was_loaded(self, epoch: int | None = None, steps: int = 0, usual: int = 0) -> None:
+        """A state has come: the next epoch may be any."""
+        if epoch is not None:
+            self._watch.epoch, self._watch.steps, self._watch.usual = epoch, steps, usual
+        self._watch.state_was_loaded()
+
+    def has_another_size(self) -> None:
+        """A state has changed the network's size."""
+        self._wrap_anew()
+        if self.ended and self.network.current != self.network.dense:
+            warnings.warn(
+                "the state that is loaded is of a smaller network, and the run is over "
+                f"({_compared(self.network, self.network.current)}); run.end(grow=True) brings it to its full size",
+                stacklevel=6,
+            )
+
+    def as_data(self, subnetwork: SubNetwork) -> dict[str, Any]:
+        """A sub-network of this run as JSON types; made once, since averages are updated by way of state dicts."""
+        if id(subnetwork) not in self._as_data:
+            self._as_data[id(subnetwork)] = subnetwork, subnetwork.to_dict()
+        return self._as_data[id(subnetwork)][1]
+
+    def progress(self) -> dict[str, Any]:
+        """Where the run is, as JSON types."""
+        return {"epoch": self.epoch, "steps": self._watch.steps, "usual": self._watch.usual, "ended": self.ended}
+
+    @property
+    def label(self) -> str:
+        """The method and its settings, the same in every process."""
+        return describe(self.method)
+
+    @property
+    def _counts_steps(self) -> bool:
+        return any(part.counts_steps for part in self.assembly)
+
+    @property
+    def _busy(self) -> bool:
+        return any(part.busy for part in self.assembly)
+
+    def _intersection(self, wanted: Sequence[SubNetwork]) -> SubNetwork:
+        return intersection([self.network.dense, *wanted])
+
+    def _morph(self, target: SubNetwork, *, grows: bool) -> None:
+        for part in self.assembly if grows else ():
+            part.before_growth(target)
+        sources, averages = self.averages, list(self._ema)
+        if not grows:  # averages like any other: nothing comes from them
+            sources, averages = [], [*averages, *sources]
+        self._receipt = morph(
+            self.network,
+            target,
+            optimizer=self._optimizers,
+            ema=averages,
+            operator=self.assembly.operator,
+            depth_operator=self.assembly.depth_operator,
+            momentum=sources[0] if sources else None,
+        )
+        self._align(target)
+
+    def _align(self, target: SubNetwork) -> None:
+        """What the ranks filled each with its own random numbers becomes rank 0's."""
+        trees = [*self.followers[0], *self.averages]
+        tensors = [tensor for tree in trees for tensor in (*tree.parameters(), *tree.buffers())]
+        spread(tensors)
+        check_same("the network after a morph", tensors, target.to_json())
+
+    def _wrap_anew(self) -> None:
+        wrap_anew(self.network.model, searching=self._busy)
+
+    def _warn_of_joining(self, epoch: int, target: SubNetwork) -> None:
+        warnings.warn(
+            f"the run is joined at epoch {epoch}, whose stage is smaller than the model "
+            f"({_compared(self.network, target)}): what it has learnt beyond that is dropped",
+            stacklevel=3,
+        )
+
+
+def _nearest(target: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """A map of classes, or of anything else, at another size; its values stay the ones that it had."""
+    if target.shape[-2:] == size:
+        return target
+    maps = target if target.ndim == 4 else target.unsqueeze(1)
+    sides = zip(size, maps.shape[-2:], strict=True)
+    rows, columns = (((torch.arange(new, device=target.device) + 0.5) * old / new).long() for new, old in sides)
+    maps = maps[..., rows, :][..., columns]
+    return maps if target.ndim == 4 else maps.squeeze(1)
+
+
+def _compared(network: Network, target: SubNetwork) -> str:
+    """How much of the dense network a sub-network has, in a few words."""
+    dense, parts = network.dense, []
+    for what, mine, all_of_it in (
+        ("channels", target.channels, dense.channels),
+        ("blocks", target.blocks, dense.blocks),
+    ):
+        have, there = (sum(map(len, each.values())) for each in (mine, all_of_it))
+        if have != there:
+            parts.append(f"{have} of {there} {what}")
+    if target.resolution != dense.resolution and target.resolution and dense.resolution:
+        sizes = (" x ".join(map(str, size)) for size in (target.resolution, dense.resolution))
+        parts.append(" of ".join(sizes) + " pixels")
+    return ", ".join(parts)

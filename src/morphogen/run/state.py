@@ -1,0 +1,283 @@
+"""A run as plain data and tensors, between two of its steps, and back onto one that was attached afresh."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import CheckpointError, ConfigError, SubNetworkError
+from ..export.weights import check_tensors
+from ..morph.commit import averaged, morph
+from ..morph.exchange import put_factors
+from ..morph.rezero import FACTOR, has_factor
+from ..network import Network
+from ..program import first_line
+from ..snapshot import check_optimizer, load_optimizer, load_tree, optimizer_state, parameter_names, tree_state
+from ..subnet import SubNetwork
+
+if TYPE_CHECKING:
+    from .part import Part
+    from .run import Run
+
+FORMAT = "morphogen run 2"
+
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, SubNetworkError)
+"""What reading a state raises that is not one."""
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """See `Run.state_dict`: what a run is made of, and the states of its parts."""
+    trees, optimizers = run.followers
+    names = parameter_names(run.network.model)
+    return {
+        **_what(run),
+        "initial": {name: list(pair) for name, pair in run.network.initial.items()},
+        "constants": dict(run.network.constants),
+        "trees": [tree_state(tree) for tree in trees],
+        "optimizers": [optimizer_state(optimizer, names) for optimizer in optimizers],
+        "parts": states_of(run),
+    }
+
+
+def notes_of(run: Run) -> dict[str, Any]:
+    """What run this is, where it is, and as much of its parts as plain data can hold; JSON types."""
+    return _what(run) | {"parts": {name: part.notes() for name, part in run.assembly.named().items()}}
+
+
+def _what(run: Run) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "dense": run.network.structure.fingerprint(),
+        "method": run.label,
+        "epochs": run.epochs,
+        "progress": run.progress(),
+        "current": run.as_data(run.network.current),
+        "history": [[epoch, run.as_data(subnetwork)] for epoch, subnetwork in run.history],
+    }
+
+
+def states_of(run: Run, without: Part | None = None) -> dict[str, Any]:
+    """The states of the parts, by name."""
+    return {name: part.state_dict() for name, part in run.assembly.named().items() if part is not without}
+
+
+def restore(run: Run, state: Mapping[str, Any]) -> None:
+    """See `Run.load_state_dict`."""
+    with reading():
+        plan = _Plan(run, state)
+    with run.own_state():
+        plan.carry_out()
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Whatever a damaged state raises is one kind of error."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise CheckpointError(
+            f"the state of the run is damaged ({first_line(error)})", expected="what run.state_dict() gave"
+        ) from error
+
+
+def describe(value: Any) -> str:
+    """A method and its settings, the same in every process: operators of the user's own go by their names."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        settings = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in dataclasses.fields(value))
+        return f"{type(value).__name__}({settings})"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(describe, value))}]"
+    plain = value is None or isinstance(value, (str, int, float, bool))
+    return repr(value) if plain else str(getattr(value, "__name__", type(value).__name__))
+
+
+def prepared(run: Run, states: Mapping[str, Any], without: Part | None = None) -> list[Callable[[], None]]:
+    """What brings each part to its state, all of them read and checked."""
+    parts = {name: part for name, part in run.assembly.named().items() if part is not without}
+    if parts.keys() != states.keys():
+        raise CheckpointError(
+            "the run that was saved has other parts",
+            expected=", ".join(parts) or "none",
+            found=", ".join(states) or "none",
+        )
+    return [part.prepare(states[name]) for name, part in parts.items()]
+
+
+def subnetwork_from(network: Network, data: Mapping[str, Any]) -> SubNetwork:
+    """Read a sub-network; raises SubNetworkError where it is none of this network."""
+    subnetwork = SubNetwork.from_dict(data)
+    network.check(subnetwork)
+    return subnetwork
+
+
+def check_same_run(run: Run, state: Mapping[str, Any]) -> None:
+    """Refuse the state of another model, method or length."""
+    if state["format"] != FORMAT:
+        raise CheckpointError(
+            "written by another version of Morphogen",
+            expected=FORMAT,
+            found=str(state["format"]),
+            todo="Go on with that version, or begin anew",
+        )
+    for what, theirs, ours in (
+        ("model", state["dense"], run.network.structure.fingerprint()),
+        ("method", state["method"], run.label),
+        ("length, in epochs,", state["epochs"], run.epochs),
+    ):
+        if theirs != ours:
+            raise CheckpointError(
+                f"the run that was saved has another {what}", expected=_short(ours), found=_short(theirs)
+            )
+
+
+def factors_in(network: Network, names: Sequence[str]) -> list[str]:
+    """The modules that have ReZero's factor in a state with tensors of these names."""
+    return sorted(
+        name.rpartition(".")[0]
+        for name in names
+        if name.rpartition(".")[2] == FACTOR and name not in network.structure.tensors
+    )
+
+
+def bring_to(run: Run, subnetwork: SubNetwork, factors: Sequence[str]) -> None:
+    """Change the size of all, for values that come next."""
+    trees, optimizers = run.followers
+    if subnetwork != run.network.current or any(map(has_factor, run.network.model.modules())):
+        morph(run.network, subnetwork, optimizer=optimizers, ema=trees[1:], operator="random")
+    put_factors(factors, [averaged(tree) for tree in trees], optimizers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What a run holds at a sub-network, to go back to.
+
+    Attributes:
+        subnetwork: where the network is again before the rest is restored.
+        trees, optimizers: of the model and its averages, and of its optimizers.
+        parts: states of the other parts, by name.
+    """
+
+    subnetwork: SubNetwork
+    trees: list[dict[str, Any]]
+    optimizers: list[dict[str, Any]]
+    parts: dict[str, Any]
+    _asks: Part
+
+    @staticmethod
+    def of(run: Run, without: Part) -> Snapshot:
+        """Copies of all; the part that asks keeps its own state."""
+        (trees, optimizers), names = run.followers, parameter_names(run.network.model)
+        return Snapshot(
+            run.network.current,
+            copy.deepcopy([tree_state(tree) for tree in trees]),
+            copy.deepcopy([optimizer_state(optimizer, names) for optimizer in optimizers]),
+            copy.deepcopy(states_of(run, without)),
+            without,
+        )
+
+    def restore(self, run: Run) -> None:
+        """Bring everything back."""
+        run.go_to(self.subnetwork)
+        with run.own_state():
+            load_values(run, self.trees, self.optimizers)
+            for load in prepared(run, self.parts, self._asks):
+                load()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain data and tensors."""
+        return {
+            "subnetwork": self.subnetwork.to_dict(),
+            "trees": self.trees,
+            "optimizers": self.optimizers,
+            "parts": self.parts,
+        }
+
+    @staticmethod
+    def from_state(run: Run, state: Mapping[str, Any], asks: Part) -> Snapshot:
+        """The inverse, checked; raises CheckpointError."""
+        subnetwork = subnetwork_from(run.network, state["subnetwork"])
+        check_values(run, subnetwork, state)
+        prepared(run, state["parts"], asks)
+        return Snapshot(subnetwork, list(state["trees"]), list(state["optimizers"]), dict(state["parts"]), asks)
+
+
+def load_values(run: Run, trees: Sequence[Mapping[str, Any]], optimizers: Sequence[Mapping[str, Any]]) -> None:
+    """Weights, buffers and moments, where all has the right size."""
+    ours, names = run.followers, parameter_names(run.network.model)
+    for tree, saved in zip(ours[0], trees, strict=True):
+        load_tree(tree, saved)
+    for optimizer, saved in zip(ours[1], optimizers, strict=True):
+        load_optimizer(optimizer, names, saved)
+
+
+def check_values(run: Run, subnetwork: SubNetwork, state: Mapping[str, Any]) -> None:
+    """Refuse tensors or optimizers that are not those of a sub-network of this run."""
+    network, (trees, optimizers) = run.network, run.followers
+    if len(state["trees"]) != len(trees) or len(state["optimizers"]) != len(optimizers):
+        raise CheckpointError(
+            "the run that was saved has other averaged copies or optimizers",
+            expected=f"{len(trees) - 1} and {len(optimizers)}, as attached",
+            found=f"{len(state['trees']) - 1} and {len(state['optimizers'])}",
+        )
+    prefixes = ["" if averaged(tree) is tree else "module." for tree in trees]
+    copies = [(prefix, saved["state"]) for prefix, saved in zip(prefixes, state["trees"], strict=True)]
+    averages = [part["network"] for part in state["parts"].values() if part.get("network") is not None]
+    copies += [("module.", average["state"]) for average in averages]
+    factors = factors_in(network, list(state["trees"][0]["state"]))
+    for prefix, tensors in copies:
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        plain = {n: t for n, t in own.items() if n.rpartition(".")[0] not in factors or not n.endswith(FACTOR)}
+        check_tensors(plain, network, subnetwork)
+    names = parameter_names(network.model)
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        check_optimizer(optimizer, names, saved, whole=False)
+
+
+class _Plan:
+    """Everything that is to be done, read and checked before the first of it is done."""
+
+    def __init__(self, run: Run, state: Mapping[str, Any]):
+        self.run, self.state, network = run, state, run.network
+        check_same_run(run, state)
+        self.current = subnetwork_from(network, state["current"])
+        self.history = [(int(epoch), subnetwork_from(network, data)) for epoch, data in state["history"]]
+        self.progress = {key: int(state["progress"][key]) for key in ("epoch", "steps", "usual")}
+        self.ended = bool(state["progress"]["ended"])
+        self.factors = factors_in(network, list(state["trees"][0]["state"]))
+        check_values(run, self.current, state)
+        self.parts = prepared(run, state["parts"])
+        self.initial = {str(name): (float(mean), float(std)) for name, (mean, std) in state["initial"].items()}
+        ours, theirs = (
+            {name: (tensor.shape, tensor.dtype) for name, tensor in constants.items()}
+            for constants in (network.constants, state["constants"])
+        )
+        if ours != theirs:
+            raise CheckpointError(
+                "the run that was saved had other parameters frozen",
+                expected="the same requires_grad as when it was attached",
+            )
+
+    def carry_out(self) -> None:
+        """Bring the run to the state."""
+        run, network = self.run, self.run.network
+        run.close()
+        run.history, run.ended, network.initial = self.history, self.ended, self.initial
+        with torch.no_grad():
+            for name, value in self.state["constants"].items():
+                network.constants[name].copy_(value)
+        bring_to(run, self.current, self.factors)
+        load_values(run, self.state["trees"], self.state["optimizers"])
+        for load in self.parts:
+            load()
+        run.state_was_loaded(**self.progress)
+
+
+def _short(value: object) -> str:
+    """A hash is told by its beginning."""
+    text = str(value)
+    return text[:12] if len(text) == 64 and " " not in text else text

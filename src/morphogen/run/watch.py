@@ -1,0 +1,135 @@
+"""What a run notices of the loop around it: epochs out of order, steps that never come, weights that others move."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+
+PROBES = 3
+"""Parameters whose values are looked at, the smallest there are."""
+
+
+class Watch:
+    """The epochs and steps of one run.
+
+    Attributes:
+        epoch: the one at work, -1 before the first.
+        steps: taken in it so far.
+        usual: steps of the last whole epoch, 0 before there is one.
+    """
+
+    def __init__(self, model: nn.Module, epochs: int, hooked: bool):
+        self._model, self._epochs, self._hooked = model, epochs, hooked
+        self.epoch, self.steps, self.usual = -1, 0, 0
+        self._anew, self._wrong = True, False
+        self._probes: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def state_was_loaded(self) -> None:
+        """The next epoch may be any."""
+        self._anew = True
+
+    def checked(self, epoch: Any, expected: int, told: int | None, *, matters: bool) -> int:
+        """The number of an epoch that begins.
+
+        Args:
+            epoch: as the loop gives it.
+            expected: the one that follows the present one.
+            told: steps of the present epoch, as far as `attach` was told.
+            matters: whether a part reckons with them.
+
+        Raises:
+            ConfigError: no whole number from 0; an epoch again, or an earlier one, without a state that was loaded;
+                the epoch before was trained by an optimizer that the run does not know.
+        """
+        number = _whole(epoch)
+        if not self._anew:
+            self._check_training()
+            self._check_order(number, expected)
+            if number == expected and self.steps:
+                self._wrong = told != self.steps
+                self.usual = self.steps
+                if matters:
+                    self._check_steps(told)
+        if number >= self._epochs > self.epoch:
+            warnings.warn(
+                f"epoch {number} is beyond the run's {self._epochs} epochs, counted from 0; the network stays as it is "
+                "(attach(..., epochs=...) sets the length)",
+                stacklevel=4,
+            )
+        return number
+
+    def begun(self, epoch: int) -> None:
+        """An epoch begins."""
+        self.epoch, self.steps, self._anew = epoch, 0, False
+        small = sorted((p for p in self._model.parameters() if p.requires_grad and p.numel()), key=torch.numel)
+        self._probes = [(p, p.detach().clone()) for p in small[:PROBES]]
+
+    def begins_step(self) -> None:
+        """Raise ConfigError where no epoch has begun."""
+        if self.epoch < 0:
+            raise ConfigError(
+                "a step is taken, and no epoch has begun",
+                expected="run.begin_epoch(epoch) before the first batch of every epoch",
+            )
+
+    def is_last_step(self, told: int | None) -> bool:
+        """Whether the run's last step is over, as far as `attach` or the epoch before say how many there are."""
+        expected = self.usual if told is None or self._wrong else told
+        return self.epoch == self._epochs - 1 and self.steps == expected
+
+    def _check_order(self, number: int, expected: int) -> None:
+        if number == expected or (number == self.epoch and not self.steps):
+            return
+        if number <= self.epoch:
+            raise ConfigError(
+                f"epoch {number} begins again" if number == self.epoch else "epochs go back",
+                expected=f"run.begin_epoch({expected}), once for each epoch",
+                found=f"run.begin_epoch({number}) after epoch {self.epoch}, which took {self.steps} steps",
+                todo="To go back, load a state first: run.load_state_dict(...) or model.load_state_dict(...)",
+            )
+        warnings.warn(
+            f"epoch {number} begins after epoch {self.epoch}; call run.begin_epoch(epoch) for each epoch between, "
+            "or its stages are left out",
+            stacklevel=5,
+        )
+
+    def _check_training(self) -> None:
+        """Somebody else's optimizer: what enters would be in none."""
+        if self.steps or not any(p.shape == was.shape and not torch.equal(p, was) for p, was in self._probes):
+            return
+        where = f"epoch {self.epoch}"
+        found = "weights changed, and no optimizer given to attach took a step"
+        if not any(parameter.grad is not None for parameter in self._model.parameters()):
+            warnings.warn(f"{where}: {found}", stacklevel=5)
+            return
+        ours = "attach(model, optimizer, ...) with the optimizer that the loop uses, after it is made"
+        raise ConfigError(
+            "the model was trained behind the run's back",
+            where=where,
+            expected=ours if self._hooked else f"run.end_step() after every optimizer step, and {ours}",
+            found=found,
+        )
+
+    def _check_steps(self, told: int | None) -> None:
+        if told is not None and abs(self.steps - told) > max(1, told // 10):
+            warnings.warn(
+                f"epoch {self.epoch} had {self.steps} steps, and the run reckons with {told}; give "
+                f"attach(..., steps_per_epoch={self.steps})",
+                stacklevel=5,
+            )
+
+
+def _whole(epoch: Any) -> int:
+    try:
+        number = -1 if isinstance(epoch, bool) else operator.index(epoch)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ConfigError("epoch out of range", expected="a whole number, counted from 0", found=repr(epoch))
+    return number

@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 import morphogen
 from morphogen.methods import build_method
+from morphogen.parts import Search
 from morphogen.timing import StepClock
 from morphogen.train import loop
 from morphogen.train.config import Recipe
@@ -291,22 +292,22 @@ def plain_loop(method: morphogen.Method, recipe: Recipe) -> Outcome:
         probe=morphogen.Probe(loss_of, batches[:2]),
         batch_size=16,
     )
+    seen = list[torch.Tensor]()
+    model.register_forward_pre_hook(lambda model, args: seen.append(args[0]))  # behind the run's own
     epoch = 0
     while epoch < recipe.epochs:
         run.begin_epoch(epoch)
         for images, labels in batches:
-            resized = run.begin_step(images)
-            loss = loss_of(resized, labels)
+            loss = loss_of(images, labels)
             optimizer.zero_grad()
             run.penalised(loss).backward()
             optimizer.step()
-            run.end_step()
             average.update_parameters(model)
             losses.append(loss.item())
-            counts.append(f"epoch {epoch}: {'x'.join(map(str, resized.shape))}")
+            counts.append(f"epoch {epoch}: {'x'.join(map(str, seen[-1].shape))}")
         epoch = run.next_epoch(epoch)
-    run.end()
-    searches = [found.record() for found in run.searches]
+    search = run.part(Search)
+    searches = [] if search is None else [found.record() for found in search.searches]
     return Outcome(model, optimizer, [average], losses, run.history, searches, {"steps": in_a_row(counts)}, {})
 
 

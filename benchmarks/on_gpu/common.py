@@ -131,8 +131,8 @@ def check_carried(
     new, layouts, compared = net.current, net.structure.tensors, 0
     masks = net.structure.alive_mask(old), net.structure.alive_mask(new)
     changed, present = map_tensors(net, old, new), net.structure.present(new)
-    for key in before:
-        name, was = key.partition("/")[0], before[key]
+    for key, value in before.items():
+        name, was = key.partition("/")[0], value
         if name not in present or (name in changed and changed[name].regrids):
             continue
         assert key in after, f"{key} is lost"

@@ -115,19 +115,21 @@ def prunetrain(bench: Bench) -> dict[str, Any]:
 def resumed(bench: Bench) -> dict[str, Any]:
     """Through a checkpoint's file, with random numbers of the device in use (dropout, erasing)."""
     recipe = recipe_of(bench, precision="bfloat16", erasing=0.2, model="resnet8(width=8)")
+
+    def begun(checkpoints: Checkpoints | None = None) -> Run:
+        return Run(recipe, data_of(recipe), build_method(GROWTH), GROWTH, bench.seed, checkpoints=checkpoints)
+
     with deterministic(), tempfile.TemporaryDirectory() as folder:
         ends = []
         for stop in (False, True):
-            run = Run(recipe, data_of(recipe), build_method(GROWTH), GROWTH, bench.seed)
+            run = begun(Checkpoints(Path(folder), every=0) if stop else None)
             for number, _ in enumerate(run.epochs()):
                 if stop and number == 1:
                     break
             if stop:
-                checkpoints = Checkpoints(Path(folder))
-                checkpoints.save(2, 0, run.state_dict())
-                state = checkpoints.latest()
+                state = Checkpoints(Path(folder)).latest()
                 assert state is not None
-                run = Run(recipe, data_of(recipe), build_method(GROWTH), GROWTH, bench.seed)
+                run = begun()
                 run.load_state_dict(state)
                 for _ in run.epochs():
                     pass

@@ -28,6 +28,8 @@ def compiled(model: nn.Module, *, graphs: bool) -> nn.Module:
     config.recompile_limit += ROOM
     config.accumulated_recompile_limit += ROOM
     config.fail_on_recompile_limit_hit = True
+    # Parameters stay the same objects when they change size; without this, torch 2.11 takes them for unchanged.
+    config.skip_tensor_guards_with_matching_dict_tags = False
     return cast(nn.Module, torch.compile(model, dynamic=False, mode="reduce-overhead" if graphs else None))
 
 

@@ -52,7 +52,7 @@ def sgd(model: nn.Module, **settings: Any) -> Optimizer:
 
 
 def train_epoch(
-    run: morphogen.Attached,
+    run: morphogen.Run,
     optimizer: Optimizer,
     data: Iterable[tuple[torch.Tensor, torch.Tensor]],
     epoch: int,
@@ -74,21 +74,18 @@ def train_epoch(
     """
     run.begin_epoch(epoch)
     called, losses = model or run.network.model, []
-    for step, (whole, labels) in enumerate(data):
+    for step, (images, labels) in enumerate(data):
         before(step)
-        images = run.begin_step(whole)
-        assert images is not None
         optimizer.zero_grad()
         with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
             loss = F.cross_entropy(called(images), labels)
         run.penalised(loss).backward()
         optimizer.step()
-        run.end_step()
         losses.append(loss.detach())
     return losses
 
 
-def train(run: morphogen.Attached, optimizer: Optimizer, data: Batches, epochs: int, **settings: Any) -> float:
+def train(run: morphogen.Run, optimizer: Optimizer, data: Batches, epochs: int, **settings: Any) -> float:
     """A whole run; returns the last loss, which must be a number."""
     epoch, losses = 0, []
     while epoch < epochs:

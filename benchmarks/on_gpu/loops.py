@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import morphogen
 from morphogen.memory import StepMemory
+from morphogen.parts import Batch, Prune, Search
 from morphogen.report.plan import Training, plan
 
 from .common import (
@@ -124,8 +125,9 @@ def _pruned(bench: Bench, proximal: bool) -> dict[str, Any]:
     check_channels_last(model)
     after = sum(p.numel() for p in model.parameters())
     assert after < before, "nothing was pruned"
-    assert run.pruner is not None and run.pruner.coefficient
-    return {"loss": loss, "of the weights": after / before, "coefficient": run.pruner.coefficient}
+    prune = run.part(Prune)
+    assert prune is not None and prune.pruner.coefficient
+    return {"loss": loss, "of the weights": after / before, "coefficient": prune.pruner.coefficient}
 
 
 @check("loop: PruneTrain, penalty in the loss", 30, turn=1)
@@ -159,11 +161,12 @@ def dynamic_batch(bench: Bench) -> dict[str, Any]:
     sizes, factors = [], []
     for epoch in range(4):
         run.begin_epoch(epoch)
-        assert run.batch_size is not None and run.batching is not None
+        batch = run.part(Batch)
+        assert run.batch_size is not None and batch is not None
         sizes.append(run.batch_size)
         # The loop reads the batch after `begin_epoch`, which a second call leaves as it is.
         train_epoch(run, optimizer, batches(bench, 4, run.batch_size, side), epoch)
-        factors.append(run.batching.factor)
+        factors.append(batch.batching.factor)
     run.end()
     assert sizes[0] > first and sizes[-1] == first, sizes
     if bench.cuda:
@@ -192,7 +195,9 @@ def autoprog(bench: Bench) -> dict[str, Any]:
     )
     end = train(run, optimizer, data, 4)
     check_held(model, optimizer)
-    found = run.searches[0]
+    search = run.part(Search)
+    assert search is not None
+    found = search.searches[0]
     seconds = [candidate.seconds for candidate in found.candidates]
     assert all(0 < each < 60 for each in seconds), seconds
     return {

@@ -5,16 +5,16 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import ConfigError, TrainingError
 from .program import first_line
-from .ranks import gathered, ranks
+from .ranks import gathered
 
 
 def wrap_anew(model: nn.Module, *, searching: bool) -> None:
-    """Bring every DistributedDataParallel around a model up to date, in place; nothing in a single process.
+    """Bring every DistributedDataParallel around a model up to date, in place; nothing without a process group.
 
     A wrapper knows parameters by their sizes, and a loop that is not ours may keep it where nobody else reaches it. So
     it is looked for among all that lives, and rebuilds what it knows the way it does when it is unpickled.
@@ -27,7 +27,7 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
         ConfigError: a wrapper has a process group of its own.
         TrainingError: not all ranks have as many wrappers.
     """
-    if ranks() == 1:
+    if not (distributed.is_available() and distributed.is_initialized()):
         return
     wrappers = [found for found in _all_that_lives() if _is_around(found, model)]
     counts = gathered(len(wrappers))

@@ -97,7 +97,7 @@ class ElasticSupernet:
         torch._dynamo.config.recompile_limit += self._room
         hooks: list[Any] = [torch.compiler.disable(hook) for hook in (self._enter, self._leave)]
         self._hooks = [
-            model.register_forward_pre_hook(hooks[0], prepend=True),
+            model.register_forward_pre_hook(hooks[0]),  # behind the run's, which says what runs
             model.register_forward_hook(hooks[1], always_call=True),
         ]
 

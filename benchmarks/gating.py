@@ -33,10 +33,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import morphogen
+from morphogen.machine.timing import rounds_of
 from morphogen.pruning.gating import Gated, gated
 from morphogen.pruning.sparsity import sparse_part
 from morphogen.report.ledger import environment
-from morphogen.timing import rounds_of
 from morphogen.train.models import build_model
 
 MODELS = {"resnet20": 32, "resnet32": 32, "torchvision:resnet50": 224}

@@ -28,10 +28,10 @@ import torch
 from torch import nn
 
 import morphogen
+from morphogen.machine.timing import now, rounds_of
 from morphogen.pruning.lasso import Step
 from morphogen.pruning.sparsity import sparse_part
 from morphogen.report.ledger import environment
-from morphogen.timing import now, rounds_of
 from morphogen.train.models import build_model
 
 COEFFICIENT = 1e-8

@@ -35,9 +35,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import morphogen
+from morphogen.machine.timing import StepClock
 from morphogen.methods import build_method
 from morphogen.parts import Search
-from morphogen.timing import StepClock
 from morphogen.train import loop
 from morphogen.train.config import Recipe
 from morphogen.train.loop import Run

@@ -12,8 +12,8 @@ from timm.models.volo import VOLO
 from torch import nn
 
 import morphogen
-from morphogen.bypass import Bypass
-from morphogen.fake import FakeModel
+from morphogen.dense.bypass import Bypass
+from morphogen.dense.fake import FakeModel
 
 
 class Plain(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import morphogen
+from morphogen.machine.timing import StepClock
 from morphogen.report.outcome import saved_schedule
-from morphogen.timing import StepClock
 
 from nets import Block, Tower, image
 

@@ -15,8 +15,8 @@ from torch import nn
 
 import morphogen
 from morphogen import cli
+from morphogen.dense.fake import FakeModel
 from morphogen.errors import MorphogenError
-from morphogen.fake import FakeModel
 from morphogen.methods import METHODS, build_method
 from morphogen.train import loop
 from morphogen.train.loop import Run

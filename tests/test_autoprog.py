@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import morphogen
+from morphogen.dense.subnet import contains
 from morphogen.report.outcome import predicted_speedup, saved_schedule
+from morphogen.run.values import Snapshot
 from morphogen.search.measure import search
-from morphogen.snapshot import Snapshot
-from morphogen.subnet import contains
 
 from checks import assert_optimizer_holds_model, assert_survivors_equal, snapshot
 from nets import Block, DropPath, Tower, image

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import morphogen
-from morphogen.bypass import Bypass
+from morphogen.dense.bypass import Bypass
 
 from checks import (
     assert_unchanged,

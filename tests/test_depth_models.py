@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import morphogen
-from morphogen.bypass import Bypass
+from morphogen.dense.bypass import Bypass
 
 from nets import Numbered, Stacked, Tower, deit, image, small
 

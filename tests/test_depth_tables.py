@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import morphogen
-from morphogen.depth import interpolated, nested, originals, stacked
+from morphogen.dense.depth import interpolated, nested, originals, stacked
 
 from checks import (
     perturb,

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import morphogen
-from morphogen.depth import interpolated
-from morphogen.morph.tensors import map_tensors
+from morphogen.dense.depth import interpolated
+from morphogen.dense.subnet import contains
+from morphogen.morphing.tensors import map_tensors
 from morphogen.schedule.linear import linear_ratios
 from morphogen.schedule.space import growth_space
-from morphogen.subnet import contains
 
 from checks import assert_unchanged, perturb, snapshot
 from nets import Tower

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import morphogen
-from morphogen.fake import tensor_named
+from morphogen.dense.fake import tensor_named
 from morphogen.graph.axes import reshape
 from morphogen.graph.counting import Counting
 from morphogen.graph.numbers import Attribute, Dim, Number

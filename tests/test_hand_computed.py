@@ -3,7 +3,7 @@
 import pytest
 
 import morphogen
-from morphogen.report.flops import cost
+from morphogen.cost.flops import cost
 
 from nets import Concat, Grouped, Plain, Residual, SqueezeExcite, image
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from morphogen.errors import ConfigError
-from morphogen.resize import RESIZINGS, low_frequency, resized
+from morphogen.parts.resizing import RESIZINGS, low_frequency, resized
 from morphogen.schedule.stages import Regularisation
 from morphogen.train.augment import rand_augment
 from morphogen.train.images import read_random_crop

@@ -14,14 +14,14 @@ from torchvision.transforms import v2
 from morphogen.cli import main
 from morphogen.errors import ConfigError
 from morphogen.train.images import MapCrops
-from morphogen.train.label_maps import About, LabelMaps, image_names
-from morphogen.train.teacher import class_map, load_teacher, make_label_maps, top_scores
-from morphogen.train.token_labels import (
+from morphogen.train.token_labels.label_maps import About, LabelMaps, image_names
+from morphogen.train.token_labels.objective import (
     predict,
     token_label_loss,
     token_targets,
     with_true_labels,
 )
+from morphogen.train.token_labels.teacher import class_map, load_teacher, make_label_maps, top_scores
 
 from batches import crops
 from nets import teacher, tiny_volo

@@ -10,8 +10,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import morphogen
+from morphogen.cost.memory import Allocations, StepMemory, bytes_of, kept_tensors
 from morphogen.errors import ConfigError
-from morphogen.memory import Allocations, StepMemory, bytes_of, kept_tensors
 from morphogen.train.cifar_resnet import CIFAR_RESNETS
 
 from nets import Tower, image, small

@@ -9,12 +9,12 @@ from torch import nn
 
 import morphogen
 from morphogen import batching
-from morphogen.batching import Batching
 from morphogen.cli import main
+from morphogen.cost.flops import cost
+from morphogen.cost.memory import StepMemory
 from morphogen.errors import ConfigError
-from morphogen.memory import StepMemory
 from morphogen.methods import build_method
-from morphogen.report.flops import cost
+from morphogen.parts.batching import Batching
 from morphogen.schedule.mini_batch import MiniBatch, step_sizes
 from morphogen.train.config import Recipe
 from morphogen.train.loop import Run

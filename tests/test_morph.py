@@ -12,8 +12,8 @@ from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import morphogen
-from morphogen.fake import FakeModel
-from morphogen.morph import commit
+from morphogen.dense.fake import FakeModel
+from morphogen.morphing import commit
 
 from checks import (
     assert_equals_masked_dense,

@@ -11,20 +11,20 @@ from torch.nn import functional as F
 
 import morphogen
 from morphogen.cli import main
+from morphogen.cost.flops import cost
+from morphogen.cost.memory import Allocations, bytes_of, kept_tensors
 from morphogen.errors import ConfigError
-from morphogen.memory import Allocations, bytes_of, kept_tensors
 from morphogen.methods import AutoProg, Dense, GrowThenPrune, Method, NetworkExpansion, Prog, PruneTrain
+from morphogen.plan import Supply, Training, plan
+from morphogen.plan.channels import rounded_up
+from morphogen.plan.operations import Operations, divide
+from morphogen.plan.paths import keeps_momentum, spans_if
+from morphogen.plan.predict import Part, predict, step_with_data
+from morphogen.plan.reasons import Findings, Rounded, reasons
+from morphogen.plan.show import duration, stage_rows, told, total, width_rows
+from morphogen.plan.steps import Bench, StepCost
+from morphogen.plan.widths import SHARES, SPREAD, PrunedCost, pruned, recommend
 from morphogen.pruning.sparsity import sparse_part
-from morphogen.report.flops import cost
-from morphogen.report.plan import Supply, Training, plan
-from morphogen.report.plan.channels import rounded_up
-from morphogen.report.plan.operations import Operations, divide
-from morphogen.report.plan.paths import keeps_momentum, spans_if
-from morphogen.report.plan.predict import Part, predict, step_with_data
-from morphogen.report.plan.reasons import Findings, Rounded, reasons
-from morphogen.report.plan.show import duration, stage_rows, told, total, width_rows
-from morphogen.report.plan.steps import Bench, StepCost
-from morphogen.report.plan.widths import SHARES, SPREAD, PrunedCost, pruned, recommend
 from morphogen.schedule.stages import Stage
 from morphogen.train.models import build_model
 

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from morphogen import ranks, timing
 from morphogen.cli import main
 from morphogen.errors import CheckpointError, ConfigError, TrainingError
+from morphogen.machine.parallel import wrap_anew
 from morphogen.methods import Dense
-from morphogen.parallel import wrap_anew
 from morphogen.search.measure import _agreed
 from morphogen.train import distributed
 from morphogen.train.checkpoint import Checkpoints

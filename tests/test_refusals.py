@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 from torch.utils.checkpoint import checkpoint
 
 import morphogen
-from morphogen.fake import as_call, tensor_named
+from morphogen.dense.fake import as_call, tensor_named
 
 from checks import assert_equals_masked_dense, assert_same, snapshot
 from nets import Tower, image

@@ -8,11 +8,11 @@ from torch import nn
 from torch._subclasses import FakeTensor
 
 import morphogen
+from morphogen.dense.subnet import SubNetwork
 from morphogen.errors import ConfigError, DivergedError
 from morphogen.methods import build_method
 from morphogen.schedule.revision import halfway, revised
 from morphogen.schedule.stages import Stage
-from morphogen.subnet import SubNetwork
 from morphogen.train.config import Recipe
 from morphogen.train.loop import Run
 from morphogen.train.sources import load_data

@@ -9,17 +9,17 @@ from torch import nn
 
 import morphogen
 from morphogen.cli import main
+from morphogen.cost.communication import WORKERS, all_reduce, run_bytes
+from morphogen.cost.flops import cost
+from morphogen.dense.subnet import SubNetwork
 from morphogen.errors import ConfigError
 from morphogen.methods import Dense, PruneTrain
-from morphogen.morph.commit import morph
-from morphogen.report.communication import WORKERS, all_reduce, run_bytes
-from morphogen.report.flops import cost
+from morphogen.morphing.commit import morph
 from morphogen.report.savings.over_epochs import draw_memory
 from morphogen.report.savings.rows import saving_rows
 from morphogen.report.savings.shares import bytes_of_a_step, bytes_of_an_epoch, flops_of_a_step
 from morphogen.report.savings.write import PICTURES, draw_savings
 from morphogen.report.sparsity import densities, mapped_layers, output_maxima
-from morphogen.subnet import SubNetwork
 from morphogen.train.cifar_resnet import CIFAR_RESNETS
 from morphogen.train.config import Recipe
 from morphogen.train.loop import Run

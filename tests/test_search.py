@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import morphogen
-from morphogen.depth import interpolated
+from morphogen.dense.depth import interpolated
+from morphogen.parts.resizing import resized
 from morphogen.report.searches import draw_searches, search_rows
-from morphogen.resize import resized
 from morphogen.schedule.linear import linear_ratios
 from morphogen.schedule.space import growth_space
 from morphogen.search.measure import search

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import morphogen
-from morphogen.depth import inserted, interpolated, stacked
+from morphogen.dense.depth import inserted, interpolated, stacked
+from morphogen.dense.subnet import contains, union
 from morphogen.schedule.linear import linear_ratios
 from morphogen.schedule.space import ListedSpace, growth_space
-from morphogen.subnet import contains, union
 
 from nets import Tower
 

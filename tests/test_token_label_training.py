@@ -14,10 +14,10 @@ from morphogen.cli import main
 from morphogen.errors import ConfigError
 from morphogen.methods import AutoProg, Dense, Prog
 from morphogen.train.config import Recipe
-from morphogen.train.label_maps import About, LabelMaps
 from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
-from morphogen.train.teacher import make_label_maps
+from morphogen.train.token_labels.label_maps import About, LabelMaps
+from morphogen.train.token_labels.teacher import make_label_maps
 
 VOLO_64 = (
     "timm.models.volo:VOLO(layers=(2, 2), embed_dims=(16, 16), num_heads=(2, 2), downsamples=(True, False),"

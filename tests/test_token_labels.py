@@ -10,9 +10,8 @@ from torchvision.datasets import ImageFolder
 
 from morphogen.errors import ConfigError
 from morphogen.train.images import MapCrops
-from morphogen.train.label_maps import About, LabelMaps, image_names
-from morphogen.train.teacher import top_scores
-from morphogen.train.token_labels import (
+from morphogen.train.token_labels.label_maps import About, LabelMaps, image_names
+from morphogen.train.token_labels.objective import (
     Predictions,
     TokenTargets,
     predict,
@@ -21,6 +20,7 @@ from morphogen.train.token_labels import (
     token_targets,
     with_true_labels,
 )
+from morphogen.train.token_labels.teacher import top_scores
 
 from batches import crops
 from nets import teacher, tiny_volo

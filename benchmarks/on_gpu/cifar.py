@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
 import morphogen
-from morphogen.report.flops import cost
+from morphogen.cost.flops import cost
 from morphogen.train.cifar_resnet import CIFAR_RESNETS
 
 from .common import need, train_epoch

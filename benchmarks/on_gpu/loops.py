@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import morphogen
-from morphogen.memory import StepMemory
+from morphogen.cost.memory import StepMemory
 from morphogen.parts import Batch, Prune, Search
-from morphogen.report.plan import Training, plan
+from morphogen.plan import Training, plan
 
 from .common import (
     Batches,

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 import morphogen
-from morphogen.memory import StepMemory
-from morphogen.report.flops import cost
+from morphogen.cost.flops import cost
+from morphogen.cost.memory import StepMemory
 from morphogen.train.compiled import compiled
 
 from .common import need

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import morphogen
-from morphogen.program import first_line
+from morphogen.errors import first_line
 
 from catalogue import build, input_shapes
 from correct import Wrong, check, checks, shake, tensors_in

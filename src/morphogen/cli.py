@@ -14,14 +14,13 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .errors import ConfigError, MorphogenError, TrainingError
-from .files import writable, write_text
+from .errors import ConfigError, MorphogenError, TrainingError, first_line
+from .machine.files import writable, write_text
+from .machine.ranks import rank
 from .methods import build_method
-from .program import first_line
-from .ranks import rank
+from .plan.show import stage_rows, told, total, width_rows
 from .report.inspect import describe
 from .report.ledger import environment
-from .report.plan.show import stage_rows, told, total, width_rows
 from .report.render import as_table, summary, write_results
 from .report.savings.rows import saving_rows
 from .report.savings.write import PICTURES, draw_savings
@@ -35,7 +34,7 @@ from .train.loop import Run
 from .train.models import build_model
 from .train.planning import plan_recipe
 from .train.sources import load_data, training_images
-from .train.teacher import load_teacher, make_label_maps
+from .train.token_labels.teacher import load_teacher, make_label_maps
 from .train.trackers import tracking
 
 EXAMPLES = {

@@ -48,3 +48,9 @@ class CheckpointError(MorphogenError):
 
 class ExportError(MorphogenError):
     """A trained network that cannot be written to a file, or a file that cannot be loaded onto a model."""
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first line of an error, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from ..errors import ExportError
-from ..fake import Example, as_call, at_least_two
-from ..files import replaced
-from ..program import first_line, silence
+from ..dense.fake import Example, as_call, at_least_two
+from ..dense.program import silence
+from ..errors import ExportError, first_line
+from ..machine.files import replaced
 from .extra import extra
 
 

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ExportError, MorphogenError, SubNetworkError
-from ..fake import Example
-from ..files import replaced
+from ..dense.fake import Example
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork
+from ..errors import ExportError, MorphogenError, SubNetworkError, first_line
 from ..graph.trace import trace
-from ..morph.commit import averaged, morph
-from ..network import Network
-from ..program import first_line
-from ..subnet import SubNetwork
+from ..machine.files import replaced
+from ..morphing.commit import averaged, morph
 from .extra import extra
 
 REBUILD = "Build the model as it was built for training, and load into it before anything else changes it"

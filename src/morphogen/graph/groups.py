@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..placement import on_cpu
-from ..subnet import FIXED, ChannelGroup, PinnedAxis, Role
+from ..dense.subnet import FIXED, ChannelGroup, PinnedAxis, Role
+from ..machine.placement import on_cpu
 from .numbers import Attribute
 from .slots import ALWAYS, Axis, Slots
 from .units import Units, solve

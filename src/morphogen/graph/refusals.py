@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from ..errors import TraceError
-from ..fake import has_own_arithmetic
-from ..program import failing_module, first_line
+from ..dense.fake import has_own_arithmetic
+from ..dense.program import failing_module
+from ..errors import TraceError, first_line
 
 WRAPPERS = {
     "DistributedDataParallel": "Trace model.module; a run's wrapper follows by itself",

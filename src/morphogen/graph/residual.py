@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..program import module_path, op_name
+from ..dense.program import module_path, op_name
 
 ADD = frozenset({"add"})
 IDEMPOTENT = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})

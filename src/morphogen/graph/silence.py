@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from ..fake import FakeModel
+from ..dense.fake import FakeModel
 
 
 def can_be_silent(

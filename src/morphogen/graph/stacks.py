@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
-from ..errors import TraceError
-from ..fake import FakeModel, quiet
-from ..program import failing_module, first_line
-from ..subnet import BlockStack, DropPath, FixedBlock, is_inside, within
+from ..dense.fake import FakeModel, quiet
+from ..dense.program import failing_module
+from ..dense.subnet import BlockStack, DropPath, FixedBlock, is_inside, within
+from ..errors import TraceError, first_line
 from .residual import Residual
 from .silence import can_be_silent
 

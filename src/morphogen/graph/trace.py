@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..errors import TraceError
-from ..fake import Example, FakeModel, as_call, at_least_two, quiet
-from ..network import Network
-from ..program import export, first_line
-from ..subnet import (
+from ..dense.fake import Example, FakeModel, as_call, at_least_two, quiet
+from ..dense.network import Network
+from ..dense.program import export
+from ..dense.subnet import (
     FIXED,
     AttributeLayout,
     BlockStack,
@@ -29,6 +28,7 @@ from ..subnet import (
     TensorLayout,
     within,
 )
+from ..errors import TraceError, first_line
 from .groups import derive_groups
 from .numbers import Attribute, Numbers
 from .refusals import cannot_export, check_model

@@ -14,10 +14,10 @@ from torch.export.graph_signature import OutputKind
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..errors import TraceError
-from ..placement import on_cpu
-from ..program import bind, first_line, module_path, op_name, output_shapes, region
-from ..subnet import Role, is_inside
+from ..dense.program import bind, module_path, op_name, output_shapes, region
+from ..dense.subnet import Role, is_inside
+from ..errors import TraceError, first_line
+from ..machine.placement import on_cpu
 from .counting import Counting
 from .groups import TracedTensor
 from .numbers import Attribute, Dim, Numbers

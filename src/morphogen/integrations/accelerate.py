@@ -10,7 +10,7 @@ from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from ..errors import CheckpointError, ConfigError
-from ..files import replaced
+from ..machine.files import replaced
 from ..run.run import Run
 
 FILE = "morphogen.pt"

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from ..dense.fake import Example
 from ..errors import ConfigError
-from ..fake import Example
 from ..methods import Method
 from ..parts import Batch, Search
 from ..run.assembly import Assembly

@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
+from ..dense.fake import Example
 from ..errors import CheckpointError, ConfigError
-from ..fake import Example
 from ..methods import Method
 from ..parts import Prune
 from ..run.assembly import Assembly

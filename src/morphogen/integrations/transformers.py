@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
+from ..dense.fake import Example
 from ..errors import CheckpointError, ConfigError
-from ..fake import Example
-from ..files import replaced
+from ..machine.files import replaced
 from ..methods import Method
 from ..parts import Prune
 from ..run.attach import attach

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..depth import interpolated
+from ..dense.depth import interpolated
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork, union
 from ..errors import ConfigError
-from ..morph.entry import DepthOperator, depth_named
-from ..network import Network
+from ..morphing.entry import DepthOperator, depth_named
 from ..parts import Regularise, Resize, Search
 from ..run.part import Part
 from ..schedule.adaptive import adaptive_regularisation, check_adaptive
 from ..schedule.linear import equal_starts, linear_ratios
 from ..schedule.space import LEVELS, GrowthSpace, ListedSpace, check_dimensions, growth_space
 from ..schedule.stages import Regularisation, Stage
-from ..subnet import SubNetwork, union
 from .method import Method, average_for
 
 

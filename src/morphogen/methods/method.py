@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from ..dense.network import Network
 from ..errors import ConfigError
-from ..morph.entry import DepthOperator, depth_named
-from ..network import Network
+from ..morphing.entry import DepthOperator, depth_named
 from ..parts import Average
 from ..run.part import Part
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..dense.network import Network
 from ..errors import ConfigError
-from ..morph.entry import DepthOperator, depth_named
-from ..network import Network
+from ..morphing.entry import DepthOperator, depth_named
 from ..parts import Grow, Regularise, Resize
 from ..run.part import Part
 from ..schedule.adaptive import adaptive_regularisation, check_adaptive

@@ -6,9 +6,9 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..dense.network import Network
 from ..errors import ConfigError
-from ..morph.growth import GrowthOperator
-from ..network import Network
+from ..morphing.growth import GrowthOperator
 from ..parts import Grow, Prune
 from ..pruning.policy import Pruning
 from ..run.part import Part

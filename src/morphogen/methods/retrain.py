@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..dense.network import Network
 from ..errors import ConfigError, SubNetworkError
-from ..network import Network
 from ..parts import Grow, Regularise, Resize
 from ..run.part import Part
 from ..schedule.saved import SavedSchedule

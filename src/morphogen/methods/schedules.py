@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+from ..dense.network import Network
 from ..errors import ConfigError
-from ..morph.entry import DepthOperator, depth_named
-from ..morph.growth import GrowthOperator
-from ..network import Network
+from ..morphing.entry import DepthOperator, depth_named
+from ..morphing.growth import GrowthOperator
 from ..parts import Grow, Regularise, Resize
 from ..run.part import Part
 from ..schedule.growth import growth

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..depth import stacked
-from ..morph.entry import Entry, depth_operator
+from ..dense.depth import stacked
+from ..morphing.entry import Entry, depth_operator
 from .reset import BEGIN
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..morph.growth import Gap, operator
-from ..morph.tensors import like
+from ..morphing.growth import Gap, operator
+from ..morphing.tensors import like
 from .random import he, random
 from .reset import reset
 

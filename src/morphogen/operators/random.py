@@ -6,8 +6,8 @@ from math import sqrt
 
 import torch
 
-from ..morph.growth import Gap, operator
-from ..morph.tensors import like
+from ..morphing.growth import Gap, operator
+from ..morphing.tensors import like
 from .reset import reset
 
 

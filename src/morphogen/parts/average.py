@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..momentum import Momentum, MomentumNetwork
-from ..morph.entry import depth_named
+from ..dense.subnet import SubNetwork
+from ..morphing.entry import depth_named
 from ..run.part import Part
-from ..snapshot import momentum_from, momentum_state
-from ..subnet import SubNetwork
+from ..run.values import momentum_from, momentum_state
+from .momentum import Momentum, MomentumNetwork
 
 
 class Average(Part):

@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from ..batching import Batching
+from ..cost.memory import kept_tensors
+from ..dense.subnet import SubNetwork
 from ..errors import CheckpointError, ConfigError
-from ..memory import kept_tensors
 from ..run.images import images_in
 from ..run.part import Call, Part
 from ..run.run import Run
 from ..schedule.mini_batch import MiniBatch
-from ..subnet import SubNetwork
+from .batching import Batching
 
 
 class Batch(Part):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from ..morph.entry import DepthOperator, depth_named
-from ..morph.growth import GrowthOperator, named
-from ..network import Network
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork
+from ..morphing.entry import DepthOperator, depth_named
+from ..morphing.growth import GrowthOperator, named
 from ..run.assembly import distinct
 from ..run.part import Part
 from ..schedule.revision import revised
 from ..schedule.stages import Stage
-from ..subnet import SubNetwork
 
 Schedule = Callable[[Network, int], Sequence[Stage]]
 """A network and a number of epochs to the stages of a run, the first at epoch 0, in order."""

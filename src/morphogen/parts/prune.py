@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
-from ..network import Network
+from ..machine.ranks import decided
 from ..pruning.policy import Pruning
 from ..pruning.pruner import Pruner
-from ..ranks import decided
 from ..run.part import Part
 from ..run.run import Run
-from ..subnet import SubNetwork
 
 
 class Prune(Part):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from ..network import Network
+from ..dense.network import Network
 from ..run.part import Part
 from ..schedule.stages import Regularisation
 

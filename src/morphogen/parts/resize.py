@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from ..dense.network import Network
 from ..errors import ConfigError
-from ..network import Network
-from ..resize import check_resizing, resized
 from ..run.images import images_in, with_images
 from ..run.part import Call, Part
 from ..run.run import Run
+from .resizing import check_resizing, resized
 
 
 class Resize(Part):

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork
 from ..errors import CheckpointError, ConfigError
-from ..morph.entry import DepthOperator, depth_named
-from ..morph.optimizer import begin_together
-from ..morph.rezero import fold_factors
-from ..network import Network
+from ..morphing.entry import DepthOperator, depth_named
+from ..morphing.optimizer import begin_together
+from ..morphing.rezero import fold_factors
 from ..run.assembly import distinct
 from ..run.part import Call, Part
 from ..run.run import Run
@@ -18,7 +19,6 @@ from ..run.state import Snapshot
 from ..schedule.stages import Stage
 from ..search.candidates import Found
 from ..search.searching import Searching
-from ..subnet import SubNetwork
 from .resize import Resize
 
 Continued = Callable[[Network, int, Sequence[SubNetwork]], Sequence[Stage]]

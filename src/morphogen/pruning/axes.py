@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..fake import tensor_named
-from ..network import Network
-from ..subnet import FIXED
+from ..dense.fake import tensor_named
+from ..dense.network import Network
+from ..dense.subnet import FIXED
 
 
 @dataclass(frozen=True)

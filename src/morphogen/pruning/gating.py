@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..morph.tensors import like
-from ..network import Network
+from ..dense.network import Network
+from ..morphing.tensors import like
 from .axes import channel_axes
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear

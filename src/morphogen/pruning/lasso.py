@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..fake import tensor_named
-from ..network import Network
+from ..dense.fake import tensor_named
+from ..dense.network import Network
 from .alike import Alike, alike, stacked, wide
 from .axes import ChannelAxis, channel_axes
 

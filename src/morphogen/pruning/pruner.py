@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch.optim import Optimizer
 
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork
 from ..errors import ConfigError, TrainingError
-from ..network import Network
-from ..ranks import mean
-from ..subnet import SubNetwork
+from ..machine.ranks import mean
 from .lasso import GroupLasso
 from .policy import Pruning
 from .proximal import ADAPTIVE, check_known, proximal_steps

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from ..fake import tensor_named
-from ..network import Network
-from ..subnet import FIXED, BlockStack, ChannelGroup, SubNetwork, within
+from ..dense.fake import tensor_named
+from ..dense.network import Network
+from ..dense.subnet import FIXED, BlockStack, ChannelGroup, SubNetwork, within
 from .axes import channel_axes
 
 

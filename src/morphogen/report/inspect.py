@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..cost.flops import cost
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork
 from ..errors import SubNetworkError
-from ..network import Network
-from ..subnet import SubNetwork
-from .flops import cost
 
 Row = dict[str, Any]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..timing import now
+from ..machine.timing import now
 
 TRAINING = ("step", "compile", "data", "trace", "morph", "search", "checkpoint")
 """Causes of time that training takes."""

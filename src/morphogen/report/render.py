@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ..files import write_text
+from ..machine.files import write_text
 from .records import Record, by_file_name, by_method
 from .savings.rows import saving_rows
 from .savings.write import draw_savings

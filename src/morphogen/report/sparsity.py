@@ -7,11 +7,11 @@ from math import prod
 
 import torch
 
+from ..dense.fake import tensor_named
+from ..dense.network import Network
+from ..dense.subnet import FIXED, TensorLayout
 from ..errors import ConfigError
-from ..fake import tensor_named
-from ..network import Network
 from ..pruning.axes import channel_axes
-from ..subnet import FIXED, TensorLayout
 from .ledger import LayerDensity
 
 MAPPED = 3

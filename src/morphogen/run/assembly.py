@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork, intersection
 from ..errors import ConfigError
-from ..morph.entry import DepthOperator
-from ..morph.growth import GrowthOperator
-from ..network import Network
+from ..morphing.entry import DepthOperator
+from ..morphing.growth import GrowthOperator
 from ..schedule.stages import Regularisation, Stage
-from ..subnet import SubNetwork, intersection
 from .part import Part
 
 P = TypeVar("P", bound=Part)

@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..cost.memory import StepMemory
+from ..dense.fake import Example
+from ..dense.network import Network
 from ..errors import ConfigError
-from ..fake import Example
 from ..graph.trace import trace
-from ..memory import StepMemory
-from ..morph.optimizer import check_optimizers
-from ..morph.rehearsal import rehearse
-from ..morph.tensors import map_tensors
-from ..network import Network
-from ..snapshot import parameter_names
+from ..morphing.optimizer import check_optimizers
+from ..morphing.rehearsal import rehearse
+from ..morphing.tensors import map_tensors
 from .assembly import Assembly, Policy
 from .run import Run
+from .values import parameter_names
 
 if TYPE_CHECKING:
     from ..search.candidates import Probe

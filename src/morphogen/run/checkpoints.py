@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork, within
 from ..errors import CheckpointError
-from ..network import Network
-from ..snapshot import parameter_names
-from ..subnet import SubNetwork, within
 from .state import FORMAT, bring_to, factors_in, notes_of, prepared, reading, states_of, subnetwork_from
+from .values import parameter_names
 
 if TYPE_CHECKING:
     from .run import Run

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
-from ..morph.commit import averaged
+from ..morphing.commit import averaged
 from .checkpoints import Followed, FollowedOptimizer
 from .part import Part
 

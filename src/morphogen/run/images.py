@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..network import Network
+from ..dense.network import Network
 from .part import Call
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from ..morph.entry import DepthOperator
-from ..morph.growth import GrowthOperator
-from ..network import Network
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork
+from ..morphing.entry import DepthOperator
+from ..morphing.growth import GrowthOperator
 from ..schedule.stages import Regularisation, Stage
-from ..subnet import SubNetwork
 
 if TYPE_CHECKING:
     from .run import Run

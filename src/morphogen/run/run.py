@@ -12,17 +12,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..cost.memory import StepMemory
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork, contains, intersection
 from ..errors import ConfigError
-from ..memory import StepMemory
-from ..morph.commit import Receipt, averaged, morph
-from ..morph.drop_path import lay_out_drop_path
-from ..morph.rezero import fold_factors, has_factor
-from ..network import Network
-from ..parallel import wrap_anew
-from ..ranks import check_same, spread
+from ..machine.parallel import wrap_anew
+from ..machine.ranks import check_same, spread
+from ..morphing.commit import Receipt, averaged, morph
+from ..morphing.drop_path import lay_out_drop_path
+from ..morphing.rezero import fold_factors, has_factor
 from ..schedule.revision import Option
 from ..schedule.stages import Regularisation, Stage
-from ..subnet import SubNetwork, contains, intersection
 from .assembly import Assembly, Policy
 from .hooks import Hooks
 from .part import Part

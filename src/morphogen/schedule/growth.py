@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..depth import Table, nested
+from ..dense.depth import Table, nested
+from ..dense.network import Network, round_half_up
 from ..errors import ConfigError, SubNetworkError
-from ..network import Network, round_half_up
 from .stages import Stage
 
 

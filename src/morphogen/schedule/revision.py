@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar, get_args
 
+from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
-from ..subnet import SubNetwork
 from .stages import Stage
 
 K = TypeVar("K")

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from ..dense.subnet import SubNetwork
 from ..errors import ConfigError, MorphogenError
-from ..subnet import SubNetwork
 from .stages import Stage
 
 FORMAT = "morphogen schedule 1"

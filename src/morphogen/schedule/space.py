@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..depth import Table, inserted
+from ..dense.depth import Table, inserted
+from ..dense.network import Network, round_half_up
+from ..dense.subnet import SubNetwork, contains
 from ..errors import ConfigError
-from ..network import Network, round_half_up
-from ..subnet import SubNetwork, contains
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..subnet import SubNetwork
+from ..dense.subnet import SubNetwork
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
-from ..subnet import SubNetwork
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork, contains
 from ..errors import ConfigError
-from ..network import Network
-from ..randomness import own_random
-from ..ranks import gathered
-from ..subnet import SubNetwork, contains
-from ..timing import now
+from ..machine.randomness import own_random
+from ..machine.ranks import gathered
+from ..machine.timing import now
 from .candidates import Candidate, Found, Probe, Resize, describe, no_batch
 from .score import choose, standard_errors
 from .supernet import ElasticSupernet

@@ -6,11 +6,11 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from ..dense.network import Network
+from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
-from ..network import Network
+from ..machine.timing import StepClock
 from ..schedule.stages import Stage
-from ..subnet import SubNetwork
-from ..timing import StepClock
 from .candidates import Found, Probe, Resize
 from .measure import search
 from .supernet import ElasticSupernet

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..bypass import bypass
+from ..dense.bypass import bypass
+from ..dense.fake import tensor_named
+from ..dense.network import Network, attributes_in
+from ..dense.subnet import DropPath, SubNetwork, contains, within
 from ..errors import SubNetworkError
-from ..fake import tensor_named
-from ..morph.drop_path import rates_in
-from ..morph.tensors import TensorMap, map_tensors
-from ..network import Network, attributes_in
-from ..subnet import DropPath, SubNetwork, contains, within
+from ..morphing.drop_path import rates_in
+from ..morphing.tensors import TensorMap, map_tensors
 
 
 @dataclass(frozen=True)

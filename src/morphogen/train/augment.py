@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as v2
 
-from ..resize import Size
+from ..parts.resizing import Size
 
 Augment = Callable[[Image.Image], Image.Image]
 

@@ -22,10 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from ..errors import CheckpointError, ExportError, MorphogenError
-from ..files import replaced
-from ..program import first_line
-from ..ranks import gathered, rank, ranks
+from ..errors import CheckpointError, ExportError, MorphogenError, first_line
+from ..machine.files import replaced
+from ..machine.ranks import gathered, rank, ranks
 
 FORMAT = "morphogen checkpoint 1"
 KIND = "$"

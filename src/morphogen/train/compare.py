@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from ..errors import ConfigError, MorphogenError
-from ..files import writable, write_text
+from ..errors import ConfigError, MorphogenError, first_line
+from ..machine.files import writable, write_text
 from ..methods import Dense, Method, build_method
-from ..program import first_line
+from ..plan.predict import realised
 from ..report.ledger import environment
-from ..report.plan.predict import realised
 from .config import CompareConfig, Recipe
 from .data import Data
 from .loop import Run

@@ -10,8 +10,7 @@ from typing import Literal
 
 import torch
 
-from ..errors import ConfigError
-from ..program import first_line
+from ..errors import ConfigError, first_line
 from ..schedule.revision import Option
 
 CPU = torch.device("cpu")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from ..cost.flops import Cost, cost
+from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
 from ..parts import Batch, Prune
-from ..report.flops import Cost, cost
 from ..report.ledger import StageCost
 from ..run.run import Run
-from ..subnet import SubNetwork
 
 
 class Costs:

@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import DatasetFolder
 
 from ..errors import ConfigError
-from ..ranks import rank, ranks
-from ..resize import Size, resized
+from ..machine.ranks import rank, ranks
+from ..machine.timing import now
+from ..parts.resizing import Size, resized
 from ..schedule.mini_batch import step_sizes
 from ..schedule.stages import Regularisation
-from ..timing import now
 from .augment import Augments, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
 from .config import Recipe
 from .images import CentreCrops, MapCrops, RandomCrops, Sample
-from .label_maps import LabelMaps
+from .token_labels.label_maps import LabelMaps
 
 T = TypeVar("T")
 

@@ -11,9 +11,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import ConfigError, TrainingError
-from ..program import first_line
-from ..ranks import ranks
+from ..errors import ConfigError, TrainingError, first_line
+from ..machine.ranks import ranks
 
 PATIENCE = timedelta(seconds=60)
 """After which a rank that hears nothing of another gives up."""

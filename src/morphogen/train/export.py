@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from ..errors import ExportError
+from ..dense.network import Network
+from ..errors import ExportError, first_line
 from ..export.programs import save_onnx, save_program
 from ..export.weights import restore, save
-from ..files import writable
-from ..network import Network
-from ..program import first_line
+from ..machine.files import writable
 from .config import ExportConfig
 from .models import build_model
 

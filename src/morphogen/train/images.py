@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop, v2
 
 from ..errors import ConfigError
-from ..resize import Size
+from ..parts.resizing import Size
 from .augment import Augments, seeded
-from .label_maps import ImageMaps
+from .token_labels.label_maps import ImageMaps
 
 Sample = tuple[str, int]
 """Path and label of an image."""

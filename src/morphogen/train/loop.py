@@ -16,14 +16,13 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from ..errors import CheckpointError, ConfigError, DivergedError
+from ..cost.inference import inference_speeds
+from ..errors import CheckpointError, ConfigError, DivergedError, first_line
 from ..export.weights import metadata_of
-from ..files import replaced
+from ..machine.files import replaced
+from ..machine.ranks import gathered, mean, rank, ranks, spread
 from ..methods import Method
 from ..parts import Batch, Prune, Resize, Search
-from ..program import first_line
-from ..ranks import gathered, mean, rank, ranks, spread
-from ..report.inference import inference_speeds
 from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun
 from ..report.outcome import predicted_speedup, saved_schedule
 from ..report.sparsity import densities, mapped_layers, output_maxima
@@ -41,7 +40,7 @@ from .objective import build_optimizer, check_finite, check_pairs, check_scores,
 from .own_random import OwnRandom
 from .room import warn_of_lack
 from .stepper import Stepper
-from .token_labels import check_predicts
+from .token_labels.objective import check_predicts
 
 CHECK_EVERY = 50
 """Steps between looks at the loss: often enough to stop early, seldom enough not to wait for a GPU."""

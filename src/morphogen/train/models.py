@@ -12,8 +12,7 @@ import timm
 import torchvision
 from torch import nn
 
-from ..errors import ConfigError
-from ..program import first_line
+from ..errors import ConfigError, first_line
 from ..spec import parse_call, suggest
 from .cifar_resnet import CIFAR_RESNETS
 

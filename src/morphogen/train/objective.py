@@ -10,16 +10,15 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import ConfigError, DivergedError
+from ..dense.network import Network
+from ..errors import ConfigError, DivergedError, first_line
 from ..methods import Method
-from ..network import Network
 from ..parts import Batch
-from ..program import first_line
 from ..run.assembly import Assembly
 from .config import Recipe
 from .distributed import share
 from .images import MapCrops
-from .token_labels import predict, token_grid, token_label_loss, token_targets, with_true_labels
+from .token_labels.objective import predict, token_grid, token_label_loss, token_targets, with_true_labels
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..errors import ConfigError
 from ..methods import build_method
 from ..parts import Resize
-from ..report.plan import Plan, Supply, Training, plan
+from ..plan import Plan, Supply, Training, plan
 from ..run.assembly import Assembly
 from .config import PlanConfig, Recipe
 from .data import Data, StreamData, loader_throughput

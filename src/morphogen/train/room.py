@@ -8,8 +8,8 @@ import warnings
 import torch
 
 from ..errors import ConfigError
+from ..machine.ranks import ranks
 from ..parts import Batch
-from ..ranks import ranks
 from ..run.run import Run
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder, ImageNet
 from torchvision.transforms import v2
 
-from ..errors import ConfigError
-from ..program import first_line
+from ..errors import ConfigError, first_line
 from .config import Recipe
 from .data import IN_MEMORY, Batch, Data, MemoryData, StreamData
 from .images import read_image

@@ -11,10 +11,9 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import TrainingError
+from ..errors import TrainingError, first_line
+from ..machine.ranks import ranks
 from ..parts import Search
-from ..program import first_line
-from ..ranks import ranks
 from ..run.run import Run
 from .compiled import COMPILER_ERRORS, compiled
 from .config import Recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from ...subnet import Role
+from ...dense.subnet import Role
 from ..axes import divide_groups
 from .table import Axes, Call, rule
 

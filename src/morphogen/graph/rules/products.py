@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...subnet import Role
+from ...dense.subnet import Role
 from ..slots import Axis
 from .table import Axes, Call, Value, rule
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...subnet import Role
+from ...dense.subnet import Role
 from .table import Axes, Call, Value, rule
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

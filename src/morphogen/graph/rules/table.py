@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...dense.program import rule_name
+from ...dense.subnet import Role
 from ...errors import ConfigError
-from ...program import rule_name
-from ...subnet import Role
 from ..axes import reshape
 from ..counting import Counting
 from ..numbers import Number, match

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..communication import WORKERS, run_bytes
+from ...cost.communication import WORKERS, run_bytes
 from ..records import Record, by_method
 from .rows import MODELLED
 from .shares import (

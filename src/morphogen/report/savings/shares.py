@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..communication import all_reduce, run_bytes
+from ...cost.communication import all_reduce, run_bytes
 from ..records import Record
 
 

@@ -1,0 +1,1 @@
+"""What a sub-network costs: FLOPs, memory, normalisation, communication, time of inference."""

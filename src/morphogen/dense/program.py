@@ -1,0 +1,116 @@
+"""Exported programs as plain text to read: export, op names, arguments, module paths."""
+
+from __future__ import annotations
+
+import io
+import logging
+import operator
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from torch._ops import HigherOrderOperator
+
+LOGGERS = ("export", "_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    """Export a model in the mode it is in; raises whatever its own code raises on this input."""
+    with silence(), torch.random.fork_rng(devices=[]):
+        return torch.export.export(model, args, kwargs, strict=False)
+
+
+REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "tag_activation_checkpoint")
+"""Ops that run a graph of their own on what is given behind it, and change nothing of what it computes."""
+
+
+def region(node: torch.fx.Node) -> int | None:
+    """For an op that runs a graph of its own, which of its arguments that is; None for any other."""
+    if not isinstance(node.target, HigherOrderOperator) or node.target.name() not in REGIONS:
+        return None
+    return next(i for i, arg in enumerate(node.args) if isinstance(arg, torch.fx.Node) and arg.op == "get_attr")
+
+
+def calls(module: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:
+    """The ops of a graph, and of those inside it, in order."""
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        inside = region(node)
+        if inside is None:
+            yield node
+        else:
+            yield from calls(getattr(module, node.args[inside].target))
+
+
+def op_name(target: Any) -> str:
+    """`aten.relu_.default` -> `relu`; ops of other namespaces keep theirs."""
+    if not isinstance(target, torch._ops.OpOverload):
+        plain = isinstance(target, (FunctionType, BuiltinFunctionType))  # whose text has an address in it
+        return f"{target.__module__}.{target.__name__}" if plain else str(target)
+    return rule_name(target._schema.name)
+
+
+def rule_name(text: str) -> str:
+    """The name under which an op's rule is found, from any way of writing it: `mylib::myop`, `aten.relu_.default`."""
+    namespace, _, name = text.replace("::", ".").removesuffix(".default").rpartition(".")
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return name if namespace in ("", "aten") else f"{namespace}.{name}"
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """Path of the innermost module whose forward ran this op; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next((path for path, _ in reversed(stack.values()) if path), "")
+
+
+def bind(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by the names of the op's schema, defaults filled in."""
+    bound: dict[str, Any] = {}
+    for i, argument in enumerate(target._schema.arguments):
+        if i < len(args):
+            bound[argument.name] = args[i]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value if argument.has_default_value() else None
+    return bound
+
+
+def output_shapes(node: torch.fx.Node) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the tensors an op returns."""
+    outputs = node.meta.get("val")
+    each = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    return tuple(tuple(value.shape) for value in each if isinstance(value, torch.Tensor))
+
+
+def failing_module(model: nn.Module, error: BaseException) -> str:
+    """Path of the innermost module in the traceback of an error."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    where = ""
+    frame = error.__traceback__
+    while frame is not None:
+        where = paths.get(id(frame.tb_frame.f_locals.get("self")), where) or where
+        frame = frame.tb_next
+    return where or type(model).__name__
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep PyTorch's export and fake tensors from printing what the caller gets as an exception anyway."""
+    loggers = [logging.getLogger(f"torch.{name}") for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # export prints graphs there
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

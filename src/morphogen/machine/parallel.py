@@ -1,0 +1,73 @@
+"""PyTorch's DistributedDataParallel around a model that has another size now."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import ConfigError, TrainingError, first_line
+from .ranks import gathered
+
+
+def wrap_anew(model: nn.Module, *, searching: bool) -> None:
+    """Bring every DistributedDataParallel around a model up to date, in place; nothing without a process group.
+
+    A wrapper knows parameters by their sizes, and a loop that is not ours may keep it where nobody else reaches it. So
+    it is looked for among all that lives, and rebuilds what it knows the way it does when it is unpickled.
+
+    Args:
+        model: the wrapped module, or a part of it.
+        searching: in an elastic supernet the blocks that are off get no gradient, for which wrappers then look out.
+
+    Raises:
+        ConfigError: a wrapper has a process group of its own.
+        TrainingError: not all ranks have as many wrappers.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    wrappers = [found for found in _all_that_lives() if _is_around(found, model)]
+    counts = gathered(len(wrappers))
+    if len({*counts}) > 1:
+        raise TrainingError(
+            "the ranks have wrapped the model differently",
+            where="DistributedDataParallel",
+            expected="as many wrappers around it on each rank",
+            found=f"{counts}",
+        )
+    for wrapper in wrappers:
+        _rebuild(wrapper, searching)
+
+
+def _all_that_lives() -> list[Any]:
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()  # or what a program has frozen would not be seen
+    gc.collect()  # a wrapper that nobody holds any more has no partner on another rank
+    everything = gc.get_objects()
+    if frozen:
+        gc.freeze()
+    return everything
+
+
+def _is_around(found: Any, model: nn.Module) -> bool:
+    # `isinstance` would ask objects that are none of ours what they are, which some answer by importing a library.
+    return issubclass(type(found), DistributedDataParallel) and any(part is model for part in found.modules())
+
+
+def _rebuild(wrapper: DistributedDataParallel, searching: bool) -> None:
+    # A search is over some day, and then the wrapper does again what it was told when it was made.
+    asked = vars(wrapper).setdefault("_always_finds_unused", wrapper.find_unused_parameters)
+    try:
+        state = wrapper.__getstate__()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"this wrapper cannot follow the model's size ({first_line(error)})",
+            where="DistributedDataParallel",
+            expected="the default process group",
+        ) from error
+    wrapper.__setstate__(state | {"find_unused_parameters": asked or searching})
+    hooks, wrapper._comm_hooks = wrapper._comm_hooks, []
+    for hook, of_hook in hooks:
+        wrapper.register_comm_hook(of_hook, hook)

@@ -1,0 +1,159 @@
+"""Try a sub-network out before anything is changed: does the model's code do what its traced axes say?
+
+Sizes that stand in a model's code (a view, a slice, a number of heads) do not follow a morph. The sub-network
+is therefore exported on fake tensors, and every op's output shape compared with what the axes predict; an
+output of the right shape alone would prove nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..dense.fake import at_least_two, quiet
+from ..dense.network import Network
+from ..dense.program import bind, calls, export, failing_module, module_path, op_name, output_shapes
+from ..dense.subnet import ExpectedCall, ForwardPath, SubNetwork, within
+from ..errors import MorphError, first_line
+
+SILENT = {"contiguous"}
+"""Ops that are recorded only where they do something: a single head is contiguous in any order."""
+
+WAY_OUT = "Leave the module whole: trace(..., exclude=['its path'])"
+
+
+def try_out(network: Network, target: SubNetwork) -> None:
+    """Export `target` on fake tensors and compare it with the trace; once for each sub-network.
+
+    Raises:
+        MorphError: the model's own code does not work at this size, or does something else there.
+    """
+    if target in network.fits:
+        return
+    # Where both modes run the same ops on what can change, one speaks for both.
+    different = {_fingerprint(path): path for path in network.structure.paths}
+    with torch.inference_mode(False), torch.enable_grad():
+        at_dense_resolution = replace(target, resolution=network.structure.resolution)
+        if at_dense_resolution not in network.fits:
+            fake = network.sketch(at_dense_resolution)
+            for path in different.values():
+                _compare(network, fake, path, target)
+            network.fits.add(at_dense_resolution)
+        # Blocks that run at one depth run at any: a resolution is tried with the first depth that asks for it.
+        at_dense_depth = replace(target, blocks=network.dense.blocks)
+        if target.resolution != network.structure.resolution and at_dense_depth not in network.fits:
+            _compare_outputs(network, target)
+            network.fits.add(at_dense_depth)
+    network.fits.add(target)
+
+
+def _fingerprint(path: ForwardPath) -> tuple[Any, ...]:
+    """What a forward pass does with axes that can change, the batch left out."""
+    return tuple(
+        (call.op, call.path, tuple(layout.shape[1:] for layout in call.outputs), tuple(call.sizes))
+        for call in path.calls
+        if any(axis is not None for layout in call.outputs for axis in layout.axes)
+    )
+
+
+def _compare(network: Network, fake: nn.Module, path: ForwardPath, target: SubNetwork) -> None:
+    args, kwargs = network.fake.inputs(network.structure.resolution)
+    if path.training:
+        args, kwargs = tree_map(at_least_two, (args, kwargs))
+    try:
+        with quiet(fake, training=path.training):
+            program = export(fake, args, kwargs)
+    except Exception as error:  # whatever the model's own code raises at this size
+        raise _cannot_run(fake, error) from error
+    alive, absent = network.structure.alive_mask(target), frozenset(network.structure.absent(target))
+    skipped = absent | frozenset(network.structure.layers)
+    there = (call for call in path.calls if not within(call.path, skipped) and call.op not in SILENT)
+    nodes = (
+        node
+        for node in calls(program.graph_module)
+        if op_name(node.target) not in SILENT and not within(module_path(node), skipped)
+    )
+    for expected, node in zip_longest(there, nodes):
+        if expected is None or node is None or op_name(node.target) != expected.op:
+            found = op_name(node.target) if node is not None else "the end"
+            raise MorphError(
+                "the model takes another path at this size",
+                where=(module_path(node) if node is not None else expected.path if expected is not None else "")
+                or "the model's own forward",
+                expected=expected.op if expected is not None else "the end",
+                found=found,
+                todo=WAY_OUT,
+            )
+        _compare_call(expected, node, alive)
+
+
+def _compare_call(expected: ExpectedCall, node: torch.fx.Node, alive: torch.Tensor) -> None:
+    shapes = tuple(layout.alive_shape(alive) for layout in expected.outputs)
+    if shapes != output_shapes(node):
+        raise MorphError(
+            f"{expected.op} has sizes written into the model's code",
+            where=expected.path or "the model's own forward",
+            expected=f"an output of shape {_list(shapes)}",
+            found=_list(output_shapes(node)),
+            todo=WAY_OUT,
+        )
+    if expected.sizes:
+        assert isinstance(node.target, torch._ops.OpOverload)
+        bound = bind(node.target, node.args, node.kwargs)
+        for name, layout in expected.sizes.items():
+            value = layout.value(alive)
+            found = tuple(bound[name]) if isinstance(value, tuple) else bound[name]
+            if found != value:
+                raise MorphError(
+                    f"{expected.op} is given another {name} by the model's code than its meaning asks for",
+                    where=expected.path or "the model's own forward",
+                    expected=f"{value}",
+                    found=f"{found}",
+                    todo=WAY_OUT,
+                )
+
+
+def _compare_outputs(network: Network, target: SubNetwork) -> None:
+    """At another resolution the trace says nothing of sizes in space; the dense network does."""
+    for training in {path.training for path in network.structure.paths}:
+        _compare_outputs_in(network, target, training)
+
+
+def _compare_outputs_in(network: Network, target: SubNetwork, training: bool) -> None:
+    shapes = []
+    for subnetwork in (replace(network.dense, resolution=target.resolution), target):
+        model = network.sketch(subnetwork)
+        try:
+            with quiet(model, training=training):
+                shapes.append(_shapes(network.fake.run(model, target.resolution, batch=2 if training else None)))
+        except Exception as error:  # whatever the model's own code raises at this size
+            raise _cannot_run(model, error) from error
+    if shapes[0] != shapes[1]:
+        raise MorphError(
+            "the model gives an output of another shape at this size",
+            expected=_list(shapes[0]),
+            found=_list(shapes[1]),
+            todo=WAY_OUT,
+        )
+
+
+def _shapes(output: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(leaf.shape) for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
+
+
+def _list(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return ", ".join(map(str, shapes))
+
+
+def _cannot_run(model: nn.Module, error: Exception) -> MorphError:
+    return MorphError(
+        f"the model cannot run at this size ({first_line(error)})",
+        where=failing_module(model, error),
+        expected="sizes read from the tensors, or kept by PyTorch's own layers",
+        todo=WAY_OUT,
+    )

@@ -1,0 +1,75 @@
+"""The momentum network: an exponential moving average of the weights that grown blocks are taken from."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """How fast the momentum network follows: w' = m w' + (1 - m) w after every step (AutoProg, equation 4).
+
+    Attributes:
+        decay: m, outright; None ties it to the stage's length.
+        horizon: the share of a stage's steps that the average reaches back over, m = 1 - 1 / (share x steps).
+            The papers' 0.998 and 0.99996 reach back 500 and 25,000 steps, whatever the stage.
+
+    Raises:
+        ConfigError: a decay outside [0, 1), a horizon not above 0.
+    """
+
+    decay: float | None = None
+    horizon: float = 0.1
+
+    def __post_init__(self) -> None:
+        if (self.decay is not None and not 0 <= self.decay < 1) or not 0 < self.horizon <= 1:
+            raise ConfigError(
+                "momentum out of range",
+                expected="0 <= decay < 1, 0 < horizon <= 1",
+                found=f"decay {self.decay}, horizon {self.horizon}",
+            )
+
+    def decay_over(self, steps: int) -> float:
+        """m in a stage of so many steps."""
+        return self.decay if self.decay is not None else 1 - 1 / max(1.0, self.horizon * steps)
+
+
+class MomentumNetwork(nn.Module):
+    """An averaged copy of a model: parameters and running statistics are averaged, other buffers copied.
+
+    (`torch.optim.swa_utils.AveragedModel` averages every buffer or none; an attention mask of -inf would turn NaN.)
+
+    Attributes:
+        module: the copy.
+        decay: m; set anew for each stage.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__()
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Follow the model by one step, in two fused operations."""
+        theirs, ours = (_averaged_and_copied(tree) for tree in (self.module, model))
+        torch._foreach_lerp_(theirs[0], ours[0], 1 - self.decay)
+        if theirs[1]:
+            torch._foreach_copy_(theirs[1], ours[1])
+
+
+def _averaged_and_copied(tree: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    averaged: list[torch.Tensor] = [parameter.detach() for parameter in tree.parameters()]
+    copied: list[torch.Tensor] = []
+    for module in tree.modules():
+        for buffer in module.buffers(recurse=False):
+            learned = isinstance(module, _NormBase) and buffer.is_floating_point()
+            (averaged if learned else copied).append(buffer)
+    return averaged, copied

@@ -1,0 +1,128 @@
+"""Weights, buffers and optimizer states as plain data, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import CheckpointError
+from ..parts.momentum import MomentumNetwork
+
+
+def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
+    """The names of a model's parameters."""
+    return {parameter: name for name, parameter in model.named_parameters()}
+
+
+def tree_state(tree: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
+    """The `state_dict` of a module, and the buffers that are not in it."""
+    state = tree.state_dict()
+    return {"state": state, "buffers": {name: b for name, b in tree.named_buffers() if name not in state}}
+
+
+def load_tree(tree: nn.Module, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """The inverse of `tree_state`, in place."""
+    tree.load_state_dict(state["state"])
+    buffers = dict(tree.named_buffers())
+    with torch.no_grad():
+        for name, value in state["buffers"].items():
+            buffers[name].copy_(value)
+
+
+def momentum_state(momentum: MomentumNetwork | None) -> dict[str, Any] | None:
+    """A momentum network as plain data and tensors."""
+    return None if momentum is None else {"decay": momentum.decay, **tree_state(momentum)}
+
+
+def momentum_from(state: Mapping[str, Any] | None, model: nn.Module) -> MomentumNetwork | None:
+    """The inverse; the model is at the sub-network that it had then."""
+    if state is None:
+        return None
+    momentum = MomentumNetwork(model, float(state["decay"]))
+    load_tree(momentum, state)
+    return momentum
+
+
+def optimizer_state(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+    """Settings and moments of an optimizer, by the names of its parameters: their order follows the morphs' history."""
+    return {
+        "kind": type(optimizer).__name__,
+        "groups": [
+            {
+                "parameters": [names[parameter] for parameter in group["params"]],
+                "settings": {key: value for key, value in group.items() if key not in ("params", "param_names")},
+            }
+            for group in optimizer.param_groups
+        ],
+        "state": {name: dict(optimizer.state[p]) for p, name in names.items() if p in optimizer.state},
+    }
+
+
+def load_optimizer(optimizer: Optimizer, names: Mapping[nn.Parameter, str], state: Mapping[str, Any]) -> None:
+    """The inverse, in place; the groups stay the same dictionaries, by which others know them.
+
+    Raises:
+        CheckpointError: it holds other parameters, or in other groups; nothing was changed.
+    """
+    check_optimizer(optimizer, names, state, whole=True)
+    parameters = {name: parameter for parameter, name in names.items()}
+    groups = list(optimizer.param_groups)
+    numbers: dict[str, int] = {}
+    flat: list[dict[str, Any]] = []
+    for group, saved in zip(groups, state["groups"], strict=True):
+        group["params"][:] = [parameters[name] for name in saved["parameters"]]
+        if "param_names" in group:
+            group["param_names"][:] = saved["parameters"]
+        for name in saved["parameters"]:
+            numbers[name] = len(numbers)
+        known = {"param_names": group["param_names"]} if "param_names" in group else {}
+        flat.append({**saved["settings"], **known, "params": [numbers[name] for name in saved["parameters"]]})
+    by_number = {numbers[name]: dict(entry) for name, entry in state["state"].items() if name in numbers}
+    optimizer.load_state_dict({"state": by_number, "param_groups": flat})
+    for name in numbers:  # moments lie in memory as their weights do, and keep the type they were saved with
+        parameter, entry = parameters[name], state["state"].get(name, {})
+        for key, value in entry.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                optimizer.state[parameter][key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    for group, loaded in zip(groups, optimizer.param_groups, strict=True):
+        group.update({key: value for key, value in loaded.items() if key not in ("params", "param_names")})
+    optimizer.param_groups[:] = groups
+
+
+def check_optimizer(
+    optimizer: Optimizer, names: Mapping[nn.Parameter, str], state: Mapping[str, Any], *, whole: bool
+) -> None:
+    """Refuse a state that is not this optimizer's.
+
+    Args:
+        optimizer: with its groups.
+        names: of the parameters that may be in them.
+        state: see `optimizer_state`.
+        whole: its groups must hold just what the state's do; else, no parameter may be in another group.
+
+    Raises:
+        CheckpointError: where it is.
+    """
+    kind = type(optimizer).__name__
+    if state["kind"] != kind:
+        raise CheckpointError("the optimizer is another one", expected=f"{state['kind']}, as it was saved", found=kind)
+    if len(state["groups"]) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"{kind} has other parameter groups",
+            expected=f"{len(state['groups'])}, as they were saved",
+            found=f"{len(optimizer.param_groups)}",
+        )
+    saved = {name: number for number, group in enumerate(state["groups"]) for name in group["parameters"]}
+    here = {names[p]: number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    for name in sorted(saved.keys() | here.keys()) if whole else saved.keys() & here.keys():
+        if saved.get(name) != here.get(name):
+            raise CheckpointError(
+                f"{kind} holds this parameter in another group than when it was saved",
+                where=name,
+                expected=f"group {saved[name]}" if name in saved else "no group",
+                found=f"group {here[name]}" if name in here else "none",
+            )

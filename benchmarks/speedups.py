@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from morphogen.machine.private import compilations
 from morphogen.methods import build_method
 from morphogen.report.ledger import Epoch, environment
 from morphogen.report.render import as_table
-from morphogen.train.compiled import graphs_compiled
 from morphogen.train.config import Recipe
 from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
@@ -73,9 +73,9 @@ def main() -> None:
     graphs = [0] * len(runs)
     for _ in range(options.epochs):
         for number, (_, _, epochs) in enumerate(runs):
-            before = graphs_compiled()
+            before = compilations()
             next(epochs)
-            graphs[number] += graphs_compiled() - before
+            graphs[number] += compilations() - before
     rows = [record(name, run, count) for (name, run, _), count in zip(runs, graphs, strict=True)]
     first = rows[0]["step_seconds"]
     for dense, growing in zip(rows[::2], rows[1::2], strict=True):

@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensor
 
 import morphogen
 from morphogen.errors import ConfigError, TrainingError
+from morphogen.machine.private import compilations
 from morphogen.methods import build_method
 from morphogen.train import compiled
 from morphogen.train.config import Recipe
@@ -88,23 +89,23 @@ def eager_backend(monkeypatch):
 def test_every_size_is_compiled_once(eager_backend, method):
     torch.compiler.reset()
     plain, fast = run_of(method), run_of(method, compile=True)
-    before = compiled.graphs_compiled()
+    before = compilations()
     losses(fast)
     sizes = len({subnetwork for epoch, subnetwork in fast.attached.history if epoch < 3})
-    assert compiled.graphs_compiled() - before == sizes > 1
+    assert compilations() - before == sizes > 1
     assert fast.ledger.seconds["compile"] > 0 == run_of().ledger.seconds["compile"]
     losses(plain)
     same(plain, fast)
     again = run_of(method, compile=True)
     losses(again)
-    assert compiled.graphs_compiled() - before == sizes  # sizes that were seen before
+    assert compilations() - before == sizes  # sizes that were seen before
 
 
 def test_the_limit_of_recompilations_never_falls_back_silently(eager_backend, monkeypatch):
     torch.compiler.reset()
     run = run_of(compile=True)
     monkeypatch.setattr(compiled, "ROOM", 0)
-    with compiled.config.patch(recompile_limit=1):
+    with torch._dynamo.config.patch(recompile_limit=1):
         with pytest.raises(TrainingError, match="the model cannot be compiled"):
             losses(run)
 
@@ -113,11 +114,11 @@ def test_a_search_runs_as_it_is(eager_backend):
     torch.compiler.reset()
     method = "AutoProg(ratio=0.5, stages=2, search_epochs=1)"
     vit = "timm:vit_tiny_patch16_224(img_size=16, patch_size=8, embed_dim=16, depth=4, num_heads=2)"
-    before = compiled.graphs_compiled()
+    before = compilations()
     run = run_of(method, vit, compile=True, epochs=6, images=288, optimizer="adamw", lr=1e-3)
     losses(run)
     assert len(run.ledger.searches) == 1
-    assert compiled.graphs_compiled() - before == len({s for _, s in run.attached.history[1:]})
+    assert compilations() - before == len({s for _, s in run.attached.history[1:]})
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

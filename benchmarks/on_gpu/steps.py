@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 import morphogen
 from morphogen.cost.flops import cost
 from morphogen.cost.memory import StepMemory
+from morphogen.machine.private import compiling
 from morphogen.train.compiled import compiled
 
 from .common import need
@@ -180,7 +181,8 @@ def measure(bench: Bench, name: str, *, compile_them: bool = False, only: tuple[
     side, batch = bench.pick(case.side, TOY_SIDES[name]), bench.pick(case.batch, 4)
     torch.backends.cudnn.benchmark = True
     try:
-        return _measured(bench, case, side, batch, compile_them, only)
+        with compiling(32 if compile_them else 0):
+            return _measured(bench, case, side, batch, compile_them, only)
     finally:
         torch.backends.cudnn.benchmark = False
         if compile_them:

@@ -13,9 +13,9 @@ import torch
 from torchvision.datasets import ImageFolder
 from torchvision.io import write_jpeg
 
+from morphogen.machine.private import compilations
 from morphogen.methods import build_method
 from morphogen.train.checkpoint import Checkpoints
-from morphogen.train.compiled import graphs_compiled
 from morphogen.train.config import Recipe
 from morphogen.train.data import Data, MemoryData, StreamData
 from morphogen.train.images import read_image
@@ -49,7 +49,7 @@ def trained(
 ) -> tuple[Run, dict[str, Any]]:
     """A whole run, and what is worth telling of it."""
     recipe = recipe_of(bench, **settings)
-    before = graphs_compiled()
+    before = compilations()
     run = Run(recipe, data or data_of(recipe), build_method(method), method, bench.seed)
     losses = [epoch.loss for epoch in run.epochs()]
     assert all(loss == loss for loss in losses), losses
@@ -57,7 +57,7 @@ def trained(
     check_held(run.model, run.optimizer)
     check_channels_last(run.model)
     assert run.ledger.peak_memory > 0
-    compiled = graphs_compiled() - before
+    compiled = compilations() - before
     if recipe.compile:
         sizes = len({subnetwork for epoch, subnetwork in run.attached.history if epoch < recipe.epochs})
         assert compiled == sizes, f"{compiled} compilations for {sizes} sizes"

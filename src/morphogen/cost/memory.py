@@ -9,7 +9,7 @@ the same step costs no memory and no arithmetic.
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError, first_line
+from ..machine.private import storage_key, without_step_hooks
 from ..machine.randomness import own_random
 
 
@@ -68,7 +69,7 @@ class Allocations(TorchDispatchMode):
 
     def _note(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()  # a fake storage has no address
+        key, size = storage_key(storage), storage.nbytes()  # a fake storage has no address
         if key not in self._known:
             self._known[key] = weakref.ref(storage, lambda _: self._gone(key, size))
             self.live += size
@@ -161,5 +162,5 @@ class StepMemory:
             {**group, "params": [there[name] for name in names if name in there]}
             for group, names in zip(optimizer.param_groups, groups, strict=True)
         ]
-        twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+        without_step_hooks(twin)
         return twin

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..machine.private import FakeTensorMode, without_forward_hooks
 from .program import silence
 
 Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
@@ -167,7 +166,7 @@ def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
         drop_caches(model)
         for module, _ in kept:
             module.training = training
-            module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+            without_forward_hooks(module)
         with uncompiled():
             yield
     finally:

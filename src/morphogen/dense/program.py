@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._ops import HigherOrderOperator
+
+from ..machine.private import HigherOrderOperator, OpOverload
 
 LOGGERS = ("export", "_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
 
@@ -49,7 +50,7 @@ def calls(module: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:
 
 def op_name(target: Any) -> str:
     """`aten.relu_.default` -> `relu`; ops of other namespaces keep theirs."""
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         plain = isinstance(target, (FunctionType, BuiltinFunctionType))  # whose text has an address in it
         return f"{target.__module__}.{target.__name__}" if plain else str(target)
     return rule_name(target._schema.name)
@@ -69,7 +70,7 @@ def module_path(node: torch.fx.Node) -> str:
     return next((path for path, _ in reversed(stack.values()) if path), "")
 
 
-def bind(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bind(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by the names of the op's schema, defaults filled in."""
     bound: dict[str, Any] = {}
     for i, argument in enumerate(target._schema.arguments):

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from ..dense.fake import has_own_arithmetic
 from ..dense.program import failing_module
 from ..errors import TraceError, first_line
+from ..machine.private import forward_hooks, forward_pre_hooks
 
 WRAPPERS = {
     "DistributedDataParallel": "Trace model.module; a run's wrapper follows by itself",
@@ -86,7 +87,7 @@ def _check_module(path: str, module: nn.Module) -> None:
                 expected="the plain module",
                 todo=WRAPPERS[kind.__name__],
             )
-    hooks: list[Any] = list(module._forward_pre_hooks.values())
+    hooks: list[Any] = list(forward_pre_hooks(module).values())
     for hook in hooks:
         for kind in type(hook).__mro__:
             if kind.__name__ in REWRITING_HOOKS and kind.__module__.startswith("torch."):
@@ -149,7 +150,7 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _may_change_values(module: nn.Module) -> bool:
-    return any(map(_returns, [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]))
+    return any(map(_returns, [*forward_pre_hooks(module).values(), *forward_hooks(module).values()]))
 
 
 def _returns(hook: Any) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ..dense.program import module_path, op_name
+from ..machine.private import OpOverload
 
 ADD = frozenset({"add"})
 IDEMPOTENT = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
@@ -186,7 +187,7 @@ class _Branches:
         return False
 
     def _parameters(self, node: torch.fx.Node, which: tuple[str, ...]) -> Written | None:
-        assert isinstance(node.target, torch._ops.OpOverload)
+        assert isinstance(node.target, OpOverload)
         arguments = [argument.name for argument in node.target._schema.arguments]
         given = dict(zip(arguments, node.args, strict=False)) | dict(node.kwargs)
         tensors = [given.get(name) for name in which]

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from ..dense.fake import FakeModel, quiet
 from ..dense.program import failing_module
 from ..dense.subnet import BlockStack, DropPath, FixedBlock, is_inside, within
 from ..errors import TraceError, first_line
+from ..machine.private import NormBase
 from .residual import Residual
 from .silence import can_be_silent
 
@@ -229,7 +229,7 @@ def _difference(a: _Block, b: _Block, buffers: Mapping[str, torch.Tensor]) -> st
             name = key.strip(".:")
             return f"{name} is {_short(left)} in {a.path} and {_short(right)} in {b.path}"
     for path, module in a.module.named_modules():
-        if not isinstance(module, _NormBase):  # running statistics are learned, like weights
+        if not isinstance(module, NormBase):  # running statistics are learned, like weights
             for name, _ in module.named_buffers(prefix=path, recurse=False):
                 left, right = buffers[f"{a.path}.{name}"], buffers[f"{b.path}.{name}"]
                 if left.is_meta:

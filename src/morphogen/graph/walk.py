@@ -18,6 +18,7 @@ from ..dense.program import bind, module_path, op_name, output_shapes, region
 from ..dense.subnet import Role, is_inside
 from ..errors import TraceError, first_line
 from ..machine.placement import on_cpu
+from ..machine.private import OpOverload
 from .counting import Counting
 from .groups import TracedTensor
 from .numbers import Attribute, Dim, Numbers
@@ -202,7 +203,7 @@ class _Reading:
         inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)]
         origin = _origin(inputs)
         excluded = any(is_inside(path, p) for p in walk.exclude)
-        if excluded or op not in RULES or not isinstance(node.target, torch._ops.OpOverload):
+        if excluded or op not in RULES or not isinstance(node.target, OpOverload):
             if not excluded:
                 walk.unruled.setdefault(str(node.target), path)
             for value in inputs:

@@ -9,6 +9,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError, TrainingError, first_line
+from .private import rebuild
 from .ranks import gathered
 
 
@@ -60,14 +61,10 @@ def _rebuild(wrapper: DistributedDataParallel, searching: bool) -> None:
     # A search is over some day, and then the wrapper does again what it was told when it was made.
     asked = vars(wrapper).setdefault("_always_finds_unused", wrapper.find_unused_parameters)
     try:
-        state = wrapper.__getstate__()
+        rebuild(wrapper, {"find_unused_parameters": asked or searching})
     except RuntimeError as error:
         raise ConfigError(
             f"this wrapper cannot follow the model's size ({first_line(error)})",
             where="DistributedDataParallel",
             expected="the default process group",
         ) from error
-    wrapper.__setstate__(state | {"find_unused_parameters": asked or searching})
-    hooks, wrapper._comm_hooks = wrapper._comm_hooks, []
-    for hook, of_hook in hooks:
-        wrapper.register_comm_hook(of_hook, hook)

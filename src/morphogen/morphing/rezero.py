@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..machine.private import forward_hooks
 from .optimizer import remove
 
 FACTOR = "rezero"
@@ -62,8 +63,8 @@ def fold_factors(trees: Iterable[nn.Module], optimizers: Iterable[Optimizer]) ->
                 gone.add(id(tensor))
         del layer._parameters[FACTOR]
         undo.append(partial(layer.register_parameter, FACTOR, factor))
-        (key,) = (key for key, hook in layer._forward_hooks.items() if hook is _scale)
-        del layer._forward_hooks[key]
+        (key,) = (key for key, hook in forward_hooks(layer).items() if hook is _scale)
+        del forward_hooks(layer)[key]
         undo.append(partial(layer.register_forward_hook, _scale))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -84,4 +85,4 @@ def fold_factors(trees: Iterable[nn.Module], optimizers: Iterable[Optimizer]) ->
 
 def has_factor(layer: nn.Module) -> bool:
     """Whether a layer's output is scaled by a factor of ours."""
-    return _scale in layer._forward_hooks.values()
+    return _scale in forward_hooks(layer).values()

@@ -20,6 +20,7 @@ from ..dense.network import Network
 from ..dense.program import bind, calls, export, failing_module, module_path, op_name, output_shapes
 from ..dense.subnet import ExpectedCall, ForwardPath, SubNetwork, within
 from ..errors import MorphError, first_line
+from ..machine.private import OpOverload
 
 SILENT = {"contiguous"}
 """Ops that are recorded only where they do something: a single head is contiguous in any order."""
@@ -103,7 +104,7 @@ def _compare_call(expected: ExpectedCall, node: torch.fx.Node, alive: torch.Tens
             todo=WAY_OUT,
         )
     if expected.sizes:
-        assert isinstance(node.target, torch._ops.OpOverload)
+        assert isinstance(node.target, OpOverload)
         bound = bind(node.target, node.args, node.kwargs)
         for name, layout in expected.sizes.items():
             value = layout.value(alive)

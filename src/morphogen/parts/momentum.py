@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ConfigError
+from ..machine.private import NormBase
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,6 @@ def _averaged_and_copied(tree: nn.Module) -> tuple[list[torch.Tensor], list[torc
     copied: list[torch.Tensor] = []
     for module in tree.modules():
         for buffer in module.buffers(recurse=False):
-            learned = isinstance(module, _NormBase) and buffer.is_floating_point()
+            learned = isinstance(module, NormBase) and buffer.is_floating_point()
             (averaged if learned else copied).append(buffer)
     return averaged, copied

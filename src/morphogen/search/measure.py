@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.modules.dropout import _DropoutNd
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, contains
 from ..errors import ConfigError
+from ..machine.private import DropoutBase
 from ..machine.randomness import own_random
 from ..machine.ranks import gathered
 from ..machine.timing import now
@@ -124,7 +124,7 @@ def _without_dropout(network: Network) -> None:
     drops = [*network.structure.drop_path, *(d for s in network.stacks for unit in s.drop_path for d in unit)]
     paths = {drop.path for drop in drops}
     for path, module in network.model.named_modules():
-        if path in paths or isinstance(module, _DropoutNd):
+        if path in paths or isinstance(module, DropoutBase):
             module.eval()
 
 

@@ -21,6 +21,7 @@ from ..dense.fake import tensor_named
 from ..dense.network import Network, attributes_in
 from ..dense.subnet import DropPath, SubNetwork, contains, within
 from ..errors import SubNetworkError
+from ..machine.private import more_compilations
 from ..morphing.drop_path import rates_in
 from ..morphing.tensors import TensorMap, map_tensors
 
@@ -94,7 +95,7 @@ class ElasticSupernet:
         # for the supernet and what is extracted, to train and to be tested; the hooks not at all. PyTorch gives up
         # after 8, and then for good.
         self._room = 2 * len(self.candidates) + 4
-        torch._dynamo.config.recompile_limit += self._room
+        more_compilations(self._room)
         hooks: list[Any] = [torch.compiler.disable(hook) for hook in (self._enter, self._leave)]
         self._hooks = [
             model.register_forward_pre_hook(hooks[0]),  # behind the run's, which says what runs
@@ -123,7 +124,7 @@ class ElasticSupernet:
         self.run_as(None)
         for hook in self._hooks:
             hook.remove()
-        torch._dynamo.config.recompile_limit -= self._room
+        more_compilations(-self._room)
         self._room = 0
 
     @contextmanager

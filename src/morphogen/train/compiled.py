@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
 from torch import nn
-from torch._dynamo import config
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from torch._dynamo.utils import counters
 
-COMPILER_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
+from ..machine.private import compiling
 
 ROOM = 2
 """How many more compilations of the same code each size allows; PyTorch counts those of all runs of a process, and
 gives up after 8."""
 
+_sizes: list[int] = []
+"""An entry for every network that this process has compiled."""
+
 
 def compiled(model: nn.Module, *, graphs: bool) -> nn.Module:
     """The model compiled for tensors of its present sizes, when it is called first; at sizes that were there before,
-    what was compiled then runs again.
+    what was compiled then runs again. It is called under `settings`.
 
     Args:
         model: as it is to be called, wrapped for several ranks or not.
         graphs: replay it as a CUDA graph.
     """
-    config.recompile_limit += ROOM
-    config.accumulated_recompile_limit += ROOM
-    config.fail_on_recompile_limit_hit = True
-    # Parameters stay the same objects when they change size; without this, torch 2.11 takes them for unchanged.
-    config.skip_tensor_guards_with_matching_dict_tags = False
+    _sizes.append(len(_sizes))
     return cast(nn.Module, torch.compile(model, dynamic=False, mode="reduce-overhead" if graphs else None))
 
 
-def graphs_compiled() -> int:
-    """How many graphs this process has compiled."""
-    return counters["stats"]["unique_graphs"]
+def settings() -> AbstractContextManager[None]:
+    """PyTorch's settings while compiled networks run."""
+    return compiling(ROOM * len(_sizes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import TrainingError, first_line
+from ..machine.private import COMPILER_ERRORS
 from ..machine.ranks import ranks
 from ..parts import Search
 from ..run.run import Run
-from .compiled import COMPILER_ERRORS, compiled
+from .compiled import compiled, settings
 from .config import Recipe
 from .distributed import wrapped
 from .images import MapCrops
@@ -59,8 +61,9 @@ class Stepper:
                 compiled.
         """
         self._attached.begin_step()
-        while (loss := self._gradients(images, labels)) is None:
-            self._cut(len(images))
+        with settings() if self._compiled is not None else nullcontext():
+            while (loss := self._gradients(images, labels)) is None:
+                self._cut(len(images))
         if self._recipe.clip_grad:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.clip_grad)

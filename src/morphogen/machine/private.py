@@ -1,0 +1,115 @@
+"""What of PyTorch is not public and used all the same, in one place; `tests/test_private.py` has a canary for each.
+
+A module's own dictionaries (`_parameters`, `_buffers`, `_modules`) are read where they are needed: they are what
+`nn.Module` is made of.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo import config as _compiler
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._dynamo.utils import counters as _counters
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.dropout import _DropoutNd as DropoutBase
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+__all__ = [
+    "COMPILER_ERRORS",
+    "DropoutBase",
+    "FakeTensorMode",
+    "HigherOrderOperator",
+    "NormBase",
+    "OpOverload",
+    "compilations",
+    "compiling",
+    "forward_hooks",
+    "forward_pre_hooks",
+    "more_compilations",
+    "rebuild",
+    "storage_key",
+    "without_forward_hooks",
+    "without_step_hooks",
+]
+
+COMPILER_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
+"""What a model that cannot be compiled raises."""
+
+
+def compilations() -> int:
+    """How many graphs this process has compiled."""
+    return _counters["stats"]["unique_graphs"]
+
+
+@contextmanager
+def compiling(room: int) -> Iterator[None]:
+    """Settings under which a network that changes size is compiled and called; afterwards they are what they were.
+
+    Args:
+        room: compilations of the same code on top of PyTorch's own limit, after which it raises instead of running
+            uncompiled from then on.
+    """
+    changed = {
+        "recompile_limit": _compiler.recompile_limit + room,
+        "accumulated_recompile_limit": _compiler.accumulated_recompile_limit + room,
+        "fail_on_recompile_limit_hit": True,
+        # Parameters stay the same objects when they change size; without this, torch 2.11 takes them for unchanged.
+        "skip_tensor_guards_with_matching_dict_tags": False,
+    }
+    with _compiler.patch(changed):
+        yield
+
+
+def more_compilations(count: int) -> None:
+    """Raise, or lower, the number of compilations of the same code before PyTorch gives up."""
+    _compiler.recompile_limit += count
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """What tells storages apart; a fake one has no address."""
+    return storage._cdata
+
+
+def forward_hooks(module: nn.Module) -> dict[int, Any]:
+    """A module's own hooks behind its forward pass."""
+    return module._forward_hooks
+
+
+def forward_pre_hooks(module: nn.Module) -> dict[int, Any]:
+    """A module's own hooks before its forward pass."""
+    return module._forward_pre_hooks
+
+
+def without_forward_hooks(module: nn.Module) -> None:
+    """Take all hooks of the forward pass off a module, which `vars(module)` of before brings back."""
+    module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+
+
+def without_step_hooks(optimizer: Optimizer) -> None:
+    """Take all hooks of the step off an optimizer."""
+    optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+
+
+def rebuild(wrapper: DistributedDataParallel, settings: Mapping[str, Any]) -> None:
+    """Have a wrapper learn its module's parameters anew, the way it does when it is unpickled; its hooks stay.
+
+    Args:
+        wrapper: around a module that has changed size.
+        settings: of the wrapper, where they change too.
+
+    Raises:
+        RuntimeError: it has a process group of its own.
+    """
+    wrapper.__setstate__(wrapper.__getstate__() | settings)
+    hooks, wrapper._comm_hooks = wrapper._comm_hooks, []
+    for hook, state in hooks:
+        wrapper.register_comm_hook(state, hook)

@@ -39,15 +39,12 @@ for epoch in range(epochs):
     model.train()
     for x, y in loader:
         with accelerator.accumulate(model):
-            loss = run.penalised(F.cross_entropy(model(run.begin_step(x)), y))
+            loss = F.cross_entropy(model(x), y)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                run.end_step()
     scheduler.step()
     accelerator.print(f"epoch {epoch} is over: {figures()}")
-run.end()
 accelerator.print(f"at the end: {figures()}")

@@ -20,9 +20,8 @@ run = morphogen.attach(model, optimizer, method, example=images[:64], epochs=epo
 @torch.no_grad()
 def figures() -> str:
     """Parameters and accuracy."""
-    x = run.begin_step(images)
-    accuracy = (model.eval()(x).argmax(1) == labels).float().mean()
-    return f"{sum(p.numel() for p in model.parameters()):,} parameters, {x.shape[-1]} pixels, accuracy {accuracy:.3f}"
+    accuracy = (model.eval()(images).argmax(1) == labels).float().mean()
+    return f"{sum(p.numel() for p in model.parameters()):,} parameters, accuracy {accuracy:.3f}"
 
 
 for epoch in range(epochs):
@@ -30,12 +29,9 @@ for epoch in range(epochs):
     print(f"epoch {epoch} begins: {figures()}")
     model.train()
     for batch in torch.randperm(512).split(64):
-        x = run.begin_step(images[batch])
-        loss = F.cross_entropy(model(x), labels[batch])
+        loss = F.cross_entropy(model(images[batch]), labels[batch])
         optimizer.zero_grad()
-        run.penalised(loss).backward()
+        loss.backward()
         optimizer.step()
-        run.end_step()
     print(f"epoch {epoch} is over: {figures()}")
-run.end()
 print(f"at the end: {figures()}")

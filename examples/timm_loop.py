@@ -22,7 +22,7 @@ scheduler, _ = create_scheduler_v2(optimizer, sched="cosine", num_epochs=epochs,
 model_ema, loss_scaler = ModelEmaV3(model, decay=0.9), NativeScaler(device="cpu")
 mixup, train_loss = Mixup(mixup_alpha=0.1, label_smoothing=0.1, num_classes=4), SoftTargetCrossEntropy()
 method = morphogen.NetworkExpansion(depth=0.5, stages=2)
-run = morphogen.attach(model, optimizer, method, example=images[:64], epochs=epochs, steps_per_epoch=8, ema=model_ema)
+run = morphogen.attach(model, optimizer, method, example=images[:64], epochs=epochs, ema=model_ema)
 
 
 @torch.no_grad()
@@ -38,15 +38,11 @@ for epoch in range(epochs):
     model.train()
     for batch in torch.randperm(512).split(64):
         x, y = mixup(images[batch], labels[batch])
-        x = run.begin_step(x)
         with torch.autocast("cpu", torch.bfloat16):
             loss = train_loss(model(x), y)
         optimizer.zero_grad()
-        loss = run.penalised(loss)
         loss_scaler(loss, optimizer, clip_grad=1.0, parameters=model.parameters())
-        run.end_step()
         model_ema.update(model)
     scheduler.step(epoch + 1)
     print(f"epoch {epoch} is over: {figures()}")
-run.end()
 print(f"at the end: {figures()}")

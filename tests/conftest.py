@@ -3,17 +3,62 @@ import os
 import numpy as np
 import pytest
 import torch
+from hypothesis import is_hypothesis_test, settings
 from PIL import Image
+
+from traced import traced_once
 
 # As many processes as cores run the tests, so each, and what it starts, computes on one.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    """Three times as many examples of what is drawn at random with `-m nightly`."""
+    settings.register_profile("nightly", max_examples=300)
+    if nightly(config):
+        settings.load_profile("nightly")
+
+
+def nightly(config):
+    return config.option.markexpr == "nightly"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """What draws at random runs in both, with more examples at night."""
+    if nightly(config):
+        for item in items:
+            if is_hypothesis_test(getattr(item, "function", None)):
+                item.add_marker(pytest.mark.nightly)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same random numbers, alone or among others."""
     torch.manual_seed(0)
+
+
+TRACED_ONCE = frozenset(
+    f"test_{name}"
+    for name in """
+        accelerate any_config autoprog batches checkpoint checks conformance depth_averages depth_identity depth_models
+        depth_optimizers distributed drop_path elastic export gating integrations lasso memory methods_bad_input
+        mini_batch morph operators plan proximal prunetrain pruning readme rescue resume rezero savings search stepper
+        token_label_training train trainers_ranks widening
+    """.split()
+)
+"""Tests of what is done with a structure, not of how it is found."""
+
+
+@pytest.fixture(autouse=True)
+def traces(request):
+    """Models that are alike are read once, where that is not what is tested; see `traced.py`."""
+    if request.module.__name__ not in TRACED_ONCE:
+        yield
+        return
+    with traced_once():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,10 @@
 """Several processes of one test."""
 
+import multiprocessing
+import os
 import socket
+
+import torch
 
 
 def free_port() -> int:
@@ -8,3 +12,20 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+HEAVY = "timm", "sklearn.datasets", "jsonargparse", "rich.console", "accelerate", "lightning", "transformers"
+
+
+def fresh(module: str) -> str:
+    """The start method of processes that have run nothing yet, but share one import of a module and the heavy ones."""
+    multiprocessing.set_forkserver_preload([*HEAVY, "transformers.trainer", "morphogen.cli", module])
+    return "forkserver"
+
+
+def be_rank(rank: int, count: int, port: int) -> None:
+    """What torchrun tells a process."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "a test"}
+    os.environ.update({key: str(value) for key, value in place.items()})
+    torch.set_num_threads(1)

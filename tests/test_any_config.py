@@ -4,18 +4,16 @@ import itertools
 import math
 import os
 import shutil
-import sys
 import warnings
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import morphogen
 from morphogen import cli
-from morphogen.dense.fake import FakeModel
 from morphogen.errors import MorphogenError
 from morphogen.methods import METHODS, build_method
 from morphogen.train import loop
@@ -25,8 +23,8 @@ from morphogen.train.sources import load_data
 from nets import Tower
 
 EPOCHS = 4
-CONFIGURATIONS = int(os.environ.get("CONFIGURATIONS", "50"))
-"""Twice as many take two minutes."""
+CONFIGURATIONS = [20, pytest.param(int(os.environ.get("CONFIGURATIONS", "50")), marks=pytest.mark.nightly)]
+"""A hundred take two minutes."""
 
 
 class Few(nn.Sequential):
@@ -284,24 +282,6 @@ OURS = "resolution (", "all channels of ", "all blocks of ", "behind an adaptive
 """How our own warnings begin; PyTorch's would be none that a user understands."""
 
 
-def trace_once(monkeypatch):
-    """What is known of a model stays known: reading and trying out take most of the time of so short a run."""
-    known = {}
-
-    def trace(model, example, exclude=()):
-        key = str(model), example.shape, example.stride(), tuple(exclude)
-        if key in known:
-            structure, fits = known[key]
-            network = morphogen.Network(model, structure, FakeModel(model, example))
-            network.fits = fits
-            return network
-        network = morphogen.trace(model, example, exclude=exclude)
-        known[key] = network.structure, network.fits
-        return network
-
-    monkeypatch.setattr(sys.modules["morphogen.attach"], "trace", trace)  # the package's `attach` is the function
-
-
 def trained(arguments):
     """Train as `morphogen train` does, in memory alone; returns the number of morphs."""
     _, config = cli._parse(arguments)
@@ -314,8 +294,8 @@ def trained(arguments):
     return len(run.attached.history) - 1
 
 
-def test_random_configurations(monkeypatch, tmp_path, capsys):
-    trace_once(monkeypatch)
+@pytest.mark.parametrize("count", CONFIGURATIONS)
+def test_random_configurations(count, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(loop, "inference_speeds", lambda *_: {})
     monkeypatch.chdir(tmp_path)
     seen = Counter()
@@ -329,7 +309,7 @@ def test_random_configurations(monkeypatch, tmp_path, capsys):
         assert Path("out/model.pt").exists() == (code == 0)
         shutil.rmtree("out", ignore_errors=True)
 
-    @settings(max_examples=CONFIGURATIONS, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
     @given(configurations())
     def one(chosen):
         arguments = ["train", *itertools.chain(*((f"--{key}", value) for key, value in chosen.items()))]
@@ -352,7 +332,7 @@ def test_random_configurations(monkeypatch, tmp_path, capsys):
 
     one()
     least = {"trained": 0.35, "morphed": 0.2, "refused": 0.2}
-    assert all(seen[outcome] > share * CONFIGURATIONS for outcome, share in least.items()), seen
+    assert all(seen[outcome] > share * count for outcome, share in least.items()), seen
 
 
 def test_any_wrong_value_of_any_setting_is_refused_or_taken():

@@ -18,13 +18,17 @@ STACKS = {
     "pvt_v2_b0": {"stages.2.blocks": 4, "stages.3.blocks": 2},
     "resnet50": {"layer2.1..2": 2, "layer3.1..3": 3},  # the first block of a stage is wider
 }
+EVERY_CHANGE = "deit_tiny_patch16_224", "resnet50"
+"""The others run with `pytest -m nightly`."""
 
 
 def test_all_small_networks_are_here():
     assert STACKS.keys() == SMALL.keys()
 
 
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in EVERY_CHANGE else pytest.mark.nightly) for name in STACKS]
+)
 def test_four_stages(name):
     model, side = small(name)
     perturb(model)

@@ -13,6 +13,8 @@ from morphogen.search.measure import search
 
 from nets import Residual, Tower, image
 from planted import sized
+from processes import fresh
+from traced import traced_once
 
 LOSSES = ({2: 1.0, 3: 1.1, 4: 2.0}, {2: 4.0, 3: 1.0, 4: 5.0})
 """By the number of blocks. The first rank alone would choose two blocks; the mean of both chooses three."""
@@ -22,7 +24,8 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for recycle in (True, False):
-        torch.save(train(rank, recycle), f"{folder}/search {recycle}{rank}.pt")
+        with traced_once():
+            torch.save(train(rank, recycle), f"{folder}/search {recycle}{rank}.pt")
     mocks = {name: mock.Mock(side_effect=getattr(distributed, name)) for name in COLLECTIVES.split()}
     for proximal in (True, False):
         result = prune(rank, proximal, lambda: mock.patch.multiple(distributed, **mocks))
@@ -70,7 +73,7 @@ def train(rank: int, recycle: bool):
 
 @pytest.mark.skipif(not distributed.is_available(), reason="no torch.distributed")
 def test_two_ranks_sample_search_extract_and_prune_the_same(tmp_path):
-    multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method=fresh(__name__))
     for recycle in (True, False):
         agree(*(torch.load(tmp_path / f"search {recycle}{rank}.pt") for rank in (0, 1)), recycle)
     prune_the_same_and_talk_once_while_they_train(tmp_path)

@@ -42,6 +42,11 @@ NETS = {
 }
 
 
+def each(*at_night):
+    """Every network, these with `pytest -m nightly`."""
+    return [pytest.param(name, marks=pytest.mark.nightly if name in at_night else []) for name in NETS]
+
+
 def network_of(name):
     """A perturbed network in double precision, images, and its growth space."""
     make, side, dimensions = NETS[name]
@@ -68,7 +73,7 @@ def seen(model, images):
     return [output.detach() for output in outputs], grads, {name: b.clone() for name, b in model.named_buffers()}
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", each("resnet"))
 def test_whole_supernet_equals_the_plain_network(name):
     net, images, space = network_of(name)
     model = net.model.eval()
@@ -89,10 +94,8 @@ def test_whole_supernet_equals_the_plain_network(name):
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
-@pytest.mark.parametrize("start", ["dense", "grown"])
-@pytest.mark.parametrize("name", NETS)
-def test_a_candidate_inside_equals_the_extracted_sub_network(name, start):
-    """Outputs, gradients and running statistics of every candidate, in a supernet that is dense or a part."""
+def check_candidates(name, start):
+    """Outputs, gradients and running statistics of every candidate."""
     net, images, space = network_of(name)
     candidates = space.candidates()
     if start == "grown":
@@ -129,6 +132,16 @@ def test_a_candidate_inside_equals_the_extracted_sub_network(name, start):
         net.model.zero_grad()
         morphogen.morph(net, current)
         net.model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", each("resnet", "swin"))
+def test_a_candidate_inside_equals_the_extracted_sub_network(name):
+    check_candidates(name, "dense")
+
+
+@pytest.mark.parametrize("name", each("resnet"))
+def test_a_candidate_inside_a_grown_network_equals_the_extracted_sub_network(name):
+    check_candidates(name, "grown")
 
 
 def test_drop_path_is_laid_out_over_the_candidate():

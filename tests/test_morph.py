@@ -39,7 +39,7 @@ OPTIMIZERS = {
 }
 # The explain phase traces every line of PyTorch, which takes minutes.
 quick = settings(
-    max_examples=15,
+    max_examples=settings().max_examples // 20,  # five; fifteen with -m nightly
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.generate, Phase.shrink],

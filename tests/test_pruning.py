@@ -363,7 +363,11 @@ MEMBERS = {
 SIZES = {"stem": 4, "conv1": 3, "side": 3}
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples // 7,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     sparse=st.fixed_dictionaries(
         {

@@ -1,5 +1,6 @@
 """The trainer under torchrun: several processes train as one does, and a lost one is told of."""
 
+import contextlib
 import gc
 import json
 import os
@@ -27,7 +28,9 @@ from morphogen.train.checkpoint import Checkpoints
 from morphogen.train.config import TrainConfig
 from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
-from processes import free_port
+
+from processes import be_rank, free_port, fresh
+from traced import traced_once
 
 HERE = Path(__file__).parent
 COUNTS = [int(count) for count in os.environ.get("RANKS", "3").split()]
@@ -71,6 +74,15 @@ def start(count, *runs):
     return subprocess.Popen(command, cwd=HERE, env=environment, text=True, start_new_session=True, **pipes)
 
 
+def run_all(rank, count, runs, folder):
+    """One rank of several that make these runs; what it says is written down."""
+    with open(folder / f"{rank}.txt", "w") as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        for port, run in runs:
+            be_rank(rank, count, port)
+            with traced_once():
+                assert main(run) == 0
+
+
 def arguments(folder, *more):
     return ["train", *SETTINGS, *more, "--output", str(folder)]
 
@@ -95,17 +107,27 @@ def of(name, count):
     return *settings, "--method", method.format(each=72 // count, most=168 // count)
 
 
-def test_several_ranks_train_as_one_process_does(tmp_path, monkeypatch):
+@pytest.mark.parametrize("launcher", ["processes", pytest.param("torchrun", marks=pytest.mark.nightly)])
+def test_several_ranks_train_as_one_process_does(launcher, tmp_path, monkeypatch):
     monkeypatch.setattr(timing.StepClock, "medians", timing.StepClock.medians)  # which the model changes
     monkeypatch.syspath_prepend(HERE)
     for count in COUNTS:
         folder = tmp_path / str(count)
-        process = start(count, *(arguments(folder / name, *of(name, count)) for name in RUNS))
-        output = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, output
+        runs = [arguments(folder / name, *of(name, count)) for name in RUNS]
+        if launcher == "torchrun":
+            process = start(count, *runs)
+            output = process.communicate(timeout=300)[0]
+            assert process.returncode == 0, output
+        else:
+            folder.mkdir()
+            runs = [(free_port(), run) for run in runs]
+            how = fresh(__name__)
+            torch.multiprocessing.start_processes(run_all, (count, runs, folder), nprocs=count, start_method=how)
+            output = "".join((folder / f"{rank}.txt").read_text() for rank in range(count))
         assert output.count("weights, ledger and schedule are in") == len(RUNS)  # one rank speaks
     for name in RUNS:
-        assert main(arguments(tmp_path / "alone" / name, *of(name, 1))) == 0
+        with traced_once():
+            assert main(arguments(tmp_path / "alone" / name, *of(name, 1))) == 0
         for count in COUNTS:
             same(name, outcome(tmp_path / "alone" / name), outcome(tmp_path / str(count) / name))
 
@@ -253,7 +275,7 @@ def counted(hooked, bucket):
 
 
 def test_what_ranks_hold_is_compared(tmp_path):
-    torch.multiprocessing.spawn(alone_and_wrong, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(alone_and_wrong, (str(tmp_path),), nprocs=2, start_method=fresh(__name__))
     assert ranks.ranks() == 1 and ranks.rank() == 0 and ranks.decided("x") == "x" and ranks.gathered(1) == [1]
 
 

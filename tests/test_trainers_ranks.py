@@ -17,7 +17,9 @@ from morphogen import ranks, timing
 from morphogen.integrations.lightning import MorphogenCallback as LightningCallback
 from morphogen.integrations.transformers import MorphogenCallback as TrainerCallback
 from morphogen.methods import build_method
-from processes import free_port
+
+from processes import be_rank, free_port, fresh
+from traced import traced_once
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -155,21 +157,19 @@ def trained(loop, text, folder):
 
 
 def on_rank(rank, folder, port):
-    place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "a test"}
-    os.environ.update({key: str(value) for key, value in place.items()})
-    torch.set_num_threads(1)
+    be_rank(rank, 2, port)
     torch.set_default_dtype(torch.float64)
     timing.StepClock.medians = medians
-    for loop in LOOPS:
-        for number, text in enumerate(METHODS):
+    for loop, (number, text) in itertools.product(LOOPS, enumerate(METHODS)):
+        with traced_once():
             net, *rest = trained(loop, text, folder)
-            ranks.check_same("the network", [*net.parameters()], rest)
-            torch.save((net.state_dict(), *rest), folder / f"{loop.__name__}{number}.pt")
+        ranks.check_same("the network", [*net.parameters()], rest)
+        torch.save((net.state_dict(), *rest), folder / f"{loop.__name__}{number}.pt")
 
 
 def test_two_ranks_train_as_one_process_does(tmp_path, monkeypatch, request):
-    torch.multiprocessing.spawn(on_rank, (tmp_path, free_port()), nprocs=2)
+    how = fresh(__name__)
+    torch.multiprocessing.start_processes(on_rank, (tmp_path, free_port()), nprocs=2, start_method=how)
     monkeypatch.setattr(timing.StepClock, "medians", medians)
     request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
     torch.set_default_dtype(torch.float64)  # near zero, the penalty's gradient makes much of a rounding

@@ -10,9 +10,13 @@ from torch import nn
 import morphogen
 
 from checks import assert_equals_masked_dense, randomise_statistics
+from nets import Residual, image
 
 PER_CHANNEL = "resnet18 mobilenet_v2 mobilenet_v3_small shufflenet_v2_x1_0 squeezenet1_0".split()
 OTHERS = ["convnext_tiny"]  # layer norm: statistics over channels
+
+EVERY_CHANGE = "resnet18", "squeezenet1_0"
+"""What reads these reads the others, as a rule; the others run with `pytest -m nightly`."""
 
 WHOLE = {
     # Channel shuffle and split tie all channels of a stage to each other: a narrower stage would be shuffled
@@ -21,13 +25,16 @@ WHOLE = {
 }
 
 
-def build(name):
+def build(name, **settings):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torchvision.models.get_model(name, weights=None)
+        return torchvision.models.get_model(name, weights=None, **settings)
 
 
-@pytest.mark.parametrize("name", PER_CHANNEL + OTHERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in EVERY_CHANGE else pytest.mark.nightly) for name in PER_CHANNEL + OTHERS],
+)
 def test_prune_then_grow(name):
     model = build(name).double()  # differences of summation order must not grow through a hundred layers
     randomise_statistics(model)
@@ -50,12 +57,34 @@ def test_prune_then_grow(name):
         assert torch.equal(model(x), fresh(x))
 
 
+@pytest.mark.nightly
 def test_auxiliary_heads_follow_too():
     """GoogLeNet's auxiliary classifiers run in training alone; they must still fit after a morph."""
-    model = build("googlenet")
+    model = build("googlenet", init_weights=False)  # its own initialisation takes seconds
     net = morphogen.trace(model, torch.randn(2, 3, 64, 64))
     morphogen.morph(net, net.subnetwork(width=0.5))
     model.train()
     output = model(torch.randn(2, 3, 64, 64))
     (output.logits.sum() + output.aux_logits1.sum() + output.aux_logits2.sum()).backward()
     assert model.aux1.conv.conv.weight.shape[1] == 256
+
+
+class Auxiliary(Residual):
+    """A second head, behind the first layers, that runs in training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Linear(8, 10)
+
+    def forward(self, x):
+        output = super().forward(x)
+        return (output, self.aux(torch.relu(self.bn(self.stem(x))).mean((2, 3)))) if self.training else output
+
+
+def test_a_small_networks_auxiliary_head_follows_too():
+    model = Auxiliary()
+    net = morphogen.trace(model, image())
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    output, auxiliary = model.train()(image())
+    (output.sum() + auxiliary.sum()).backward()
+    assert model.aux.weight.shape == (10, 4)

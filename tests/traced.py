@@ -1,0 +1,159 @@
+"""Models that are alike are read once: a trace takes a quarter of a second, and a test of a run makes several.
+
+What is shared is the structure, the double on fake tensors, what was found at other resolutions, and the sub-networks
+that were tried out. Models are alike where nothing but the values of their tensors differs: the same code, the same
+plain attributes, tensors of the same shapes and kinds tied in the same places, the same kind of example. If a module
+keeps anything else (a hook, a tensor that is no buffer, an object), its model is read anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten
+
+import morphogen
+from morphogen.dense.grid import Grids
+
+_known: dict[Any, tuple[morphogen.Network, dict]] = {}
+HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
+KEPT = {*HOOKS, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
+
+
+class Unlike(Exception):
+    """A model of which it cannot be said what it is like."""
+
+
+class KnownGrids(Grids):
+    """Looks up what another network of the same structure has found; knows itself what it was asked for alone."""
+
+    def __init__(self, fake, dense, shared: dict):
+        super().__init__(fake, dense)
+        self.shared = shared
+
+    def at(self, resolution):
+        if resolution in self.shared and resolution not in self._found:
+            self._found[resolution] = self.shared[resolution]
+        try:
+            return super().at(resolution)
+        finally:
+            if resolution in self._found:
+                self.shared[resolution] = self._found[resolution]
+
+
+def shared_trace(original, model, example, *, exclude=()) -> morphogen.Network:
+    """`original`, which is `morphogen.trace`, done once for all models that are alike."""
+    exclude = tuple(exclude)
+    try:
+        key = likeness(model, example, exclude)
+    except Unlike:
+        return original(model, example, exclude=exclude)
+    if key not in _known:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            first = original(model, example, exclude=exclude)
+        if caught:  # they are this test's to see
+            return original(model, example, exclude=exclude)
+        _known[key] = first, {}
+    first, grids = _known[key]
+    network = morphogen.Network(model, first.structure, first.fake)
+    network.grids = KnownGrids(first.fake, first.structure.resolution, grids)
+    network.fits = first.fits
+    return network
+
+
+def likeness(model: nn.Module, example: Any, exclude: tuple[str, ...] = ()) -> Any:
+    """Equal for models that are read alike.
+
+    Raises:
+        Unlike: a module keeps something of which that cannot be said.
+    """
+    if not isinstance(model, nn.Module) or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled():
+        raise Unlike
+    places: dict[int, int] = {}
+    modules = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        first = id(module) not in places
+        number = places.setdefault(id(module), len(places))
+        if not first:
+            modules.append((path, number))
+            continue
+        if any(getattr(module, name) for name in HOOKS) or not isinstance(module, nn.Module):
+            raise Unlike
+        own = tuple((name, plain(value)) for name, value in vars(module).items() if name not in KEPT)
+        tensors = tuple(
+            (name, tensor is None or (places.setdefault(id(tensor), len(places)), *kind(tensor, places)))
+            for name, tensor in [*module._parameters.items(), *module._buffers.items()]
+        )
+        kept = frozenset(module._non_persistent_buffers_set)
+        modules.append((path, number, type(module), type(module).forward, own, tensors, kept))
+    leaves, spec = tree_flatten(example)
+    given = tuple(kind(leaf, {}) if isinstance(leaf, torch.Tensor) else plain(leaf) for leaf in leaves)
+    return tuple(modules), str(spec), given, exclude
+
+
+def kind(tensor: torch.Tensor, places: dict[int, int]) -> tuple[Any, ...]:
+    """All of a tensor but its values; tensors in each other's memory are seen."""
+    if (
+        type(tensor) not in (torch.Tensor, nn.Parameter)
+        or tensor.device.type != "cpu"
+        or tensor.layout != torch.strided
+    ):
+        raise Unlike
+    memory = tensor.untyped_storage().data_ptr()
+    shared = places.setdefault(-memory, len(places)) if memory else None
+    about = tensor.dtype, tensor.requires_grad, tensor.is_leaf, tensor.storage_offset(), shared
+    return type(tensor), tuple(tensor.shape), tensor.stride(), *about
+
+
+def plain(value: Any) -> Any:
+    """A value as something that can be compared and never changes."""
+    if isinstance(value, (type, torch.dtype, torch.device, torch.memory_format, BuiltinFunctionType)):
+        return value
+    if isinstance(value, (bool, int, float, str, bytes)) or value is None:
+        return type(value), value
+    if isinstance(value, FunctionType) and not value.__closure__:
+        return value
+    if isinstance(value, functools.partial):
+        return "partial", plain(value.func), plain(value.args), plain(value.keywords)
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(plain, value))
+    if isinstance(value, dict):
+        return type(value), tuple((plain(key), plain(each)) for key, each in value.items())
+    if isinstance(value, (set, frozenset)):
+        return type(value), frozenset(map(plain, value))
+    raise Unlike
+
+
+@contextmanager
+def traced_once() -> Iterator[None]:
+    """While this holds, `morphogen.trace` reads models that are alike once, whoever calls it."""
+    original = morphogen.trace
+    active = True
+
+    @functools.wraps(original)
+    def trace(model, example, *, exclude=()):
+        if not active:  # a module that was first imported meanwhile has kept this function
+            return original(model, example, exclude=exclude)
+        return shared_trace(original, model, example, exclude=exclude)
+
+    holders = [module for name, module in [*sys.modules.items()] if name.partition(".")[0] == "morphogen"]
+    holders = [module for module in holders if vars(module).get("trace") is original]
+    for module in holders:
+        module.trace = trace
+    try:
+        yield
+    finally:
+        active = False
+        for module in holders:
+            module.trace = original

@@ -39,7 +39,7 @@ from pathlib import Path
 
 import torch
 
-from morphogen import timing
+from morphogen.machine import timing
 from morphogen.cli import main as morphogen
 from morphogen.report.ledger import environment
 from morphogen.report.render import as_markdown

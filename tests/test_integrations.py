@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import morphogen
-from morphogen import timing
+from morphogen.machine import timing
 from morphogen.integrations.hooks import LaterWeights
 from morphogen.integrations.lightning import MorphogenCallback as LightningCallback
 from morphogen.integrations.transformers import MorphogenCallback as TrainerCallback

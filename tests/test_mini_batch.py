@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import morphogen
-from morphogen import batching
+from morphogen.parts import batching
 from morphogen.cli import main
 from morphogen.cost.flops import cost
 from morphogen.cost.memory import StepMemory

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from morphogen import ranks, timing
+from morphogen.machine import ranks, timing
 from morphogen.cli import main
 from morphogen.errors import CheckpointError, ConfigError, TrainingError
 from morphogen.machine.parallel import wrap_anew

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import morphogen
-from morphogen import timing
+from morphogen.machine import timing
 from morphogen.cli import main
 from morphogen.methods import build_method
 from morphogen.train.checkpoint import Checkpoints, read

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 import morphogen
-from morphogen import ranks, timing
+from morphogen.machine import ranks, timing
 from morphogen.integrations.lightning import MorphogenCallback as LightningCallback
 from morphogen.integrations.transformers import MorphogenCallback as TrainerCallback
 from morphogen.methods import build_method

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
+from ..machine.averages import averaged_among
+from ..machine.private import forward_pre_hooks
 from ..morphing.commit import averaged
 from .checkpoints import Followed, FollowedOptimizer
 from .part import Part
@@ -25,14 +27,16 @@ _ATTACHED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 class Hook:
     """A function on a model or an optimizer. Copies of the model share it; a file of the whole model leaves it out."""
 
-    def __init__(self, act: Callable[..., Any] | None):
-        self._act = act
+    def __init__(self, act: Callable[..., Any] | None, copied: Callable[[Any], None] = lambda memo: None):
+        """`copied` is told of every deep copy that the hook is part of, by `deepcopy`'s memo."""
+        self._act, self._copied = act, copied
 
     def __call__(self, *args: Any) -> Any:
         """What the function does; nothing, where the hook comes out of a file."""
         return None if self._act is None else self._act(*args)
 
     def __deepcopy__(self, memo: Any) -> Hook:
+        self._copied(memo)
         return self
 
     def __reduce__(self) -> Any:
@@ -54,6 +58,7 @@ class Hooks:
         """`steps` is false for a loop that makes all calls itself."""
         self._run, self._stepped, self._handles = run, set[int](), list[Any]()
         self._loading, self._given = list[Any](), dict[int, Any]()
+        self._copies: WeakSet[nn.Module] = WeakSet()
         model = run.network.model
         inside = {*model.modules()}
         for other, method in [*_ATTACHED.items()]:
@@ -68,6 +73,8 @@ class Hooks:
         if not steps:
             return
         trees, optimizers = run.followers
+        told = Hook(lambda *_: None, self._copied)
+        self._loading.append(model.register_load_state_dict_pre_hook(told))
         for optimizer in optimizers:
             self._handles += [
                 optimizer.register_step_pre_hook(Hook(self._before_step)),
@@ -80,6 +87,8 @@ class Hooks:
     def put_on(self, tree: nn.Module) -> None:
         """Follow the calls and the states of the model, or of an averaged copy."""
         self._loading += Followed(self._run, tree, Hook).handles
+        if any(isinstance(hook, Hook) for hook in forward_pre_hooks(tree).values()):
+            return  # a copy of the model has those of the forward pass from it
         if any(_overrides(part, "before_forward") for part in self._run.assembly):
             # Not compiled: what a compiler made of it would go stale with the first morph.
             before = Hook(torch.compiler.disable(self._before_forward))
@@ -87,6 +96,16 @@ class Hooks:
         if any(_overrides(part, "after_forward") for part in self._run.assembly):
             after = Hook(torch.compiler.disable(self._after_forward))
             self._handles.append(tree.register_forward_hook(after, with_kwargs=True))
+
+    def averages(self) -> list[nn.Module]:
+        """Averages that were made of the model after `attach`, and are not followed yet."""
+        followed = {id(averaged(tree)) for tree in self._run.followers[0]}
+        return averaged_among(copy for copy in [*self._copies] if id(copy) not in followed)
+
+    def _copied(self, memo: Any) -> None:
+        copy = memo.get(id(self._run.network.model))
+        if copy is not None and not self._run.has_own_state:
+            self._copies.add(copy)
 
     def settle(self) -> None:
         """End a step that only some of the optimizers took part in."""

@@ -178,7 +178,11 @@ class Run:
         return self._receipt
 
     def follow(self, ema: nn.Module) -> None:
-        """Change an averaged copy along from here on, which was made after `attach`, at the network's present size."""
+        """Change an averaged copy along from here on, which is at the network's present size.
+
+        PyTorch's and timm's averages (all that have `update` or `update_parameters`) are found without, where they are
+        deep copies of the model made after `attach`.
+        """
         self._ema.append(ema)
         self._hooks.put_on(averaged(ema))
 
@@ -435,6 +439,8 @@ class Run:
         return intersection([self.network.dense, *wanted])
 
     def _morph(self, target: SubNetwork, *, grows: bool) -> None:
+        for average in self._hooks.averages():
+            self.follow(average)
         for part in self.assembly if grows else ():
             part.before_growth(target)
         sources, averages = self.averages, list(self._ema)

@@ -39,8 +39,8 @@ from pathlib import Path
 
 import torch
 
-from morphogen.machine import timing
 from morphogen.cli import main as morphogen
+from morphogen.machine import timing
 from morphogen.report.ledger import environment
 from morphogen.report.render import as_markdown
 from morphogen.train.checkpoint import Checkpoints

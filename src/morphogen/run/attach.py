@@ -19,6 +19,7 @@ from ..morphing.optimizer import check_optimizers
 from ..morphing.rehearsal import rehearse
 from ..morphing.tensors import map_tensors
 from .assembly import Assembly, Policy
+from .hooks import check_free
 from .run import Run
 from .values import parameter_names
 
@@ -87,6 +88,7 @@ def attach(
         raise ConfigError("epochs out of range", expected="at least 1", found=f"{epochs}")
     if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
         raise ConfigError("batch_size out of range", expected="a whole number, at least 1", found=f"{batch_size}")
+    check_free(model)
     assembly = Assembly(method)
     network = trace(model, example, exclude=exclude)
     assembly.plan(network, epochs)

@@ -24,6 +24,19 @@ _ATTACHED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Models that a run is attached to, and the run's method."""
 
 
+def check_free(model: nn.Module) -> None:
+    """Raise ConfigError where a run is attached to a model, or to a part of it, or to a whole that it is part of."""
+    inside = {*model.modules()}
+    for other, method in [*_ATTACHED.items()]:
+        if not inside.isdisjoint(other.modules()):
+            raise ConfigError(
+                "a run is attached to this model, or to a part of it, already",
+                where=type(model).__name__,
+                expected="run.end() of the other run first, or a new model",
+                found=method,
+            )
+
+
 class Hook:
     """A function on a model or an optimizer. Copies of the model share it; a file of the whole model leaves it out."""
 
@@ -50,8 +63,6 @@ class Hooks:
     stepped, or some and the next one begins. So gradients may be accumulated, a GradScaler may skip a step, and two
     optimizers may take turns.
 
-    Raises:
-        ConfigError: the model, or a part of it, is attached already.
     """
 
     def __init__(self, run: Run, *, steps: bool):
@@ -60,15 +71,6 @@ class Hooks:
         self._loading, self._given = list[Any](), dict[int, Any]()
         self._copies: WeakSet[nn.Module] = WeakSet()
         model = run.network.model
-        inside = {*model.modules()}
-        for other, method in [*_ATTACHED.items()]:
-            if not inside.isdisjoint(other.modules()):
-                raise ConfigError(
-                    "a run is attached to this model, or to a part of it, already",
-                    where=type(model).__name__,
-                    expected="run.end() of the other run first, or a new model",
-                    found=method,
-                )
         _ATTACHED[model] = run.who
         if not steps:
             return

@@ -27,7 +27,7 @@ from .assembly import Assembly, Policy
 from .hooks import Hooks
 from .part import Part
 from .state import describe, restore, state_of
-from .watch import Watch
+from .watch import Watch, whole
 
 if TYPE_CHECKING:
     from ..search.candidates import Probe
@@ -70,7 +70,7 @@ class Run:
     ):
         """
         Raises:
-            ConfigError: a part lacks something, or the model is attached already.
+            ConfigError: a part lacks something.
         """
         self.network, self.method, self.assembly, self.epochs = network, method, assembly, epochs
         self.memory, self.steps_per_epoch, self.first_batch, self.probe = memory, steps_per_epoch, first_batch, probe
@@ -102,12 +102,13 @@ class Run:
             MorphError: see `morph`.
             TrainingError: see `search` and `wrap_anew`.
         """
+        if self.ended and whole(epoch) < self.epochs:
+            raise ConfigError("the run is over", expected="a new one by morphogen.attach", found=f"epoch {epoch}")
         self._hooks.settle()
         told = self.steps_in(self.network.current, self.steps_per_epoch)
         epoch = self._watch.checked(epoch, self.next_epoch(self.epoch), told, matters=self._counts_steps)
-        if self.ended:
-            if epoch < self.epochs:
-                raise ConfigError("the run is over", expected="a new one by morphogen.attach", found=f"epoch {epoch}")
+        if self.ended:  # a script's epochs of its own behind the run's
+            self._watch.begun(epoch)
             return None
         first, busy, self._receipt = self.epoch < 0, self._busy, None
         entered = [part.before_epoch(epoch) for part in self.assembly]
@@ -115,7 +116,8 @@ class Run:
         self.network.drop_path_scale = regularisation.drop_path
         target = self._intersection([part.wants(epoch) for part in self.assembly])
         if target != self.network.current:
-            if first and epoch > 0:
+            current = self.network.current
+            if first and epoch > 0 and (current.channels, current.blocks) != (target.channels, target.blocks):
                 self._warn_of_joining(epoch, target)
             self._morph(target, grows=any(entered) or not contains(self.network.current, target))
         if any(entered) or self._receipt is not None or not self.history:

@@ -47,7 +47,7 @@ class Watch:
             ConfigError: no whole number from 0; an epoch again, or an earlier one, without a state that was loaded;
                 the epoch before was trained by an optimizer that the run does not know.
         """
-        number = _whole(epoch)
+        number = whole(epoch)
         if not self._anew:
             self._check_training()
             self._check_order(number, expected)
@@ -125,7 +125,8 @@ class Watch:
             )
 
 
-def _whole(epoch: Any) -> int:
+def whole(epoch: Any) -> int:
+    """The number of an epoch; raises ConfigError where it is none."""
     try:
         number = -1 if isinstance(epoch, bool) else operator.index(epoch)
     except TypeError:

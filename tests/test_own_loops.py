@@ -188,7 +188,7 @@ def test_steps_per_epoch_that_is_wrong():
 
 
 def test_a_second_attachment():
-    model, optimizer, run = attached(WIDE)
+    model, _, run = attached(WIDE)
     for again in (model, nn.Sequential(model), model.blocks):
         with pytest.raises(
             ConfigError, match=r"attached to this model, or to a part of it.*run\.end\(\).*NetworkExpansion"

@@ -105,7 +105,7 @@ def _volo_d1(toy: bool) -> nn.Module:
 
 
 CASES = {
-    "ResNet-50": Case(_resnet50, 224, 256, _sgd, _of_a_cnn),
+    "ResNet-50": Case(_resnet50, 224, 512, _sgd, _of_a_cnn),
     "DeiT-S": Case(_deit_s, 224, 1024, _adamw, _of_a_vit),
     "VOLO-D1": Case(_volo_d1, 224, 512, _adamw, _of_a_vit),
 }
@@ -270,7 +270,7 @@ def _measured(
     return figures
 
 
-@check("steps: ResNet-50", 60, turn=3, least=20)
+@check("steps: ResNet-50", 75, turn=3, least=20)
 def resnet50(bench: Bench) -> dict[str, Any]:
     return measure(bench, "ResNet-50")
 

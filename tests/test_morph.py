@@ -4,6 +4,7 @@ import copy
 import functools
 
 import pytest
+import timm
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import morphogen
 from morphogen.dense.fake import FakeModel
 from morphogen.morphing import commit
+from morphogen.pruning.sparsity import sparse_part
 
 from checks import (
     assert_equals_masked_dense,
@@ -382,14 +384,43 @@ def test_several_optimizers():
     assert body.state[model.conv1.weight]["momentum_buffer"].shape == (6, 4, 3, 3)
 
 
-def test_another_default_device_changes_nothing():
-    model = Residual()
+@pytest.fixture
+def elsewhere():
     torch.set_default_device("meta")
-    try:
-        net = morphogen.trace(model, torch.randn(2, 3, 8, 8, device="cpu"))
-        morphogen.morph(net, net.subnetwork(width=0.5))
-        morphogen.morph(net, net.dense, operator="random", generator=torch.Generator("cpu").manual_seed(0))
-    finally:
-        torch.set_default_device(None)
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("operator", ["orthogonal", "random"])
+def test_another_default_device_changes_nothing(elsewhere, operator):
+    with torch.device("cpu"):
+        model = Residual()
+    net = morphogen.trace(model, torch.randn(2, 3, 8, 8, device="cpu"))
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    morphogen.morph(net, net.dense, operator=operator, generator=torch.Generator("cpu").manual_seed(0))
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
-    model(image()).sum().backward()
+    with torch.device("cpu"):
+        model(image()).sum().backward()
+
+
+def test_another_default_device_for_resolution_and_depth(elsewhere):
+    """The model is asked about sizes, and about blocks that can be silent, where its copies are."""
+    with torch.device("cpu"):
+        model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=12, depth=4, num_heads=2)
+    net = morphogen.trace(model, torch.randn(2, 3, 32, 32, device="cpu"))
+    small = net.subnetwork(depth=0.5, resolution=16)
+    assert small.resolution == (16, 16)
+    morphogen.morph(net, small)
+    assert model(torch.randn(2, 3, 16, 16, device="cpu")).shape == (2, 1000)
+    morphogen.morph(net, net.dense, depth_operator="identity")
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
+
+
+def test_another_default_device_while_pruning(elsewhere):
+    with torch.device("cpu"):
+        model = Residual()
+        net = morphogen.trace(model, image())
+        with torch.no_grad():
+            model.conv1.weight[5:] = model.conv2.weight[:, 5:] = 0
+        expected = sparse_part(net, threshold=1e-3)
+    assert sparse_part(net, threshold=1e-3) == expected != net.dense

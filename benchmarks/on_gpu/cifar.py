@@ -22,8 +22,8 @@ from morphogen.train.cifar_resnet import CIFAR_RESNETS
 from .common import need, train_epoch
 from .harness import Bench, check
 
-EPOCHS, BATCH, WIDTH = 16, 512, 64
-LR, WEIGHT_DECAY = 0.2, 5e-4
+EPOCHS, BATCH, WIDTH = 16, 1024, 64
+LR, WEIGHT_DECAY = 0.4, 5e-4
 WARMUP, DECAY = 0.1, 0.35
 """Shares of a run: the learning rate rises, stays, and falls to 0; growth ends in the flat part."""
 

@@ -167,6 +167,20 @@ def check_channels_last(model: nn.Module) -> None:
             assert parameter.is_contiguous(memory_format=torch.channels_last), f"{name}: {parameter.stride()}"
 
 
+def peak_of(
+    step: Callable[[], None], parameters: Iterable[torch.Tensor], optimizer: Optimizer, images: torch.Tensor
+) -> int:
+    """Bytes of a training step at its peak, without what is there but not its own (workspaces, other networks)."""
+    optimizer.zero_grad()
+    torch.cuda.synchronize()
+    state = [t for each in optimizer.state.values() for t in each.values() if isinstance(t, torch.Tensor)]
+    others = torch.cuda.memory_allocated() - sum(t.nbytes for t in [*parameters, *state, images])
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - others
+
+
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Only algorithms that give the same bits every time."""

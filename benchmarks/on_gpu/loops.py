@@ -25,6 +25,7 @@ from .common import (
     check_held,
     cnn,
     deterministic,
+    peak_of,
     plain_steps,
     sgd,
     train,
@@ -176,7 +177,7 @@ def dynamic_batch(bench: Bench) -> dict[str, Any]:
 
 @check("loop: AutoProg and its supernet", 60, turn=1)
 def autoprog(bench: Bench) -> dict[str, Any]:
-    model, data = vit(bench), batches(bench, count=10)
+    model, data = vit(bench), batches(bench, count=30)  # a few steps of each candidate
     optimizer = _adamw(model)
 
     def loss(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -267,15 +268,13 @@ def memory(bench: Bench) -> dict[str, Any]:
         row = {"width": share, "modelled MiB": modelled.bytes(target, images) / 2**20}
         if bench.cuda:
             data = batches(bench, 1, images)
-            plain_steps(model, optimizer, data)
-            optimizer.zero_grad()
-            others = data[0][1].nbytes
-            bench.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            with torch.autocast(bench.device.type, torch.bfloat16):
-                F.cross_entropy(model(data[0][0]), data[0][1]).backward()
-            optimizer.step()
-            row["measured MiB"] = (torch.cuda.max_memory_allocated() - others) / 2**20
+
+            def step(data: Batches = data) -> None:
+                with torch.autocast(bench.device.type, torch.bfloat16):
+                    plain_steps(model, optimizer, data)
+
+            step()
+            row["measured MiB"] = peak_of(step, model.parameters(), optimizer, data[0][0]) / 2**20
         rows.append(row)
     return {"steps": rows}
 

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import SubNetworkError, first_line
+from ..machine.placement import on_cpu
 from .fake import FakeModel, quiet
 from .program import silence
 
@@ -126,6 +127,7 @@ class Grids:
         )
 
 
+@on_cpu
 def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution, met: Meetings) -> Grid:
     """Ask the dense model what it needs at another resolution.
 
@@ -181,6 +183,7 @@ def _announce(model: nn.Module, resolution: Resolution, now: Resolution) -> None
                 setattr(module, name, resolution[0])
 
 
+@on_cpu
 def _run_watched(model: nn.Module, fake: FakeModel, resolution: Resolution, met: Meetings) -> _Fitting:
     """Run a model of ordinary tensors at a resolution on fake ones, watched."""
     double = FakeModel(model, ())

@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..dense.fake import FakeModel
+from ..machine.placement import on_cpu
 
 
+@on_cpu
 def can_be_silent(
     block: nn.Module, arguments: tuple[Any, Any], passes: tuple[int, ...], writers: Iterable[str]
 ) -> bool:

@@ -51,16 +51,15 @@ class Gap:
     def carried(self, axis: int) -> torch.Tensor:
         """Which positions of a weight's axis, within one convolution group, were alive (boolean)."""
         size, axis_map = self.map.new_shape[axis], self.map.axes[axis]
-        mask = torch.ones(size, dtype=torch.bool) if axis_map is None else axis_map.carried
+        mask = torch.ones(size, dtype=torch.bool, device="cpu") if axis_map is None else axis_map.carried
         return mask.view(self.map.groups, -1)[0] if axis == 0 else mask
 
 
 def normal(like: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
     """Standard normal numbers on the device of a tensor, float32 (float64 for a float64 tensor)."""
     dtype = torch.promote_types(like.dtype, torch.float32)
-    if generator is None or generator.device == like.device:
-        return torch.randn(shape, generator=generator, device=like.device, dtype=dtype)
-    return torch.randn(shape, generator=generator, dtype=dtype).to(like.device)
+    device = like.device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=device, dtype=dtype).to(like.device)
 
 
 class GrowthOperator(Protocol):

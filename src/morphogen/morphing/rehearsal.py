@@ -29,7 +29,7 @@ def rehearse(network: Network, subnetworks: Sequence[SubNetwork], operator: str 
         check_operator(False, growth.silent, list(entering_blocks(network, before, subnetwork)), operator)
         for change in map_tensors(network, before, subnetwork).values():
             if change.regrids:
-                change.regrid(torch.zeros(change.new_shape))
+                change.regrid(torch.zeros(change.new_shape, device="cpu"))
         before = subnetwork
 
 

@@ -10,9 +10,11 @@ import torch
 from ..dense.fake import tensor_named
 from ..dense.network import Network
 from ..dense.subnet import FIXED, BlockStack, ChannelGroup, SubNetwork, within
+from ..machine.placement import on_cpu
 from .axes import channel_axes
 
 
+@on_cpu
 def sparse_part(network: Network, threshold: float, multiple_of: int = 1) -> SubNetwork:
     """The present sub-network without what is sparse.
 

@@ -70,7 +70,7 @@ def output_maxima(network: Network, names: Sequence[str]) -> dict[str, list[floa
         units = layout.axes[layout.role.out_axis]
         assert units is not None  # `mapped_layers` gives no others
         units = units[units != FIXED].unique()
-        row = torch.zeros(len(units))
+        row = torch.zeros(len(units), device="cpu")
         for axis in axes.get(name, ()):
             if axis.dim == layout.role.out_axis:
                 maxima = axis.maxima(tensor_named(network.model, name).detach())

@@ -38,6 +38,7 @@ NETS = {
     "vit": (vit, 32, "blocks", ("patch_embed.proj.weight", "head.bias", "pos_embed")),
     "resnet": (resnet, 32, "layer2", ("conv1.weight", "fc.bias", "layer2.0.conv1.weight")),
 }
+MODELS = ["tower", "vit", pytest.param("resnet", marks=pytest.mark.nightly)]
 STEPS = 6
 
 
@@ -121,7 +122,7 @@ class Loop:
 
 
 @pytest.mark.parametrize("search_epochs", [1, 2])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", MODELS)
 def test_epochs_trained_are_epochs_asked_to_the_step(name, search_epochs, monkeypatch):
     plant_choices(monkeypatch, 0, 1, 3)
     steps = 9 // search_epochs + 1
@@ -136,7 +137,7 @@ def test_epochs_trained_are_epochs_asked_to_the_step(name, search_epochs, monkey
 
 
 @pytest.mark.parametrize("operator", ["interpolate", "mogrow"])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", MODELS)
 def test_what_is_alive_survives_supernet_and_extraction_bit_for_bit(name, operator, monkeypatch):
     """Momentum growth takes the weights, never the moments, from the momentum network, and only where it grows."""
     plant_choices(monkeypatch, 0, 5, 2)
@@ -166,7 +167,7 @@ def test_what_is_alive_survives_supernet_and_extraction_bit_for_bit(name, operat
     loop.assert_whole()
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", MODELS)
 def test_blocks_trained_are_blocks_extracted(name, monkeypatch):
     """In every search each candidate runs once; the layers tell which blocks ran."""
     plant_choices(monkeypatch, 0, 5, 2)

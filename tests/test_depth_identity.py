@@ -15,7 +15,14 @@ from checks import (
 from nets import Stacked, small
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "volo_d1", "convnext_tiny", "resnet50"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deit_tiny_patch16_224",
+        "resnet50",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("volo_d1", "convnext_tiny")),
+    ],
+)
 def test_identity_keeps_the_function(name):
     model, side = small(name)
     perturb(model.double())

@@ -178,8 +178,13 @@ def test_a_shallow_vit_computes_what_a_shallow_vit_computes():
             {"blocks": 4},
         ),
         ("eva02_tiny_patch14_224", {"img_size": 28, "embed_dim": 24, "depth": 4, "num_heads": 2}, {"blocks": 4}),
-        ("regnety_002", {}, {"s3.b2..b4": 3, "s4.b2..b7": 6}),
-        ("mobilenetv2_100", {}, {"blocks.2.1..2": 2, "blocks.3.1..3": 3, "blocks.4.1..2": 2, "blocks.5.1..2": 2}),
+        pytest.param("regnety_002", {}, {"s3.b2..b4": 3, "s4.b2..b7": 6}, marks=pytest.mark.nightly),
+        pytest.param(
+            "mobilenetv2_100",
+            {},
+            {"blocks.2.1..2": 2, "blocks.3.1..3": 3, "blocks.4.1..2": 2, "blocks.5.1..2": 2},
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_stacks_of_other_families(name, settings, stacks):

@@ -59,6 +59,7 @@ def test_deit_s():
     assert described(space.following(space.candidates()[-1])) == [(12, 224)]
 
 
+@pytest.mark.nightly
 def test_volo_d1():
     # The class-attention blocks behind the four stages are not among the paper's 18.
     net, space = space_of("volo_d1_224", 0.5, exclude=["post_network"])

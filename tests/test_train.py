@@ -390,7 +390,7 @@ def test_inspect_lists_groups_pins_and_costs(capsys):
     assert any("input" in pin["reason"] for pin in report["Pinned"])
     stacks = [(row["block stack"], row["units"]) for row in report["Block stacks"]]
     assert stacks == [("layer1", 3), ("layer2.1..2", 2), ("layer3.1..2", 2)]
-    assert main(["inspect", "resnet20", "--image_size", "32"]) == 0
+    assert main(["inspect", "resnet20", "--image_size", "32", "--num_classes", "10"]) == 0
     assert "Channel groups" in capsys.readouterr().out
 
 

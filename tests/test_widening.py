@@ -126,7 +126,12 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+AT_NIGHT = "mobilenet", "regnet"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name in AT_NIGHT else []) for name in MODELS]
+)
 def test_networks_of_all_kinds(name):
     x = image(size=32).double()
     net = halved(MODELS[name]().double(), x)

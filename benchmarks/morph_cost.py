@@ -23,7 +23,7 @@ import torch
 import torchvision
 
 import morphogen
-from morphogen.morphing.trial import try_out
+from morphogen.morph.trial import try_out
 from morphogen.report.ledger import environment
 
 X = torch.randn(2, 3, 224, 224)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import morphogen
-from morphogen.morphing.tensors import map_tensors
+from morphogen.morph.tensors import map_tensors
 
 
 def randomise_statistics(model: nn.Module) -> None:

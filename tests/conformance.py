@@ -67,6 +67,7 @@ class MethodRow:
 
 OPERATORS = [
     OperatorRow("orthogonal"),
+    OperatorRow("quiet", preserves_function=True),
     OperatorRow("random"),
     OperatorRow("replicate"),
     OperatorRow("net2net", preserves_function=True, rescales=True),

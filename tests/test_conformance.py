@@ -8,8 +8,8 @@ import torch
 import morphogen
 from morphogen.dense.depth import nested
 from morphogen.methods import METHODS as REGISTERED_METHODS
-from morphogen.morphing.entry import DEPTH_OPERATORS as REGISTERED_DEPTH_OPERATORS
-from morphogen.morphing.growth import OPERATORS as REGISTERED_OPERATORS
+from morphogen.morph.entry import DEPTH_OPERATORS as REGISTERED_DEPTH_OPERATORS
+from morphogen.morph.growth import OPERATORS as REGISTERED_OPERATORS
 
 from checks import (
     assert_optimizer_holds_model,

@@ -6,7 +6,7 @@ import torchvision
 from torchvision.models.convnext import CNBlockConfig
 
 import morphogen
-from morphogen.morphing.drop_path import lay_out_drop_path
+from morphogen.morph.drop_path import lay_out_drop_path
 
 from nets import deit, image, small
 

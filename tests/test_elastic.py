@@ -10,7 +10,7 @@ from torch import nn
 import morphogen
 from morphogen.dense.depth import interpolated
 from morphogen.dense.subnet import contains
-from morphogen.morphing.tensors import map_tensors
+from morphogen.morph.tensors import map_tensors
 from morphogen.schedule.linear import linear_ratios
 from morphogen.schedule.space import growth_space
 

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import morphogen
 from morphogen.dense.fake import FakeModel
-from morphogen.morphing import commit
+from morphogen.morph import commit
 from morphogen.pruning.sparsity import sparse_part
 
 from checks import (

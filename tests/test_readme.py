@@ -10,8 +10,8 @@ from torch import nn
 
 import morphogen
 from morphogen.graph.rules import LAYERS, RULES, rule
-from morphogen.morphing.entry import DEPTH_OPERATORS, depth_operator
-from morphogen.morphing.growth import OPERATORS, operator
+from morphogen.morph.entry import DEPTH_OPERATORS, depth_operator
+from morphogen.morph.growth import OPERATORS, operator
 
 from nets import Tower, image
 

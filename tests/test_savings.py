@@ -14,7 +14,7 @@ from morphogen.cost.flops import cost
 from morphogen.dense.subnet import SubNetwork
 from morphogen.errors import ConfigError
 from morphogen.methods import Dense, PruneTrain
-from morphogen.morphing.commit import morph
+from morphogen.morph.commit import morph
 from morphogen.report.savings.over_epochs import draw_memory
 from morphogen.report.savings.rows import saving_rows
 from morphogen.report.savings.shares import bytes_of_a_step, bytes_of_an_epoch, flops_of_a_step

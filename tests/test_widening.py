@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import morphogen
 from morphogen.methods import build_method
-from morphogen.morphing.growth import OPERATORS
+from morphogen.morph.growth import OPERATORS
 from morphogen.report.outcome import saved_schedule
 
 from checks import assert_function_preserved, perturb, snapshot, take_steps

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 import morphogen
-from morphogen.morphing.tensors import map_tensors
+from morphogen.morph.tensors import map_tensors
 from morphogen.train.cifar_resnet import CIFAR_RESNETS
 
 from .harness import Bench, Skipped

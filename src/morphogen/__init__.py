@@ -16,7 +16,7 @@ A trained network leaves by `morphogen.save` and comes back by `morphogen.load`.
 one's own are made of is in `morphogen.extend`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import extend as extend
 from . import operators as operators  # enters the growth operators in the table
@@ -43,9 +43,13 @@ from .methods import (
     StackBERT,
     Supernet,
 )
-from .morphing.commit import morph
 from .run.attach import attach
 from .search.candidates import Probe
+
+if TYPE_CHECKING:
+    from .morph.commit import morph
+else:
+    from . import morph  # the package, which is called like its function
 
 __version__ = "0.1.0"
 

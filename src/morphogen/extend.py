@@ -14,9 +14,9 @@ from .errors import (
 )
 from .graph.rules import Axes, Call, layer_rule, rule
 from .methods import METHODS, Combined, Method
-from .morphing.commit import Change, Receipt
-from .morphing.entry import DepthOperator, Entry, depth_operator
-from .morphing.growth import Gap, GrowthOperator, operator
+from .morph.commit import Change, Receipt
+from .morph.entry import DepthOperator, Entry, depth_operator
+from .morph.growth import Gap, GrowthOperator, operator
 from .parts import Average, Batch, Grow, Prune, Regularise, Resize, Search
 from .parts.momentum import Momentum, MomentumNetwork
 from .pruning.lasso import GroupLasso

@@ -21,7 +21,7 @@ from ..dense.subnet import SubNetwork
 from ..errors import ExportError, MorphogenError, SubNetworkError, first_line
 from ..graph.trace import trace
 from ..machine.files import replaced
-from ..morphing.commit import averaged, morph
+from ..morph.commit import averaged, morph
 from .extra import extra
 
 REBUILD = "Build the model as it was built for training, and load into it before anything else changes it"

@@ -10,7 +10,7 @@ from ..dense.depth import interpolated
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, union
 from ..errors import ConfigError
-from ..morphing.entry import DepthOperator, depth_named
+from ..morph.entry import DepthOperator, depth_named
 from ..parts import Regularise, Resize, Search
 from ..run.part import Part
 from ..schedule.adaptive import adaptive_regularisation, check_adaptive

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..dense.network import Network
 from ..errors import ConfigError
-from ..morphing.entry import DepthOperator, depth_named
+from ..morph.entry import DepthOperator, depth_named
 from ..parts import Average
 from ..run.part import Part
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..dense.network import Network
-from ..morphing.entry import DepthOperator, depth_named
-from ..morphing.growth import GrowthOperator
+from ..morph.entry import DepthOperator, depth_named
+from ..morph.growth import GrowthOperator
 from ..parts import Grow
 from ..run.part import Part
 from ..schedule.growth import growth

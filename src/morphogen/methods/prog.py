@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..dense.network import Network
 from ..errors import ConfigError
-from ..morphing.entry import DepthOperator, depth_named
+from ..morph.entry import DepthOperator, depth_named
 from ..parts import Grow, Regularise, Resize
 from ..run.part import Part
 from ..schedule.adaptive import adaptive_regularisation, check_adaptive

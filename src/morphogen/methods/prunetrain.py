@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..dense.network import Network
 from ..errors import ConfigError
-from ..morphing.growth import GrowthOperator
+from ..morph.growth import GrowthOperator
 from ..parts import Grow, Prune
 from ..pruning.policy import Pruning
 from ..run.part import Part

@@ -8,8 +8,8 @@ from math import inf
 
 from ..dense.network import Network
 from ..errors import ConfigError
-from ..morphing.entry import DepthOperator, depth_named
-from ..morphing.growth import GrowthOperator
+from ..morph.entry import DepthOperator, depth_named
+from ..morph.growth import GrowthOperator
 from ..parts import Grow, Regularise, Resize
 from ..run.part import Part
 from ..schedule.growth import growth

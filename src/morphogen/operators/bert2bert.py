@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..morphing.growth import Gap, operator
+from ..morph.growth import Gap, operator
 
 
 @operator("fpi", rescales=True, preserving=True)

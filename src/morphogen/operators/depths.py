@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..dense.depth import stacked
-from ..morphing.entry import Entry, depth_operator
+from ..morph.entry import Entry, depth_operator
 from .reset import BEGIN
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ..morphing.growth import Gap, operator
-from ..morphing.tensors import like
+from ..morph.growth import Gap, operator
+from ..morph.tensors import like
 from .random import he, random
 from .reset import reset
 
 
 @operator("orthogonal")
-def orthogonal(gap: Gap) -> torch.Tensor:
+def orthogonal(gap: Gap, scale: float = 1.0) -> torch.Tensor:
     """New filters orthogonal to the old ones and to each other (equations 2 to 5).
 
     Of the weight as a matrix of filters (out, in, taps), the old block is W^o. Old inputs to new outputs
@@ -19,6 +19,10 @@ def orthogonal(gap: Gap) -> torch.Tensor:
     the mean norm of the old ones; new inputs to new outputs are He-normal. Where the old vectors leave no or
     too little room (a 1 x 1 convolution of full rank), the room there is is used, and the remaining vectors
     are He-normal. A convolution that gains whole groups has new inputs to new outputs only.
+
+    Args:
+        gap: what grows.
+        scale: of W^r, in mean norms of the old ones; the equations leave it free.
     """
     role = gap.map.role
     if role.kind != "weight":
@@ -44,10 +48,21 @@ def orthogonal(gap: Gap) -> torch.Tensor:
             matrix[new_out[:, None], old_in] = rows.view(-1, len(old_in), taps).to(new.dtype)
         if len(new_in):
             columns = orthogonal_rows(gap, old.transpose(0, 1).flatten(1), len(new_in))
-            matrix[old_out[:, None], new_in] = columns.view(-1, len(old_out), taps).transpose(0, 1).to(new.dtype)
+            columns = scale * columns.view(-1, len(old_out), taps).transpose(0, 1)
+            matrix[old_out[:, None], new_in] = columns.to(new.dtype)
         if len(new_out) and len(new_in):
             matrix[new_out[:, None], new_in] = he(gap, len(new_out), len(new_in), taps).to(new.dtype)
     return like(new, gap.old)
+
+
+@operator("quiet", preserving=True)
+def quiet(gap: Gap) -> torch.Tensor:
+    """Orthogonal growth with new inputs of old outputs at zero: the function stays, and new filters are orthogonal.
+
+    What new channels say is not read by old ones at first; it is learnt, since the gradient of those weights is not
+    zero. With normalisation over channels (layer norm, group norm) the function changes all the same.
+    """
+    return orthogonal(gap, scale=0.0)
 
 
 def orthogonal_rows(gap: Gap, old: torch.Tensor, count: int) -> torch.Tensor:

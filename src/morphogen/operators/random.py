@@ -6,8 +6,8 @@ from math import sqrt
 
 import torch
 
-from ..morphing.growth import Gap, operator
-from ..morphing.tensors import like
+from ..morph.growth import Gap, operator
+from ..morph.tensors import like
 from .reset import reset
 
 

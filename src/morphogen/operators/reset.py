@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..morphing.growth import Gap
-from ..morphing.tensors import like
+from ..morph.growth import Gap
+from ..morph.tensors import like
 
 BEGIN = {"bias": 0.0, "scale": 1.0, "shift": 0.0, "mean": 0.0, "variance": 1.0}
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..dense.subnet import SubNetwork
-from ..morphing.entry import depth_named
+from ..morph.entry import depth_named
 from ..run.part import Part
 from ..run.values import momentum_from, momentum_state
 from .momentum import Momentum, MomentumNetwork

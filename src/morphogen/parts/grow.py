@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
-from ..morphing.entry import DepthOperator, depth_named
-from ..morphing.growth import GrowthOperator, named
+from ..morph.entry import DepthOperator, depth_named
+from ..morph.growth import GrowthOperator, named
 from ..run.assembly import distinct
 from ..run.part import Part
 from ..schedule.revision import revised

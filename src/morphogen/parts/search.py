@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import CheckpointError, ConfigError
-from ..morphing.entry import DepthOperator, depth_named
-from ..morphing.optimizer import begin_together
-from ..morphing.rezero import fold_factors
+from ..morph.entry import DepthOperator, depth_named
+from ..morph.optimizer import begin_together
+from ..morph.rezero import fold_factors
 from ..run.assembly import distinct
 from ..run.part import Call, Part
 from ..run.run import Run

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..dense.subnet import SubNetwork
-from ..morphing.entry import depth_named
+from ..morph.entry import depth_named
 from ..parts import Average
 from ..run.assembly import Assembly
 from ..schedule.stages import Stage

@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..graph.trace import trace
 from ..machine.timing import now
 from ..methods import Method
-from ..morphing.rehearsal import rehearse
+from ..morph.rehearsal import rehearse
 from ..parts import Batch, Prune
 from ..run.assembly import Assembly
 from ..schedule.stages import Stage

@@ -20,7 +20,7 @@ from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
 from ..machine.timing import now, rounds_of
-from ..morphing.commit import morph
+from ..morph.commit import morph
 from ..parts import Average
 from ..parts.momentum import MomentumNetwork
 from ..run.assembly import Assembly

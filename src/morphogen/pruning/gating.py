@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..dense.network import Network
-from ..morphing.tensors import like
+from ..morph.tensors import like
 from .axes import channel_axes
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear

@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, intersection
 from ..errors import ConfigError
-from ..morphing.entry import DepthOperator
-from ..morphing.growth import GrowthOperator
+from ..morph.entry import DepthOperator
+from ..morph.growth import GrowthOperator
 from ..schedule.stages import Regularisation, Stage
 from .part import Part
 

@@ -15,9 +15,9 @@ from ..dense.fake import Example
 from ..dense.network import Network
 from ..errors import ConfigError
 from ..graph.trace import trace
-from ..morphing.optimizer import check_optimizers
-from ..morphing.rehearsal import rehearse
-from ..morphing.tensors import map_tensors
+from ..morph.optimizer import check_optimizers
+from ..morph.rehearsal import rehearse
+from ..morph.tensors import map_tensors
 from .assembly import Assembly, Policy
 from .hooks import check_free
 from .run import Run

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ..errors import ConfigError
 from ..machine.averages import averaged_among
 from ..machine.private import forward_pre_hooks
-from ..morphing.commit import averaged
+from ..morph.commit import averaged
 from .checkpoints import Followed, FollowedOptimizer
 from .part import Part
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
-from ..morphing.entry import DepthOperator
-from ..morphing.growth import GrowthOperator
+from ..morph.entry import DepthOperator
+from ..morph.growth import GrowthOperator
 from ..schedule.stages import Regularisation, Stage
 
 if TYPE_CHECKING:

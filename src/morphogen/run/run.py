@@ -18,9 +18,9 @@ from ..dense.subnet import SubNetwork, contains, intersection
 from ..errors import ConfigError
 from ..machine.parallel import wrap_anew
 from ..machine.ranks import check_same, spread
-from ..morphing.commit import Receipt, averaged, morph
-from ..morphing.drop_path import lay_out_drop_path
-from ..morphing.rezero import fold_factors, has_factor
+from ..morph.commit import Receipt, averaged, morph
+from ..morph.drop_path import lay_out_drop_path
+from ..morph.rezero import fold_factors, has_factor
 from ..schedule.revision import Option
 from ..schedule.stages import Regularisation, Stage
 from .assembly import Assembly, Policy

@@ -14,9 +14,9 @@ from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import CheckpointError, ConfigError, SubNetworkError, first_line
 from ..export.weights import check_tensors
-from ..morphing.commit import averaged, morph
-from ..morphing.exchange import put_factors
-from ..morphing.rezero import FACTOR, has_factor
+from ..morph.commit import averaged, morph
+from ..morph.exchange import put_factors
+from ..morph.rezero import FACTOR, has_factor
 from .values import check_optimizer, load_optimizer, load_tree, optimizer_state, parameter_names, tree_state
 
 if TYPE_CHECKING:

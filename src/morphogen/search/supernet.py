@@ -22,8 +22,8 @@ from ..dense.network import Network, attributes_in
 from ..dense.subnet import DropPath, SubNetwork, contains, within
 from ..errors import SubNetworkError
 from ..machine.private import more_compilations
-from ..morphing.drop_path import rates_in
-from ..morphing.tensors import TensorMap, map_tensors
+from ..morph.drop_path import rates_in
+from ..morph.tensors import TensorMap, map_tensors
 
 
 @dataclass(frozen=True)

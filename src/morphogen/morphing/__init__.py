@@ -1,1 +1,0 @@
-"""Changing a model from one sub-network to another."""

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import morphogen
-from morphogen.machine import timing
 from morphogen.integrations.hooks import LaterWeights
 from morphogen.integrations.lightning import MorphogenCallback as LightningCallback
 from morphogen.integrations.transformers import MorphogenCallback as TrainerCallback
+from morphogen.machine import timing
 from morphogen.methods import build_method
 
 from nets import Residual, deit

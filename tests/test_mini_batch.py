@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import morphogen
-from morphogen.parts import batching
 from morphogen.cli import main
 from morphogen.cost.flops import cost
 from morphogen.cost.memory import StepMemory
 from morphogen.errors import ConfigError
 from morphogen.methods import build_method
+from morphogen.parts import batching
 from morphogen.parts.batching import Batching
 from morphogen.schedule.mini_batch import MiniBatch, step_sizes
 from morphogen.train.config import Recipe

@@ -17,9 +17,9 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from morphogen.machine import ranks, timing
 from morphogen.cli import main
 from morphogen.errors import CheckpointError, ConfigError, TrainingError
+from morphogen.machine import ranks, timing
 from morphogen.machine.parallel import wrap_anew
 from morphogen.methods import Dense
 from morphogen.search.measure import _agreed

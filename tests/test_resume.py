@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import morphogen
-from morphogen.machine import timing
 from morphogen.cli import main
+from morphogen.machine import timing
 from morphogen.methods import build_method
 from morphogen.train.checkpoint import Checkpoints, read
 from morphogen.train.config import TrainConfig

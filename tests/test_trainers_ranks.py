@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 import morphogen
-from morphogen.machine import ranks, timing
 from morphogen.integrations.lightning import MorphogenCallback as LightningCallback
 from morphogen.integrations.transformers import MorphogenCallback as TrainerCallback
+from morphogen.machine import ranks, timing
 from morphogen.methods import build_method
 
 from processes import be_rank, free_port, fresh

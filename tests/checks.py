@@ -26,13 +26,14 @@ def perturb(model: nn.Module) -> None:
     randomise_statistics(model)
 
 
-def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, example, steps: int = 2) -> None:
-    """A few training steps with random targets, so that every state is there."""
+def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, example, steps: int = 2, run=None) -> None:
+    """A few training steps with random targets, so that every state is there; with a run, its penalty too."""
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
         output = model(example)
-        (output * torch.randn_like(output)).sum().backward()
+        loss = (output * torch.randn_like(output)).sum()
+        (loss if run is None else run.penalised(loss.abs())).backward()
         optimizer.step()
 
 

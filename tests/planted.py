@@ -11,6 +11,7 @@ from torch import nn
 
 import morphogen
 from morphogen.machine.timing import StepClock
+from morphogen.parts import Search
 from morphogen.report.outcome import saved_schedule
 
 from nets import Block, Tower, image
@@ -24,9 +25,10 @@ def plant_times(monkeypatch, seconds: Callable[[int], float] = lambda number: 1.
     monkeypatch.setattr(StepClock, "medians", lambda self: {number: seconds(number) for number in self._marks})
 
 
-def steps_of(run: morphogen.Attached) -> int:
+def steps_of(run: morphogen.Run) -> int:
     """Steps of an epoch that are as few as a search of one epoch can do with."""
-    return len(run.searching.stage.candidates) if run.searching is not None and run.method.searches else 1
+    search = run.part(Search)
+    return len(search.searching.stage.candidates) if search and search.searching and search.chooses else 1
 
 
 class Planted:
@@ -80,7 +82,9 @@ def found_schedule(folder: Path, best: Sequence[Size]) -> Path:
     method = morphogen.AutoProg(stages=len(best) + 1, search_epochs=1)
     epochs = 2 * method.stages
     probe = Planted(model, best).probe
-    run = morphogen.attach(model, optimizer, method, example=image(), epochs=epochs, steps_per_epoch=9, probe=probe)
+    run = morphogen.attach(
+        model, optimizer, method, example=image(), epochs=epochs, steps_per_epoch=9, probe=probe, hooks=False
+    )
     for epoch in range(epochs):
         run.begin_epoch(epoch)
         for _ in range(steps_of(run)):

@@ -10,6 +10,7 @@ from morphogen.dense.depth import nested
 from morphogen.methods import METHODS as REGISTERED_METHODS
 from morphogen.morph.entry import DEPTH_OPERATORS as REGISTERED_DEPTH_OPERATORS
 from morphogen.morph.growth import OPERATORS as REGISTERED_OPERATORS
+from morphogen.parts import Average, Search
 
 from checks import (
     assert_optimizer_holds_model,
@@ -112,8 +113,9 @@ def test_depth_operator_fills_carries_and_keeps_or_changes_the_function_as_decla
     take_steps(model, optimizer, x)
 
 
+@pytest.mark.parametrize("hooks", [True, False])
 @pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
-def test_method_follows_its_schedule_and_replays(row, tmp_path, monkeypatch):
+def test_method_follows_its_schedule_and_replays(row, hooks, tmp_path, monkeypatch):
     plant_times(monkeypatch)
     method = row.made(tmp_path)
     model = Tower()
@@ -121,7 +123,7 @@ def test_method_follows_its_schedule_and_replays(row, tmp_path, monkeypatch):
     fresh = Tower().state_dict()
     probe = Planted(model, row.found).probe
     run = morphogen.attach(
-        model, optimizer, method, example=image(), epochs=8, steps_per_epoch=9, probe=probe, batch_size=2
+        model, optimizer, method, example=image(), epochs=8, steps_per_epoch=9, probe=probe, batch_size=2, hooks=hooks
     )
     seen, morphed, epoch = [], [], 0
     while epoch < 8:
@@ -132,17 +134,20 @@ def test_method_follows_its_schedule_and_replays(row, tmp_path, monkeypatch):
         seen.append((model.conv1.out_channels, blocks, height))
         morphed += seen[-1:] * (len(run.history) - len(morphed))
         for _ in range(steps_of(run)):
-            take_steps(model, optimizer, run.begin_step(image()), steps=1)
-            run.end_step()
+            take_steps(model, optimizer, image() if hooks else run.begin_step(image()), steps=1, run=run)
+            if not hooks:
+                run.end_step()
         assert_optimizer_holds_model(model, optimizer)
         alive = [block for block in model.blocks if isinstance(block, Block)]
         rates = [block.drop_path.drop_prob for block in alive if isinstance(block.drop_path, DropPath)]
         assert rates == pytest.approx([0.3 * (i + 1) / max(1, blocks - 1) for i in range(blocks - 1)])
         epoch = run.next_epoch(epoch)
+    assert run.ended == hooks
     run.end()
     assert seen == list(zip(row.channels, row.blocks, row.side, strict=True))
-    assert len(run.searches) == len(row.found)
-    assert run.momentum is None and run.searching is None
+    search, average = run.part(Search), run.part(Average)
+    assert len(search.searches if search else ()) == len(row.found)
+    assert (average is None or average.network is None) and (search is None or search.searching is None)
     assert {name: value.shape for name, value in model.state_dict().items()} == {
         name: value.shape for name, value in fresh.items()
     }

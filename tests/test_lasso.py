@@ -8,6 +8,7 @@ from torch import nn
 
 import morphogen
 from morphogen import GroupLasso, PruneTrain
+from morphogen.parts import Prune
 
 from nets import Concat, Grouped, Plain, Residual, SqueezeExcite, image, small
 
@@ -167,9 +168,9 @@ def test_under_autocast_it_is_the_same():
     loss = torch.tensor(2.0)
     with torch.autocast("cpu", torch.bfloat16):
         whole = run.penalised(loss)
-    assert whole.dtype == torch.float32 and run.pruner.coefficient is not None
-    found = gradients(model, (whole - loss) / run.pruner.coefficient)
-    assert torch.allclose((whole - loss) / run.pruner.coefficient, plain, rtol=1e-5)
+    assert whole.dtype == torch.float32 and run.part(Prune).pruner.coefficient is not None
+    found = gradients(model, (whole - loss) / run.part(Prune).pruner.coefficient)
+    assert torch.allclose((whole - loss) / run.part(Prune).pruner.coefficient, plain, rtol=1e-5)
     for name, gradient in expected.items():
         assert (gradient is None) == (found[name] is None)
         if gradient is not None:
@@ -219,22 +220,23 @@ def test_attention_is_penalised_by_channel():
 def test_the_first_batch_sets_the_coefficient(ratio):
     model = Residual()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    run = morphogen.attach(model, optimizer, PruneTrain(ratio=ratio), example=image(), epochs=4)
-    assert run.pruner.coefficient is None
+    run = morphogen.attach(model, optimizer, PruneTrain(ratio=ratio), example=image(), epochs=4, start_epoch=0)
+    assert run.part(Prune).pruner.coefficient is None
     loss = nn.functional.cross_entropy(model(image(8)), torch.arange(8))
     whole = run.penalised(loss)
-    coefficient = run.pruner.coefficient
+    coefficient = run.part(Prune).pruner.coefficient
     penalty = coefficient * by_loops(model)
     assert penalty / (loss.item() + penalty) == pytest.approx(ratio, rel=1e-6)
     assert whole.item() == pytest.approx(loss.item() + penalty, rel=1e-6)
     whole.backward()
     optimizer.step()
     for epoch in range(4):  # fixed from then on, through morphs too
-        run.begin_epoch(epoch)
+        if epoch:
+            run.begin_epoch(epoch)
         with torch.no_grad():
             model.conv1.weight[epoch] = model.conv2.weight[:, epoch] = 0
         whole = run.penalised(torch.tensor(7.0))
-        assert run.pruner.coefficient == coefficient
+        assert run.part(Prune).pruner.coefficient == coefficient
         assert whole.item() == pytest.approx(7 + coefficient * GroupLasso(run.network)().item(), rel=1e-6)
     assert len(run.history) > 1
 
@@ -246,12 +248,13 @@ def test_in_steps_of_accumulated_gradients_the_penalty_counts_once():
     for parts, divide_before in [(1, False), (4, False), (4, True)]:
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         run = morphogen.attach(model, optimizer, PruneTrain(), example=image(), epochs=2)
-        run.pruner.coefficient = 0.01 / (parts if divide_before else 1)  # what equal losses would have set
+        run.part(Prune).pruner.coefficient = 0.01 / (parts if divide_before else 1)  # what equal losses would have set
         model.zero_grad()
         for x, y in zip(images.chunk(parts), labels.chunk(parts), strict=True):
             loss = nn.functional.cross_entropy(model(x), y)
             (run.penalised(loss / parts) if divide_before else run.penalised(loss) / parts).backward()
         found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        run.end()
     for name, gradient in found[0].items():
         for other in found[1:]:
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6)

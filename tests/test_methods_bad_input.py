@@ -5,6 +5,7 @@ import torch
 
 import morphogen
 from morphogen.methods import build_method
+from morphogen.parts import Average, Prune, Search
 
 from checks import assert_same, assert_unchanged, snapshot, take_steps
 from nets import Plain, Stacked, Tower, image, small
@@ -91,6 +92,30 @@ AT_ONCE = {
         r"AutoProg: no such dimension.*found \(\['depth'\],\)",
     ),
     "no call": (lambda: build_method("Prog(0.5)"), r"NAME\(key=value, \.\.\.\)"),
+    "AutoProg and another method": (
+        lambda: morphogen.Combined((morphogen.AutoProg(stages=2), morphogen.NetworkExpansion(stages=2))),
+        r"AutoProg \+ NetworkExpansion: .*cannot be combined.*Retrain",
+    ),
+    "AutoProg and pruning": (
+        lambda: morphogen.Combined((morphogen.PruneTrain(), morphogen.AutoProg(stages=2))),
+        r"AutoProg \+ PruneTrain: .*cannot be combined",
+    ),
+    "Supernet and another method": (
+        lambda: morphogen.Combined((morphogen.Supernet(), morphogen.Prog(stages=2))),
+        r"Prog \+ Supernet: .*cannot be combined",
+    ),
+    "two methods that prune": (
+        lambda: morphogen.Combined((morphogen.PruneTrain(), morphogen.OneTime())),
+        r"OneTime \+ PruneTrain: only one of several methods can prune; expected one",
+    ),
+    "two ways to fill new channels": (
+        lambda: build_method("NetworkExpansion(operator='random') + Net2Net"),
+        r"Net2Net \+ NetworkExpansion: the methods fill new channels in different ways.*net2net.* and random",
+    ),
+    "two ways to fill new blocks": (
+        lambda: build_method("Prog + ProgStack"),
+        r"Prog \+ ProgStack: the methods fill new blocks in different ways; .*found mogrow and stack\. Give both",
+    ),
 }
 
 
@@ -117,8 +142,9 @@ def no_channels():
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
 
 
-def probe():
-    return morphogen.Probe(lambda x, y: x.sum(), [(image(), None)])
+def probe(model=None):
+    call = (lambda x: x) if model is None else model
+    return morphogen.Probe(lambda x, y: call(x).square().mean(), [(image(), None)])
 
 
 def parts_of(model, **shares):
@@ -165,24 +191,6 @@ WHEN_ATTACHED = {
         {"steps_per_epoch": 9},
         r"AutoProg: .*nothing to compare them with; expected attach\(\.\.\., probe=",
     ),
-    "AutoProg without steps": (
-        Tower,
-        morphogen.AutoProg(stages=2),
-        SEARCH | {"steps_per_epoch": None},
-        r"AutoProg: .*steps are not known",
-    ),
-    "AutoProg and another method": (
-        Tower,
-        morphogen.Combined((morphogen.AutoProg(stages=2), morphogen.NetworkExpansion(stages=2))),
-        SEARCH,
-        r"AutoProg \+ NetworkExpansion: .*cannot be combined.*Retrain",
-    ),
-    "AutoProg and pruning": (
-        Tower,
-        morphogen.Combined((morphogen.AutoProg(stages=2), morphogen.PruneTrain())),
-        SEARCH,
-        r"AutoProg \+ PruneTrain: .*cannot be combined",
-    ),
     "an interval longer than the run": (
         Tower,
         morphogen.PruneTrain(interval=9),
@@ -209,18 +217,6 @@ WHEN_ATTACHED = {
         morphogen.PruneTrain(),
         {"exclude": ["conv2"]},
         r"nothing of this model can be pruned",
-    ),
-    "two methods that prune": (
-        Tower,
-        morphogen.Combined((morphogen.PruneTrain(), morphogen.OneTime())),
-        {},
-        r"PruneTrain \+ OneTime: only one of several methods can prune; expected one, found 2",
-    ),
-    "Supernet and another method": (
-        Tower,
-        morphogen.Combined((morphogen.Prog(stages=2), morphogen.Supernet())),
-        SEARCH,
-        r"Prog \+ Supernet: .*cannot be combined",
     ),
     "AutoProg without a stack": (Plain, morphogen.AutoProg(stages=2), SEARCH, r"the depth of this model cannot change"),
     "AutoProg without images": (
@@ -292,12 +288,6 @@ WHEN_ATTACHED = {
         r"ProgStack, blocks: .*1/4.*a multiple of 4 blocks, found 6.*Prog",
     ),
     "StackBERT on five blocks": (lambda: Tower(5), morphogen.StackBERT(), {}, r"StackBERT, blocks: .*multiple of 2"),
-    "no steps for the momentum network": (
-        Tower,
-        morphogen.Prog(),
-        {"steps_per_epoch": None},
-        r"Prog: .*steps are not known.*steps_per_epoch.*decay",
-    ),
     "Prog without a stack": (Plain, morphogen.Prog(), {}, r"Prog: this model has no block stack.*inspect"),
     "StackBERT without a stack": (Plain, morphogen.StackBERT(), {}, r"StackBERT: this model has no block stack"),
     "ProgStack without a stack": (Plain, morphogen.ProgStack(), {}, r"ProgStack: this model has no block stack"),
@@ -338,6 +328,9 @@ def test_refused_when_it_is_attached_and_nothing_changes(what):
     assert "\n" not in str(error.value)
     assert_same(before, model, optimizer)
     assert dict(model.named_modules()) == modules
+    hooks = [found for each in (model, optimizer) for name, found in vars(each).items() if name.endswith("_hooks")]
+    assert hooks and not any(hooks)
+    morphogen.attach(model, optimizer, morphogen.Dense(), **settings | {"epochs": 8})  # it is free
 
 
 def test_a_morph_with_a_momentum_operator_and_no_momentum_network():
@@ -360,11 +353,61 @@ def test_an_epoch_before_the_first_is_refused():
         run.begin_epoch(-1)
 
 
+def test_an_error_in_the_first_epoch_leaves_the_model_free():
+    model = Tower()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for start_epoch in (-1, 3):
+        with pytest.raises(morphogen.ConfigError, match=r"counted from 0|joined in the middle of a search"):
+            method = morphogen.AutoProg(stages=2)
+            morphogen.attach(model, optimizer, method, example=image(), epochs=8, start_epoch=start_epoch, **SEARCH)
+    morphogen.attach(model, optimizer, morphogen.Dense(), example=image(), epochs=4)
+
+
 def test_a_decay_needs_no_steps():
     model = Tower()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    run = morphogen.attach(model, optimizer, morphogen.Prog(decay=0.998), example=image(), epochs=4)
-    assert run.momentum is not None and run.momentum.decay == 0.998
+    run = morphogen.attach(model, optimizer, morphogen.Prog(decay=0.998), example=image(), epochs=4, start_epoch=0)
+    momentum = run.part(Average).network
+    assert momentum is not None and momentum.decay == 0.998
+    take_steps(model, optimizer, image())
+    assert momentum.decay == 0.998
+
+
+@pytest.mark.parametrize("hooks", [True, False])
+def test_steps_that_are_not_told_are_counted(hooks):
+    """A stage of two epochs, a horizon of a tenth: of the steps so far in the first, of all in the second."""
+    model = Tower()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    run = morphogen.attach(model, optimizer, morphogen.Prog(), example=image(), epochs=8, hooks=hooks)
+    decays = []
+    for epoch in range(3):
+        run.begin_epoch(epoch)
+        for _ in range(15):
+            take_steps(model, optimizer, image() if hooks else run.begin_step(image()), steps=1)
+            if not hooks:
+                run.end_step()
+            decays.append(run.part(Average).network.decay)
+    assert decays[:15] == pytest.approx([1 - 1 / max(1, (1 + i) / 10) for i in range(15)])
+    assert decays[15:] == pytest.approx([1 - 1 / 3] * 30)
+
+
+def test_a_search_whose_steps_are_not_told_counts_them():
+    model = Tower()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    settings = SEARCH | {"steps_per_epoch": None, "probe": probe(model)}
+    run = morphogen.attach(model, optimizer, morphogen.AutoProg(stages=2), example=image(), epochs=8, **settings)
+    for epoch, steps in ((0, 5), (1, 4)):
+        run.begin_epoch(epoch)
+        take_steps(model, optimizer, image(), steps=steps)
+    run.begin_epoch(2)
+    assert len(run.part(Search).searches) == 1
+    run.end(grow=True)
+    run = morphogen.attach(model, optimizer, morphogen.AutoProg(stages=2), example=image(), epochs=8, **settings)
+    for epoch in (0, 1):
+        run.begin_epoch(epoch)
+        take_steps(model, optimizer, image(), steps=4)
+    with pytest.raises(morphogen.ConfigError, match=r"a step of every candidate; .*found steps of 8 candidates"):
+        run.begin_epoch(2)
 
 
 def pruning(model, **settings):
@@ -387,7 +430,7 @@ def test_a_first_loss_that_sets_no_coefficient(what):
     with pytest.raises(morphogen.TrainingError, match=text) as error:
         run.penalised(torch.tensor(value))
     assert "\n" not in str(error.value)
-    assert run.pruner is not None and run.pruner.coefficient is None
+    assert run.part(Prune).pruner.coefficient is None
     assert run.penalised(torch.tensor(3.0)).item() == pytest.approx(4.0)
 
 
@@ -418,3 +461,4 @@ def test_methods_add_up_as_they_are_written():
     one, other, third = morphogen.Prog(stages=2), morphogen.NetworkExpansion(width=0.5), morphogen.DynamicBatch()
     text = "Prog(stages=2) + NetworkExpansion(width=0.5) + DynamicBatch"
     assert one + other + third == build_method(text) == morphogen.Combined((one, other, third))
+    assert third + (other + one) == one + other + third  # in whatever order

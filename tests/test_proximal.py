@@ -5,6 +5,7 @@ import torch
 
 import morphogen
 from morphogen import GroupLasso, PruneTrain
+from morphogen.parts import Prune
 from morphogen.pruning.lasso import Step
 from morphogen.pruning.proximal import proximal_steps
 
@@ -113,12 +114,12 @@ def test_branches_that_begin_silent_are_not_gone_after_a_step(make):
     model = Residual()
     torch.nn.init.zeros_(model.bn2.weight)
     optimizer = make(model.parameters(), 1e-3)
-    run = morphogen.attach(model, optimizer, PruneTrain(proximal=True), example=image(), epochs=2)
+    run = morphogen.attach(model, optimizer, PruneTrain(proximal=True), example=image(), epochs=2, start_epoch=0)
     before = model.conv1.weight.detach().norm()
     loss = torch.nn.functional.cross_entropy(model(image(4)), torch.arange(4))
     run.penalised(loss).backward()
     optimizer.step()
-    run.end_step()
+    assert run.part(Prune).pruner.coefficient is not None
     assert model.conv1.weight.norm() > 0.5 * before  # RMSprop's first step is ten times as long as its later ones
 
 
@@ -135,16 +136,20 @@ def test_the_momentum_of_rmsprop_counts_and_optimizers_without_second_moments_ar
         proximal_steps({"weight": weight}, [optimizer], 1.0)
 
 
+@pytest.mark.parametrize("hooks", [True, False])
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
-def test_in_a_loop_it_makes_exact_zeros_and_leaves_the_loss_alone(make):
+def test_in_a_loop_it_makes_exact_zeros_and_leaves_the_loss_alone(make, hooks):
     model = Residual()
     optimizer = make(model.parameters(), 0.01)
-    run = morphogen.attach(model, optimizer, PruneTrain(ratio=0.5, proximal=True), example=image(), epochs=8)
+    method = PruneTrain(ratio=0.5, proximal=True)
+    run = morphogen.attach(model, optimizer, method, example=image(), epochs=8, start_epoch=0, hooks=hooks)
     with torch.no_grad():
         model.conv1.weight[4].mul_(1e-3)
         model.conv2.weight[:, 4].mul_(1e-3)
-    run.end_step()  # before any loss there is no coefficient, and no step
-    assert model.conv1.weight[4].any()
+    before = model.conv1.weight.detach().clone()
+    with pytest.raises(morphogen.ConfigError, match="this step's loss has no penalty"):
+        optimizer.step() if hooks else run.end_step()  # before any loss there is no coefficient, and no step
+    assert model.conv1.weight[4].any() and torch.equal(model.conv1.weight, before)
     for _ in range(20):
         loss = torch.nn.functional.cross_entropy(model(image(4)), torch.arange(4))
         assert run.penalised(loss) is loss
@@ -152,7 +157,8 @@ def test_in_a_loop_it_makes_exact_zeros_and_leaves_the_loss_alone(make):
         loss.backward()
         model.conv1.weight.grad[4] = model.conv2.weight.grad[:, 4] = 0
         optimizer.step()
-        run.end_step()
+        if not hooks:
+            run.end_step()
     assert not model.conv1.weight[4].any() and not model.conv2.weight[:, 4].any()
     assert model.conv1.weight[5].any() and all(p.isfinite().all() for p in model.parameters())
 

@@ -9,7 +9,9 @@ import torch
 import morphogen
 from morphogen import SSL, Combined, Dense, GrowThenPrune, NetworkExpansion, OneTime, PruneTrain
 from morphogen.methods import build_method
+from morphogen.parts import Average, Prune
 from morphogen.pruning.policy import Pruning
+from morphogen.run.assembly import Assembly
 
 from checks import assert_optimizer_holds_model, assert_survivors_equal, perturb, snapshot, take_steps
 from nets import Block, Residual, Tower, image
@@ -28,14 +30,17 @@ def make_sparse(run, **alive):
     plant_sparse(net, net.subnetwork(alive=everything))
 
 
-def test_a_loop_of_ones_own():
+@pytest.mark.parametrize("hooks", [True, False])
+def test_a_loop_of_ones_own(hooks):
     model = Residual()
     ema = copy.deepcopy(model)
     perturb(ema)
-    run, optimizer = attached(model, PruneTrain(ratio=0.2, interval=2), 6, ema=ema)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+    take_steps(model, optimizer, image(), steps=1)
+    method = PruneTrain(ratio=0.2, interval=2)
+    run = morphogen.attach(model, optimizer, method, example=image(), epochs=6, ema=ema, hooks=hooks)
     net, sizes = run.network, []
     for epoch in range(6):
-        take_steps(model, optimizer, image(), steps=1)
         keep = range(1 + epoch, 12)
         make_sparse(run, conv1=keep)
         before, average, old = snapshot(model, optimizer), snapshot(ema), net.current
@@ -45,12 +50,16 @@ def test_a_loop_of_ones_own():
         assert_survivors_equal(net, average, old, net.current, snapshot(ema))
         assert_optimizer_holds_model(model, optimizer)
         sizes.append(model.conv1.out_channels)
+        if epoch == 5:  # the last step leaves the weights as they are
+            make_sparse(run, conv1=[8, 10])
+            optimizer.param_groups[0]["lr"] = 0.0
         optimizer.zero_grad()
         run.penalised(torch.nn.functional.cross_entropy(model(image(4)), torch.arange(4))).backward()
         optimizer.step()
-        run.end_step()
+        if not hooks:
+            run.end_step()
     assert sizes == [12, 12, 9, 9, 7, 7]
-    make_sparse(run, conv1=[8, 10])
+    assert run.ended == hooks and model.conv1.out_channels == (2 if hooks else 7)
     receipt = run.end()
     assert receipt is not None and receipt.after == net.current
     assert [(epoch, s.channels["conv1"]) for epoch, s in run.history] == [
@@ -75,13 +84,15 @@ def test_the_end_takes_out_what_an_early_stop_leaves_and_says_when_there_is_noth
         receipt = run.end()
         assert run.network.model.conv1.out_channels == left
         assert (receipt is None) == (left == 12)
-        assert run.end() is None
+        make_sparse(run, conv1=range(3))
+        assert run.end() is receipt and run.network.model.conv1.out_channels == left
 
 
 def test_epochs_that_are_skipped_skip_no_reconfiguration():
-    run, _ = attached(Residual(), PruneTrain(interval=2), 9)
+    run, _ = attached(Residual(), PruneTrain(interval=2), 9, start_epoch=0)
     make_sparse(run, conv1=range(4))
-    run.begin_epoch(5)
+    with pytest.warns(UserWarning, match="epoch 5 begins after epoch 0"):
+        run.begin_epoch(5)
     assert run.network.model.conv1.out_channels == 4 and len(run.history) == 2
 
 
@@ -92,7 +103,7 @@ def test_a_method_that_does_not_prune_leaves_the_loss_alone(method):
     for epoch in range(4):
         run.begin_epoch(epoch)
         assert run.penalised(loss) is loss
-    assert run.pruner is None
+    assert run.part(Prune) is None
 
 
 SCHEDULES = [
@@ -120,11 +131,17 @@ def test_schedules(method, epochs, at, penalised):
     assert settings == (0.25, 1e-4, 1, False)
 
 
+def restarts(method):
+    assembly = Assembly(method)
+    assembly.plan(morphogen.trace(Residual(), image()), 30)
+    return assembly.restarts
+
+
 def test_settings_reach_the_policy():
     method = build_method("PruneTrain(ratio=0.1, interval=2, threshold=0.01, multiple_of=8, proximal=True)")
     assert method.pruning(4) == Pruning(0.1, (2, 4), 0, None, 0.01, 8, True)
-    assert SSL().restarts(30) == (12, 24) and PruneTrain().restarts(30) == ()
-    assert Combined((NetworkExpansion(), SSL())).restarts(30) == (12, 24)
+    assert restarts(SSL()) == (12, 24) and restarts(PruneTrain()) == ()
+    assert restarts(Combined((NetworkExpansion(), SSL()))) == (12, 24)
 
 
 def test_one_time_prunes_once_and_the_penalty_stays():
@@ -152,7 +169,7 @@ def test_ssl_penalises_between_training_and_fine_tuning():
 
 
 def test_grow_then_prune_sets_its_coefficient_on_the_grown_network():
-    run, _ = attached(Residual(), GrowThenPrune(start=0.5, width=0.5, stages=2, interval=2), 8)
+    run, _ = attached(Residual(), GrowThenPrune(start=0.5, width=0.5, stages=2, interval=2), 8, start_epoch=0)
     loss, seen = torch.tensor(1.0), []
     for epoch in range(8):
         make_sparse(run, conv1=range(11 - epoch))  # before the penalty begins nothing goes
@@ -160,7 +177,7 @@ def test_grow_then_prune_sets_its_coefficient_on_the_grown_network():
         seen.append(run.network.model.conv1.out_channels)
         whole = run.penalised(loss)
         if epoch < 4:
-            assert whole is loss and run.pruner.coefficient is None
+            assert whole is loss and run.part(Prune).pruner.coefficient is None
         elif epoch == 4:
             assert run.network.current == run.network.dense
             assert whole.item() == pytest.approx(1 / (1 - 0.25))
@@ -172,7 +189,7 @@ def growing_and_pruning(**settings):
 
 
 def test_with_growth_what_is_pruned_never_comes_back():
-    run, optimizer = attached(Tower(), growing_and_pruning(width=0.5, stages=3), 6)
+    run, optimizer = attached(Tower(), growing_and_pruning(width=0.5, stages=3), 6, start_epoch=0)
     seen = []
     for epoch in range(6):
         if epoch == 1:
@@ -181,7 +198,7 @@ def test_with_growth_what_is_pruned_never_comes_back():
             make_sparse(run, conv1=[0, 1, 3, 4, 5, 6, 8])
         run.begin_epoch(epoch)
         seen.append(run.network.current.channels["conv1"])
-        take_steps(run.network.model, optimizer, image(), steps=1)
+        take_steps(run.network.model, optimizer, image(), steps=1, run=run)
         assert_optimizer_holds_model(run.network.model, optimizer)
     start, grown = tuple(range(6)), (0, 1, 3, 4, 5, 6, 7, 8)
     whole = (0, 1, 3, 4, 5, 6, 8, 9, 10, 11)
@@ -189,7 +206,7 @@ def test_with_growth_what_is_pruned_never_comes_back():
 
 
 def test_with_growth_of_depth_a_block_that_is_pruned_never_comes_back():
-    run, optimizer = attached(Tower(), growing_and_pruning(depth=0.5, stages=2), 4, steps_per_epoch=2)
+    run, optimizer = attached(Tower(), growing_and_pruning(depth=0.5, stages=2), 4, steps_per_epoch=2, start_epoch=0)
     assert run.network.current.blocks["blocks"] == (0, 2)
     model = run.network.model
     torch.nn.init.zeros_(model.blocks[0].conv.weight)
@@ -197,7 +214,7 @@ def test_with_growth_of_depth_a_block_that_is_pruned_never_comes_back():
     assert run.network.current.blocks["blocks"] == (2,)
     run.begin_epoch(2)
     assert run.network.current.blocks["blocks"] == (1, 2, 3) and isinstance(model.blocks[1], Block)
-    take_steps(model, optimizer, image())
+    take_steps(model, optimizer, image(), run=run)
     assert_optimizer_holds_model(model, optimizer)
 
 
@@ -210,24 +227,24 @@ def test_with_resolution_channels_stay_out_while_images_grow():
             make_sparse(run, conv1=range(5))
         run.begin_epoch(epoch)
         seen.append((run.network.model.conv1.out_channels, run.network.current.resolution))
-        take_steps(run.network.model, optimizer, run.begin_step(image()), steps=1)
+        take_steps(run.network.model, optimizer, image(), steps=1, run=run)
     assert seen == [(12, (4, 4)), (5, (4, 4)), (5, (8, 8)), (5, (8, 8))]
 
 
 def test_a_reconfiguration_takes_nothing_from_the_momentum_network():
     """Momentum Growth loads all weights from it where the network grows, and only there."""
     method = build_method("Prog(stages=2) + PruneTrain(interval=1)")
-    run, optimizer = attached(Tower(), method, 4, steps_per_epoch=2)
-    model = run.network.model
-    take_steps(model, optimizer, run.begin_step(image()))
-    perturb(run.momentum.module)
+    run, optimizer = attached(Tower(), method, 4, steps_per_epoch=2, start_epoch=0)
+    model, momentum = run.network.model, run.part(Average).network
+    take_steps(model, optimizer, image(), run=run)
+    perturb(momentum.module)
     make_sparse(run, conv1=range(5))
-    before, average, old = snapshot(model, optimizer), snapshot(run.momentum.module), run.network.current
+    before, average, old = snapshot(model, optimizer), snapshot(momentum.module), run.network.current
     assert run.begin_epoch(1) is not None and model.conv1.out_channels == 5
     now = run.network.current
     assert_survivors_equal(run.network, before, old, now, snapshot(model, optimizer))
-    assert_survivors_equal(run.network, average, old, now, snapshot(run.momentum.module))
-    run.end_step()
+    assert_survivors_equal(run.network, average, old, now, snapshot(momentum.module))
+    take_steps(model, optimizer, image(), run=run)
     run.begin_epoch(2)
     assert run.network.current.channels == now.channels
 
@@ -237,7 +254,7 @@ def test_several_optimizers_each_shrink_their_own():
     parts = [list(model.parameters())[:3], list(model.parameters())[3:]]
     optimizers = [torch.optim.SGD(parts[0], 0.1), torch.optim.AdamW(parts[1], 0.1)]
     method = PruneTrain(interval=1, proximal=True)
-    run = morphogen.attach(model, optimizers, method, example=image(), epochs=2)
+    run = morphogen.attach(model, optimizers, method, example=image(), epochs=2, start_epoch=0, hooks=False)
     run.penalised(torch.tensor(1.0))
     before = {name: parameter.detach().norm() for name, parameter in model.named_parameters() if parameter.ndim > 1}
     run.end_step()
@@ -254,7 +271,7 @@ def test_blocks_that_have_just_come_in_are_not_judged_by_what_they_were_filled_w
     run, optimizer = attached(Tower(), method, 6)
     run.begin_epoch(3)
     assert run.network.current == run.network.dense
-    take_steps(run.network.model, optimizer, image())
+    take_steps(run.network.model, optimizer, image(), run=run)
     run.begin_epoch(4)
     assert run.network.current == run.network.dense
 
@@ -265,10 +282,10 @@ def test_ssl_is_as_strong_as_prunetrain_at_the_same_ratio():
     (early, _), (late, _) = (attached(copy.deepcopy(model), method, 6) for method in (PruneTrain(), SSL()))
     for run in (early, late):
         run.penalised(torch.tensor(2.3))
-    assert late.pruner.coefficient == early.pruner.coefficient
+    assert late.part(Prune).pruner.coefficient == early.part(Prune).pruner.coefficient
     late.begin_epoch(3)
     loss = torch.tensor(0.05)  # by now the network is trained
-    assert late.penalised(loss) > loss and late.pruner.coefficient == early.pruner.coefficient
+    assert late.penalised(loss) > loss and late.part(Prune).pruner.coefficient == early.part(Prune).pruner.coefficient
 
 
 def test_a_loss_that_was_never_penalised_is_told():

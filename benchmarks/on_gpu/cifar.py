@@ -222,7 +222,9 @@ def study(bench: Bench) -> dict[str, Any]:
     try:
         plan = _plan(bench.pick(EPOCHS, 2))
         if any((*each, bench.seed) not in done for each in plan):
-            one_run(bench, images, "width, quiet, and resolution", 2, seed=-1)  # every kernel has been chosen before the clock counts
+            one_run(
+                bench, images, "width, quiet, and resolution", 2, seed=-1
+            )  # every kernel has been chosen before the clock counts
         slowest = max((run["seconds"] / run["epochs"] for run in runs), default=0.0)
         for seed in itertools.count(bench.seed):
             for name, epochs in plan:

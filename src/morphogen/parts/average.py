@@ -11,8 +11,7 @@ from torch import nn
 from ..dense.subnet import SubNetwork
 from ..morph.entry import depth_named
 from ..run.part import Part
-from ..run.values import momentum_from, momentum_state
-from .momentum import Momentum, MomentumNetwork
+from .momentum import Momentum, MomentumNetwork, momentum_from, momentum_state
 
 
 class Average(Part):
@@ -30,7 +29,7 @@ class Average(Part):
         """See `Momentum`; raises ConfigError."""
         self.momentum = Momentum(decay, horizon)
         self.network: MomentumNetwork | None = None
-        self._steps, self._unknown = 0, False
+        self._counted: int | None = None  # steps so far, in a first epoch of unknown length
 
     def settings(self) -> tuple[Any, ...]:
         """Decay and horizon."""
@@ -74,13 +73,15 @@ class Average(Part):
             return
         if self.network is None:
             with run.own_state():
-                self.network = MomentumNetwork(run.network.model, 0.0)
+                self.network = MomentumNetwork(run.network.model, self.momentum.decay or 0.0)
         spans = zip(stages[number : nexts[0]], stages[number + 1 : nexts[0] + 1], strict=True)
         epochs = [(stage.subnetwork, after.start - stage.start) for stage, after in spans]
         lengths = [run.steps_in(subnetwork, run.steps_known) for subnetwork, _ in epochs]
         known = [length for length in lengths if length is not None]
-        self._unknown = len(known) < len(lengths)
-        if not self._unknown:
+        self._counted = None
+        if len(known) < len(lengths):
+            self._counted = 0
+        else:
             steps = sum(count * length for (_, count), length in zip(epochs, known, strict=True))
             self.network.decay = self.momentum.decay_over(steps)
 
@@ -94,18 +95,18 @@ class Average(Part):
     def end_step(self) -> None:
         """Follow the weights; in a first epoch of unknown length, over the horizon's share of the steps so far."""
         if self.network is not None:
-            if self._unknown:
-                self._steps += 1
-                self.network.decay = self.momentum.decay_over(self._steps)
+            if self._counted is not None:
+                self._counted += 1
+                self.network.decay = self.momentum.decay_over(self._counted)
             self.network.update_parameters(self.run.network.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average."""
-        return {"network": momentum_state(self.network)}
+        """The average, and the steps counted."""
+        return {"network": momentum_state(self.network), "counted": self._counted}
 
     def notes(self) -> dict[str, Any]:
-        """Nothing."""
-        return {"network": None}
+        """The steps alone."""
+        return {"network": None, "counted": self._counted}
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
         """Its tensors are read when the model has their size; where they are missing, it begins anew."""
@@ -113,7 +114,10 @@ class Average(Part):
         if saved is not None and not {"decay", "state", "buffers"} <= saved.keys():
             raise KeyError("decay, state or buffers of the momentum network")
 
+        counted = None if state.get("counted") is None else int(state["counted"])
+
         def load() -> None:
+            self._counted = counted
             self.network = momentum_from(saved, self.run.network.model)
 
         return load

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ConfigError
 from ..machine.private import NormBase
+from ..run.values import load_tree, tree_state
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,20 @@ class MomentumNetwork(nn.Module):
         torch._foreach_lerp_(theirs[0], ours[0], 1 - self.decay)
         if theirs[1]:
             torch._foreach_copy_(theirs[1], ours[1])
+
+
+def momentum_state(momentum: MomentumNetwork | None) -> dict[str, Any] | None:
+    """A momentum network as plain data and tensors."""
+    return None if momentum is None else {"decay": momentum.decay, **tree_state(momentum)}
+
+
+def momentum_from(state: Mapping[str, Any] | None, model: nn.Module) -> MomentumNetwork | None:
+    """The inverse; the model is at the sub-network that it had then."""
+    if state is None:
+        return None
+    momentum = MomentumNetwork(model, float(state["decay"]))
+    load_tree(momentum, state)
+    return momentum
 
 
 def _averaged_and_copied(tree: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -98,7 +98,7 @@ class Search(Part):
         return any(stage.choose_at is not None for stage in self._stages) or bool(self.searches)
 
     def begin(self, run: Run) -> None:
-        """Raises ConfigError where there is nothing to compare candidates with."""
+        """Raises ConfigError where there is nothing to compare candidates with, or too few steps for them."""
         super().begin(run)
         if self.chooses and run.probe is None:
             raise ConfigError(
@@ -106,6 +106,8 @@ class Search(Part):
                 where=run.who,
                 expected="attach(..., probe=morphogen.Probe(loss=..., subset=...))",
             )
+        for stage in self._stages:
+            self._check_steps(stage)
 
     def before_epoch(self, epoch: int) -> bool:
         """Decide a search that is over; open or close the stage."""
@@ -250,6 +252,9 @@ class Search(Part):
                 expected=f"all epochs from {stage.start} on",
                 found=f"epoch {epoch}",
             )
+        self._check_steps(stage)
+
+    def _check_steps(self, stage: Stage) -> None:
         if stage.choose_at is not None and self.run.steps_per_epoch is not None:
             steps = (stage.choose_at - stage.start) * self.run.steps_per_epoch
             if steps < len(stage.candidates):

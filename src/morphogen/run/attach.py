@@ -110,7 +110,11 @@ def attach(
         hooked=hooks,
     )
     if start_epoch is not None:
-        run.begin_epoch(start_epoch)
+        try:
+            run.begin_epoch(start_epoch)
+        except Exception:
+            run.detach()
+            raise
     return run
 
 

@@ -349,6 +349,11 @@ class Run:
         for part in beginning or growing[:1]:
             part.postpone(epoch, option)
 
+    def detach(self) -> None:
+        """Take the hooks off, and leave the model to another run."""
+        self.close()
+        self._hooks.stop(keep_loading=False)
+
     def close(self) -> None:
         """Make the network an ordinary one at its present size; where training stops in the middle of a search."""
         for part in self.assembly:

@@ -10,7 +10,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import CheckpointError
-from ..parts.momentum import MomentumNetwork
 
 
 def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
@@ -31,20 +30,6 @@ def load_tree(tree: nn.Module, state: Mapping[str, Mapping[str, torch.Tensor]]) 
     with torch.no_grad():
         for name, value in state["buffers"].items():
             buffers[name].copy_(value)
-
-
-def momentum_state(momentum: MomentumNetwork | None) -> dict[str, Any] | None:
-    """A momentum network as plain data and tensors."""
-    return None if momentum is None else {"decay": momentum.decay, **tree_state(momentum)}
-
-
-def momentum_from(state: Mapping[str, Any] | None, model: nn.Module) -> MomentumNetwork | None:
-    """The inverse; the model is at the sub-network that it had then."""
-    if state is None:
-        return None
-    momentum = MomentumNetwork(model, float(state["decay"]))
-    load_tree(momentum, state)
-    return momentum
 
 
 def optimizer_state(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:

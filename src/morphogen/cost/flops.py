@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
+from ..machine.private import tree_leaves
 from .normalisation import NormalisationTraffic
 
 

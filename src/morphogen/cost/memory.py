@@ -17,12 +17,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError, first_line
-from ..machine.private import storage_key, without_step_hooks
+from ..machine.private import storage_key, tree_leaves, without_step_hooks
 from ..machine.randomness import own_random
 
 

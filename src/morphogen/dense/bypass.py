@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.utils._pytree import LeafSpec, TreeSpec, tree_leaves, tree_unflatten
 
+from ..machine.private import LeafSpec, TreeSpec, tree_leaves, tree_unflatten
 from .subnet import BlockStack, Structure, SubNetwork
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
 
-from ..machine.private import FakeTensorMode, without_forward_hooks
+from ..machine.private import FakeTensorMode, tree_leaves, tree_map, without_forward_hooks
 from .program import silence
 
 Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import SubNetworkError, first_line
 from ..machine.placement import on_cpu
+from ..machine.private import tree_leaves, tree_map
 from .fake import FakeModel, quiet
 from .program import silence
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from ..dense.fake import Example, as_call, at_least_two
 from ..dense.program import silence
 from ..errors import ExportError, first_line
 from ..machine.files import replaced
+from ..machine.private import tree_map
 from .extra import extra
 
 

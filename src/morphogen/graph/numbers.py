@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.fx.traceback import annotate, preserve_node_meta
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+
+from ..machine.private import tree_leaves
 
 KEY = "morphogen_call"
 """Under which an op of the exported graph carries the number of the call that led to it."""

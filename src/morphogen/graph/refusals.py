@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from ..dense.fake import has_own_arithmetic
 from ..dense.program import failing_module
 from ..errors import TraceError, first_line
-from ..machine.private import forward_hooks, forward_pre_hooks
+from ..machine.private import forward_hooks, forward_pre_hooks, tree_leaves
 
 WRAPPERS = {
     "DistributedDataParallel": "Trace model.module; a run's wrapper follows by itself",

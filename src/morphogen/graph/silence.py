@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..dense.fake import FakeModel
 from ..machine.placement import on_cpu
+from ..machine.private import tree_flatten, tree_leaves, tree_unflatten
 
 
 @on_cpu

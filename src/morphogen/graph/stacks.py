@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from ..dense.fake import FakeModel, quiet
 from ..dense.program import failing_module
 from ..dense.subnet import BlockStack, DropPath, FixedBlock, is_inside, within
 from ..errors import TraceError, first_line
-from ..machine.private import NormBase
+from ..machine.private import NormBase, TreeSpec, tree_flatten, tree_leaves
 from .residual import Residual
 from .silence import can_be_silent
 

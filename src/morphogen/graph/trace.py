@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from ..dense.fake import Example, FakeModel, as_call, at_least_two, quiet
 from ..dense.network import Network
@@ -29,6 +28,7 @@ from ..dense.subnet import (
     within,
 )
 from ..errors import TraceError, first_line
+from ..machine.private import tree_leaves, tree_map
 from .groups import derive_groups
 from .numbers import Attribute, Numbers
 from .refusals import cannot_export, check_model

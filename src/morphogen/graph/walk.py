@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export.graph_signature import OutputKind
-from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_leaves, tree_map
 
 from ..dense.program import bind, module_path, op_name, output_shapes, region
 from ..dense.subnet import Role, is_inside
 from ..errors import TraceError, first_line
 from ..machine.placement import on_cpu
-from ..machine.private import OpOverload
+from ..machine.private import ConvBase, OpOverload, tree_leaves, tree_map
 from .counting import Counting
 from .groups import TracedTensor
 from .numbers import Attribute, Dim, Numbers
@@ -67,7 +65,7 @@ class Walk:
 
     def _value(self, name: str, tensor: torch.Tensor, owner: nn.Module) -> Value:
         # The taps of a convolution's kernel are never channels, whatever the module does with them first.
-        channels = 2 if isinstance(owner, _ConvNd) else tensor.ndim
+        channels = 2 if isinstance(owner, ConvBase) else tensor.ndim
         axes = [
             self.slots.fresh(size) if size > 1 and dim < channels else None for dim, size in enumerate(tensor.shape)
         ]

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from ..dense.fake import Example
 from ..errors import ConfigError
+from ..machine.private import tree_map
 from ..methods import Method
 from ..parts import Batch, Search
 from ..run.assembly import Assembly

@@ -19,12 +19,21 @@ from torch._dynamo.utils import counters as _counters
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as ConvBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils._pytree import LeafSpec, TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
     "COMPILER_ERRORS",
+    "ConvBase",
+    "LeafSpec",
+    "TreeSpec",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
     "DropoutBase",
     "FakeTensorMode",
     "HigherOrderOperator",

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 from ..errors import MorphError
+from ..machine.private import tree_leaves
 from .tensors import TensorMap
 
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from ..dense.fake import at_least_two, quiet
 from ..dense.network import Network
 from ..dense.program import bind, calls, export, failing_module, module_path, op_name, output_shapes
 from ..dense.subnet import ExpectedCall, ForwardPath, SubNetwork, within
 from ..errors import MorphError, first_line
-from ..machine.private import OpOverload
+from ..machine.private import OpOverload, tree_leaves, tree_map
 
 SILENT = {"contiguous"}
 """Ops that are recorded only where they do something: a single head is contiguous in any order."""

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..dense.network import Network
 from ..errors import ConfigError
+from ..machine.private import tree_flatten, tree_leaves, tree_unflatten
 from ..run.images import images_in, with_images
 from ..run.part import Call, Part
 from ..run.run import Run

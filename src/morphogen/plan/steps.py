@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
 
 from ..cost.flops import cost
 from ..cost.memory import Allocations, bytes_of, kept_tensors
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
+from ..machine.private import tree_leaves, tree_map
 from ..machine.timing import now, rounds_of
 from ..morph.commit import morph
 from ..parts import Average

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -116,8 +117,8 @@ class Run:
         self.network.drop_path_scale = regularisation.drop_path
         target = self._intersection([part.wants(epoch) for part in self.assembly])
         if target != self.network.current:
-            current = self.network.current
-            if first and epoch > 0 and (current.channels, current.blocks) != (target.channels, target.blocks):
+            kept = intersection([self.network.current, target])
+            if first and epoch > 0 and replace(kept, resolution=None) != replace(self.network.current, resolution=None):
                 self._warn_of_joining(epoch, target)
             self._morph(target, grows=any(entered) or not contains(self.network.current, target))
         if any(entered) or self._receipt is not None or not self.history:

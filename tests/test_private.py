@@ -1,0 +1,105 @@
+"""A canary for each private part of PyTorch, and of a trainer, that is used: what it must be and do."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from morphogen.machine import private
+
+ROOT = Path(private.__file__).parents[1]
+
+
+def test_the_kinds_of_modules():
+    assert issubclass(nn.BatchNorm2d, private.NormBase) and not issubclass(nn.GroupNorm, private.NormBase)
+    assert issubclass(nn.Dropout2d, private.DropoutBase) and issubclass(nn.ConvTranspose1d, private.ConvBase)
+
+
+def test_trees():
+    value = {"a": (1, [2]), "b": 3}
+    leaves, spec = private.tree_flatten(value)
+    assert leaves == private.tree_leaves(value) == [1, 2, 3]
+    assert (
+        private.tree_unflatten([4, 5, 6], spec) == {"a": (4, [5]), "b": 6} == private.tree_map(lambda x: x + 3, value)
+    )
+    assert isinstance(spec, private.TreeSpec) and isinstance(private.tree_flatten(1)[1], private.LeafSpec)
+
+
+def test_ops_and_fake_tensors():
+    assert isinstance(torch.ops.aten.add.Tensor, private.OpOverload)
+    assert issubclass(type(torch.ops.higher_order.cond), private.HigherOrderOperator)
+    with private.FakeTensorMode():
+        assert torch.zeros(3).untyped_storage() is not None
+
+
+def test_storages_have_keys():
+    one = torch.zeros(3)
+    keys = [private.storage_key(tensor.untyped_storage()) for tensor in (one, one.view(3, 1), torch.zeros(3))]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_hooks():
+    module = nn.Linear(2, 2)
+    module.register_forward_hook(print)
+    module.register_forward_pre_hook(print)
+    assert len(private.forward_hooks(module)) == len(private.forward_pre_hooks(module)) == 1
+    private.without_forward_hooks(module)
+    assert not private.forward_hooks(module) and not private.forward_pre_hooks(module)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    optimizer.register_step_post_hook(lambda *_: pytest.fail("a hook is left"))
+    private.without_step_hooks(optimizer)
+    optimizer.step()
+
+
+def test_settings_of_the_compiler_come_back():
+    config = torch._dynamo.config
+    names = "recompile_limit accumulated_recompile_limit fail_on_recompile_limit_hit".split()
+    names.append("skip_tensor_guards_with_matching_dict_tags")
+    before = {name: getattr(config, name) for name in names}
+    with private.compiling(3):
+        assert config.recompile_limit == before["recompile_limit"] + 3 and config.fail_on_recompile_limit_hit
+    private.more_compilations(2)
+    assert config.recompile_limit == before["recompile_limit"] + 2
+    private.more_compilations(-2)
+    assert {name: getattr(config, name) for name in names} == before
+
+
+def test_compilations_are_counted():
+    before = private.compilations()
+    try:
+        torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2))
+        assert private.compilations() == before + 1
+    finally:
+        torch.compiler.reset()
+
+
+def test_a_wrapper_rebuilds_itself_as_when_it_is_unpickled():
+    source = inspect.getsource(private.rebuild)
+    for name in re.findall(r"wrapper\.(\w+)", source):
+        assert name == "_comm_hooks" or hasattr(DistributedDataParallel, name), name
+    assert "_comm_hooks" in inspect.getsource(DistributedDataParallel)  # and what they do: test_ranks.py
+
+
+def test_lightnings_launcher():
+    launchers = pytest.importorskip("lightning.pytorch.strategies.launchers")
+    assert inspect.isclass(launchers._MultiProcessingLauncher)
+
+
+def test_nothing_private_is_imported_elsewhere():
+    allowed = {("integrations/lightning.py", "_MultiProcessingLauncher")}
+    for path in ROOT.rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if name == "machine/private.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                private_ones = [a.name for a in node.names if a.name.startswith("_")]
+                private_ones += [part for part in (node.module or "").split(".") if part.startswith("_")]
+                assert all((name, each) in allowed for each in private_ones), f"{name} imports {private_ones}"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+                assert not node.attr.startswith("_") or node.attr.startswith("_foreach"), f"{name}: torch.{node.attr}"

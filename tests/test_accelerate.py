@@ -46,7 +46,6 @@ def accelerated(folder, until=2):
             accelerator.backward(F.cross_entropy(wrapper(x), y))
             optimizer.step()
             optimizer.zero_grad()
-            run.end_step()
     if until == 1:
         accelerator.save_state(str(folder / "state"))
     return model

@@ -16,6 +16,7 @@ from torch import nn
 from morphogen import cli
 from morphogen.errors import MorphogenError
 from morphogen.methods import METHODS, build_method
+from morphogen.parts import Search
 from morphogen.train import loop
 from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
@@ -287,7 +288,8 @@ def trained(arguments):
     _, config = cli._parse(arguments)
     run = Run(config, load_data(config), build_method(config.method), config.method, config.seed)
     epochs = list(run.epochs())
-    assert len(epochs) == run.total_epochs or run.attached.searches
+    search = run.attached.part(Search)
+    assert len(epochs) == run.total_epochs or (search is not None and search.searches)
     assert all(math.isfinite(epoch.loss) and 0 <= epoch.accuracy <= 100 for epoch in epochs)
     for name, tensor in run.result.state_dict().items():
         assert not tensor.is_floating_point() or bool(tensor.isfinite().all()), name

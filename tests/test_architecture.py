@@ -1,24 +1,28 @@
-"""The layers import one way only, and the core needs torch alone."""
+"""The layers import one way only, the public face is small and clear, and the core needs torch alone."""
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import morphogen
+import morphogen.extend
 
 ROOT = Path(__file__).parent.parent / "src" / "morphogen"
 LAYERS = [
-    {"errors", "placement", "timing"},
-    {"subnet", "spec", "program", "depth", "resize", "randomness"},
-    {"fake", "bypass", "momentum", "files", "ranks"},
-    {"grid", "parallel"},
-    {"network"},
-    {"graph", "morph", "memory", "masked"},
+    {"errors"},
+    {"spec"},
+    {"machine"},
+    {"dense"},
+    {"graph", "morph", "cost"},
     {"operators", "schedule", "pruning"},
-    {"methods", "search", "snapshot", "batching"},
-    {"export"},
-    {"state"},
-    {"attach"},
-    {"report", "integrations"},
+    {"search", "export"},
+    {"run"},
+    {"parts"},
+    {"methods"},
+    {"plan", "report", "integrations"},
+    {"extend"},
     {"train"},
     {"cli"},
     {"__main__"},
@@ -37,12 +41,22 @@ def imports(path: Path):
             yield from ((parts[0], name) for name in names if name in LEVEL)
 
 
+def test_every_part_has_a_layer():
+    parts = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert parts - {"__init__"} == set(LEVEL)
+
+
 def test_imports_go_one_way():
     found = [pair for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py" for pair in imports(path)]
-    assert ("graph", "network") in found and ("train", "report") in found  # the reader sees imports at all
+    assert ("graph", "dense") in found and ("train", "report") in found  # the reader sees imports at all
     for source, target in found:
         assert source == target or LEVEL[target] < LEVEL[source], f"{source} imports {target}"
         assert (source, target) not in INDEPENDENT and (target, source) not in INDEPENDENT
+
+
+def test_a_run_knows_neither_parts_nor_methods():
+    found = {target for path in (ROOT / "run").rglob("*.py") for _, target in imports(path)}
+    assert "dense" in found and not found & {"parts", "methods"}
 
 
 def test_methods_do_not_import_each_other():
@@ -51,9 +65,20 @@ def test_methods_do_not_import_each_other():
         if path == folder / "__init__.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == (2 if path.parent != folder else 1):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
                 sums = (path.name, node.module) == ("method.py", "combined")  # A + B is one
-                assert path.name == "__init__.py" or node.module == "method" or sums, f"{path} imports {node.module}"
+                assert node.module == "method" or sums, f"{path} imports {node.module}"
+
+
+def test_the_public_names():
+    assert dir(morphogen) == sorted(morphogen.__all__) and len(morphogen.__all__) == 26
+    assert len(set(morphogen.__all__)) == 26
+    inside = {path.stem for path in ROOT.iterdir()}
+    assert not inside & {*morphogen.__all__, *morphogen.extend.__all__}
+    for module in (morphogen, morphogen.extend):
+        assert not any(isinstance(getattr(module, name), ModuleType) for name in module.__all__)
+    for name in morphogen.extend.__all__:  # what an extender needs is found in both places
+        assert getattr(morphogen, name) is getattr(morphogen.extend, name)
 
 
 def test_the_core_needs_torch_alone():

@@ -14,8 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import morphogen
 from morphogen.dense.subnet import contains
+from morphogen.parts import Average, Search
 from morphogen.report.outcome import predicted_speedup, saved_schedule
-from morphogen.run.values import Snapshot
+from morphogen.run.assembly import Assembly
+from morphogen.run.state import Snapshot
 from morphogen.search.measure import search
 
 from checks import assert_optimizer_holds_model, assert_survivors_equal, snapshot
@@ -66,7 +68,7 @@ class Loop:
         self.batch = (image(4, self.side), torch.randint(10, (4,)))
         self.context = torch.enable_grad
         self.visited, self.receipts, self.taken = [], [], 0
-        settings = {"probe": morphogen.Probe(self.loss, [self.batch])} | settings
+        settings = {"probe": morphogen.Probe(self.loss, [self.batch]), "start_epoch": 0} | settings
         self.run = morphogen.attach(
             self.model,
             self.optimizer,
@@ -77,6 +79,20 @@ class Loop:
             ema=self.ema,
             **settings,
         )
+
+    @property
+    def searching(self):
+        search = self.run.part(Search)
+        return None if search is None else search.searching
+
+    @property
+    def searches(self):
+        return self.run.part(Search).searches
+
+    @property
+    def momentum(self):
+        average = self.run.part(Average)
+        return None if average is None else average.network
 
     def loss(self, images, labels):
         with self.context():
@@ -110,7 +126,7 @@ class Loop:
         """The user's own network again, as it was before."""
         run, fresh = self.run, self.make()
         assert run.network.current == run.network.dense == run.history[-1][1]
-        assert run.searching is None and run.momentum is None
+        assert self.searching is None and self.momentum is None
         assert not self.model._forward_hooks and not self.model._forward_pre_hooks
         assert not any("forward" in module.__dict__ for module in self.model.modules())
         assert [*self.model.state_dict()] == [*fresh.state_dict()]
@@ -128,7 +144,7 @@ def test_epochs_trained_are_epochs_asked_to_the_step(name, search_epochs, monkey
     steps = 9 // search_epochs + 1
     loop = Loop(name, morphogen.AutoProg(stages=3, search_epochs=search_epochs), 9, steps).finish()
     assert loop.visited == [*range(9)] and loop.taken == 9 * steps
-    assert [found.epoch for found in loop.run.searches] == [search_epochs, 3 + search_epochs]
+    assert [found.epoch for found in loop.searches] == [search_epochs, 3 + search_epochs]
     parameters = dict(loop.model.named_parameters())
     for key in loop.always:
         assert loop.optimizer.state[parameters[key]]["step"] == 9 * steps, key
@@ -167,11 +183,17 @@ def test_what_is_alive_survives_supernet_and_extraction_bit_for_bit(name, operat
     loop.assert_whole()
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("name", MODELS)
 def test_blocks_trained_are_blocks_extracted(name, monkeypatch):
+=======
+@pytest.mark.parametrize("hooks", [True, False])
+@pytest.mark.parametrize("name", NETS)
+def test_blocks_trained_are_blocks_extracted(name, hooks, monkeypatch):
+>>>>>>> h-adapt
     """In every search each candidate runs once; the layers tell which blocks ran."""
     plant_choices(monkeypatch, 0, 5, 2)
-    loop = Loop(name, morphogen.AutoProg(stages=4, search_epochs=1, depth_operator="interpolate"), 8, 9)
+    loop = Loop(name, morphogen.AutoProg(stages=4, search_epochs=1, depth_operator="interpolate"), 8, 9, hooks=hooks)
     net, now = loop.run.network, set()
     paths = [path for stack in net.stacks for path in stack.blocks]
     for path in paths:
@@ -187,9 +209,9 @@ def test_blocks_trained_are_blocks_extracted(name, monkeypatch):
         loop.run.begin_epoch(start)
         candidates = [loop.run.runs(i) for i in range(9)]
         ran = {candidate: step() for candidate in candidates}
-        assert set(ran) == set(loop.run.searching.stage.candidates)
+        assert set(ran) == set(loop.searching.stage.candidates)
         loop.run.begin_epoch(start + 1)
-        assert net.current == loop.run.searches[-1].subnetwork
+        assert net.current == loop.searches[-1].subnetwork
         alive = {*paths} - set(net.structure.absent(net.current))
         assert ran[net.current] == alive == step()
         assert start == 4 or len({len(blocks) for blocks in ran.values()}) > 1
@@ -214,9 +236,9 @@ def test_without_recycling_a_search_leaves_no_trace_but_its_choice(search_epochs
 
     restore = Snapshot.restore
 
-    def watched(self):
-        restore(self)
-        momentum = self.momentum and {k: v.clone() for k, v in self.momentum.state_dict().items()}
+    def watched(self, run):
+        restore(self, run)
+        momentum = loop.momentum and {k: v.clone() for k, v in loop.momentum.state_dict().items()}
         seen.append((*state(loop), momentum))
 
     monkeypatch.setattr(Snapshot, "restore", watched)
@@ -225,12 +247,12 @@ def test_without_recycling_a_search_leaves_no_trace_but_its_choice(search_epochs
     number, expected = 0, []
     fresh = copy.deepcopy((loop.model.state_dict(), loop.ema.module.state_dict()))
     while number < 12:
-        if loop.run.searching is None:  # the last state before a search
-            momentum = loop.run.momentum and {k: v.clone() for k, v in loop.run.momentum.state_dict().items()}
+        if loop.searching is None:  # the last state before a search
+            momentum = loop.momentum and {k: v.clone() for k, v in loop.momentum.state_dict().items()}
             last = (*state(loop), momentum)
-        entered = loop.run.searching
+        entered = loop.searching
         number = loop.epoch(number)
-        if loop.run.searching is not None and loop.run.searching is not entered and number > search_epochs:
+        if loop.searching is not None and loop.searching is not entered and number > search_epochs:
             expected.append(last)
         if number != loop.visited[-1] + 1:  # the learning rate is the user's to take back
             scheduler.last_epoch -= search_epochs - 1
@@ -261,12 +283,12 @@ def test_without_recycling_a_search_leaves_no_trace_but_its_choice(search_epochs
 def test_a_whole_network_loses_no_epochs_to_search(monkeypatch):
     plant_choices(monkeypatch, 8)
     loop = Loop("tower", morphogen.AutoProg(stages=4, search_epochs=1), 8, 9)
-    searching = [loop.run.searching is not None]
+    searching = [loop.searching is not None]
     for number in range(8):
         loop.epoch(number)
-        searching.append(loop.run.searching is not None)
+        searching.append(loop.searching is not None)
     assert searching == [True] * 2 + [False] * 7
-    assert [epoch for epoch, _ in loop.run.history] == [0, 1] and len(loop.run.searches) == 1
+    assert [epoch for epoch, _ in loop.run.history] == [0, 1] and len(loop.searches) == 1
     loop.run.end()
     loop.assert_whole()
 
@@ -287,7 +309,7 @@ def test_every_candidate_is_trained_equally_often_whatever_the_epochs_length(per
 
 def test_drop_path_is_laid_out_over_what_runs_and_weaker_for_small_networks(monkeypatch):
     plant_choices(monkeypatch, 0, 1)
-    loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=1, adaptive=(1.0, 1.0, 0.5)), 6, 9)
+    loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=1, adaptive=(1.0, 1.0, 0.5)), 6, 9, hooks=False)
 
     def rates():
         absent = set(loop.run.network.structure.absent(loop.run.runs(0)))
@@ -332,23 +354,27 @@ def test_bfloat16_autocast(monkeypatch):
     assert all(p.isfinite().all() for p in loop.model.parameters())
 
 
-def test_accumulated_gradients_are_of_one_candidate(monkeypatch):
-    """Several begin_step, forward and backward in a step: the same candidate each time, one step counted."""
+@pytest.mark.parametrize("hooks", [True, False])
+def test_accumulated_gradients_are_of_one_candidate(hooks, monkeypatch):
+    """Several forward and backward passes in a step: the same candidate each time, one step counted."""
     plant_choices(monkeypatch, 0, 1)
-    loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=1), 6, 9)
+    loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=1), 6, 9, hooks=hooks)
+    sides = []
+    loop.model.conv1.register_forward_pre_hook(lambda module, args: sides.append(args[0].shape[-1]))
     for number in range(6):
         loop.run.begin_epoch(number)
         for step in range(9):
             loop.optimizer.zero_grad()
             sizes = []
             for _ in range(3):
-                images = loop.run.begin_step(loop.batch[0])
+                images = loop.batch[0] if hooks else loop.run.begin_step(loop.batch[0])
                 loop.loss(images, loop.batch[1]).backward()
                 grads = sum(p.grad is not None for p in loop.model.parameters())
-                sizes.append((images.shape[-1], grads))
+                sizes.append((sides[-1], grads))
             assert len({*sizes}) == 1 and sizes[0][0] == loop.run.runs(step).resolution[0]
             loop.optimizer.step()
-            loop.run.end_step()
+            if not hooks:
+                loop.run.end_step()
     assert loop.optimizer.state[loop.model.fc.bias]["step"] == 6 * 9
     loop.run.end()
     loop.assert_whole()
@@ -386,7 +412,7 @@ def test_compilations_are_bounded(monkeypatch):
     for number in range(4):
         loop.epoch(number)
         counts.append(len(graphs))
-    candidates = [len(found.candidates) for found in loop.run.searches]
+    candidates = [len(found.candidates) for found in loop.searches]
     assert counts[0] == candidates[0]
     assert counts[-1] <= 2 * sum(candidates) + 2
     assert len(ran) == len(called), counts  # PyTorch has not given up compiling
@@ -402,7 +428,7 @@ def test_the_predicted_speedup_by_hand(recycle, total, monkeypatch):
     loop = Loop("tower", method, 9, 3)
     loop.run.probe = Planted(loop.model, [(12, 2, 8), (12, 3, 8)]).probe
     loop.finish()
-    assert [len(found.subnetwork.blocks["blocks"]) for found in loop.run.searches] == [2, 3]
+    assert [len(found.subnetwork.blocks["blocks"]) for found in loop.searches] == [2, 3]
     assert predicted_speedup(loop.run) == pytest.approx(36 / total)
 
 
@@ -439,7 +465,8 @@ def test_a_found_schedule_keeps_its_shares(epochs, starts, file):
     sizes = [(len(s.blocks["blocks"]), s.resolution[0]) for _, s in loop.run.history]
     assert sizes == [(2, 4), (3, 5), (3, 7), (4, 8)]
     assert saved_schedule(loop.run).stages == tuple(loop.run.history)
-    assert method.operator == "orthogonal" and method.depth_operator == "mogrow"
+    assembly = Assembly(method)
+    assert assembly.operator == "orthogonal" and assembly.depth_operator == "mogrow"
     loop.assert_whole()
 
 
@@ -496,7 +523,7 @@ def test_schedules_that_do_not_fit_are_one_line(file, tmp_path):
 
 
 def test_a_step_without_begin_step_is_refused():
-    loop = Loop("tower", morphogen.AutoProg(stages=2, search_epochs=1), 4, 9)
+    loop = Loop("tower", morphogen.AutoProg(stages=2, search_epochs=1), 4, 9, hooks=False)
     with pytest.raises(morphogen.ConfigError, match=r"has not begun; expected images = run.begin_step\(images\)"):
         loop.run.end_step()
     loop.step()
@@ -531,13 +558,13 @@ def test_a_candidate_whose_loss_is_not_finite_is_dropped_and_the_run_goes_on(bad
     loop.run.probe = morphogen.Probe(loss, [loop.batch])
     with pytest.warns(UserWarning, match=r"it is dropped \(2 blocks, 4 x 4\)"):
         loop.finish()
-    (found,) = loop.run.searches
+    (found,) = loop.searches
     assert found.subnetwork.resolution == (4, 4) and len(found.subnetwork.blocks["blocks"]) == 3
     loop.assert_whole()
 
 
 def test_a_loss_that_is_never_finite_stops_the_run_and_leaves_an_ordinary_network(monkeypatch):
-    loop = Loop("tower", morphogen.AutoProg(stages=2, search_epochs=1), 4, 9)
+    loop = Loop("tower", morphogen.AutoProg(stages=2, search_epochs=1), 4, 9, hooks=False)
     loop.run.probe = morphogen.Probe(lambda x, y: loop.model(x).sum() * float("nan"), [loop.batch])
     loop.epoch(0)
     with pytest.raises(morphogen.TrainingError, match="no candidate has a finite loss"), pytest.warns(UserWarning):
@@ -552,10 +579,10 @@ def test_widths_that_no_multiple_divides_still_end_whole(monkeypatch):
     monkeypatch.setitem(NETS, "odd", (lambda: Tower(2, 13), 8, "blocks", ("fc.bias",)))
     method = morphogen.AutoProg(stages=3, search_epochs=1, dimensions=("width",), multiple_of=4)
     loop = Loop("odd", method, 6, 4)
-    sizes = [len(c.channels["conv1"]) for c in loop.run.searching.stage.candidates]
+    sizes = [len(c.channels["conv1"]) for c in loop.searching.stage.candidates]
     assert sizes == [8, 12, 13]
     loop.finish()
-    assert len(loop.run.searches) == 1  # whole at once
+    assert len(loop.searches) == 1  # whole at once
     loop.assert_whole()
 
 
@@ -565,7 +592,7 @@ def test_a_space_of_ones_own(monkeypatch):
     net = morphogen.trace(Tower(), image())
     space = [net.subnetwork(depth=d, width=w) for d, w in ((0.5, 1.0), (1.0, 0.5), (0.75, 0.5), (0.75, 1.0))]
     loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=1, space=tuple(space)), 6, 5).finish()
-    first, second = ([c.subnetwork for c in found.candidates] for found in loop.run.searches)
+    first, second = ([c.subnetwork for c in found.candidates] for found in loop.searches)
     assert first == [*space, net.dense]
     assert second == [space[0], space[3], net.dense]
     loop.assert_whole()

@@ -8,8 +8,8 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 import morphogen
+from morphogen.parts import Prune, Search
 from morphogen.search import searching
-from morphogen.search.measure import search
 
 from nets import Residual, Tower, image
 from planted import sized
@@ -56,18 +56,18 @@ def train(rank: int, recycle: bool):
     data = [image(4) for _ in range(4)]
     run = morphogen.attach(model, optimizer, method, example=image(4), epochs=6, steps_per_epoch=4, probe=probe)
     wrapped, chosen, sampled, epoch = DistributedDataParallel(model), [], [], 0
+    search = run.part(Search)
     while epoch < 6:
         run.begin_epoch(epoch)
         chosen.append(run.network.current.to_json())
         for images in data:
-            sampled.append(run.runs(run.searching.steps if run.searching else 0).to_json())
+            sampled.append(run.runs(search.searching.steps if search.searching else 0).to_json())
             optimizer.zero_grad()
-            wrapped(run.begin_step(images)).square().mean().backward()
+            wrapped(images).square().mean().backward()
             optimizer.step()
-            run.end_step()
         epoch = run.next_epoch(epoch)
     run.end()
-    seen = [[(c.loss, c.seconds) for c in found.candidates] for found in run.searches]
+    seen = [[(c.loss, c.seconds) for c in found.candidates] for found in search.searches]
     return chosen, sampled, seen, model.state_dict(), times
 
 
@@ -101,7 +101,7 @@ def prune(rank: int, proximal: bool, counting):
     model = Residual()
     optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
     method = morphogen.PruneTrain(ratio=0.9, interval=1, threshold=3e-2, proximal=proximal)
-    run = morphogen.attach(model, optimizer, method, example=image(4), epochs=3)
+    run = morphogen.attach(model, optimizer, method, example=image(4), epochs=3, hooks=False)
     torch.manual_seed(1 + rank)  # each its own data
     losses = []
     for epoch in range(3):
@@ -118,7 +118,12 @@ def prune(rank: int, proximal: bool, counting):
                 run.end_step()
     run.end()
     history = [(epoch, subnetwork.to_json()) for epoch, subnetwork in run.history]
-    return run.pruner.coefficient, losses, history, {name: p.detach() for name, p in model.named_parameters()}
+    return (
+        run.part(Prune).pruner.coefficient,
+        losses,
+        history,
+        {name: p.detach() for name, p in model.named_parameters()},
+    )
 
 
 def prune_the_same_and_talk_once_while_they_train(tmp_path):

@@ -38,6 +38,7 @@ class Loop:
             epochs=EPOCHS,
             steps_per_epoch=STEPS,
             ema=self.ema,
+            start_epoch=0,
         )
 
     def train(self, first=0, until=EPOCHS):
@@ -46,12 +47,11 @@ class Loop:
             self.run.begin_epoch(epoch)
             self.check()
             for _ in range(STEPS):
-                loss = F.cross_entropy(self.model(self.run.begin_step(self.x)), self.y)
+                loss = F.cross_entropy(self.model(self.x), self.y)
                 self.model.zero_grad()
                 self.run.penalised(loss).backward()
                 self.head.step()
                 self.rest.step()
-                self.run.end_step()
                 self.ema.update_parameters(self.model)
         if until == EPOCHS:
             self.run.end()
@@ -109,11 +109,10 @@ def test_what_is_frozen_is_pruned_only_where_it_is_sparse_too():
     begin = model.conv1.weight.clone()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3, momentum=0.9)
     method = morphogen.PruneTrain(interval=1, threshold=1e-9)
-    run = morphogen.attach(model, optimizer, method, example=image(), epochs=2)
+    run = morphogen.attach(model, optimizer, method, example=image(), epochs=2, start_epoch=0)
     run.penalised(F.cross_entropy(model(image()), torch.arange(2))).backward()
     model.conv2.weight.grad[:, 3] = 0
     optimizer.step()
-    run.end_step()
     run.begin_epoch(1)
     assert run.network.current.channels["conv1"] == tuple(i for i in range(12) if i != 5)
     kept = torch.cat([begin[:5], begin[6:]])

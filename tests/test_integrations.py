@@ -21,6 +21,7 @@ from morphogen.integrations.lightning import MorphogenCallback as LightningCallb
 from morphogen.integrations.transformers import MorphogenCallback as TrainerCallback
 from morphogen.machine import timing
 from morphogen.methods import build_method
+from morphogen.parts import Prune
 
 from nets import Residual, deit
 
@@ -82,7 +83,7 @@ class Setting:
 
 
 def plain(text, **settings):
-    """The loop that all others are to equal."""
+    """The loop that all others are to equal: it makes all calls itself."""
     here = Setting(text, **settings)
     net, optimizer = here.net, here.optimizer
     run = morphogen.attach(
@@ -93,6 +94,7 @@ def plain(text, **settings):
         epochs=EPOCHS,
         steps_per_epoch=here.steps,
         probe=here.probe,
+        hooks=False,
     )
     for epoch in range(EPOCHS):
         torch.manual_seed(epoch)
@@ -335,7 +337,7 @@ CALLBACKS = {
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("NetworkExpansion + DynamicBatch", "Combined: this method changes the batch"),
+        ("NetworkExpansion + DynamicBatch", r"DynamicBatch \+ NetworkExpansion: this method changes the batch"),
         ("AutoProg(recycle=False)", "AutoProg: this method throws the epochs of a search away"),
     ],
 )
@@ -376,6 +378,37 @@ def test_lightning_refuses_what_it_cannot_follow(tmp_path):
         fit(Module(Setting(text)), LightningCallback(build_method(text), "net", example=example), file)
 
 
+class Failing(Module):
+    """It stops in its first step, once."""
+
+    fails = True
+
+    def training_step(self, batch, number):
+        if Failing.fails:
+            Failing.fails = False
+            raise ValueError("no")
+        return super().training_step(batch, number)
+
+
+def test_training_that_failed_can_begin_again(monkeypatch):
+    monkeypatch.setattr(Failing, "fails", True)
+    text = "NetworkExpansion(stages=2)"
+    module = Failing(Setting(text))
+    callback = LightningCallback(build_method(text), "net", example=module.here.images[:4])
+    with pytest.raises(ValueError, match="no"):
+        fit(module, callback)
+    callback.run.end(grow=True)
+    fit(module, callback)
+    assert callback.run.ended and len(callback.run.history) == 2
+    module = Failing(Setting(text))
+    monkeypatch.setattr(Failing, "fails", True)
+    callback = LightningCallback(build_method(text), "net", example=module.here.images[:4])
+    with pytest.raises(ValueError, match="no"):
+        fit(module, callback)
+    fit(module, callback)  # the same, without run.end(): from the network as it was left
+    assert callback.run.ended and len(callback.run.history) == 2
+
+
 def vit_trainer(folder, callback, **settings):
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     torch.manual_seed(0)
@@ -403,7 +436,7 @@ def test_the_penalty_of_accumulated_gradients_is_that_of_one_step(tmp_path):
         assert trainer.model_accepts_loss_kwargs
         trainer.model.vit.eval()
         trainer.train()
-        found.append((callback.run.pruner.coefficient, trainer.model.state_dict()))
+        found.append((callback.run.part(Prune).pruner.coefficient, trainer.model.state_dict()))
     (one, whole), (two, parts) = found
     assert one == pytest.approx(two, rel=0.05)  # set on the first images: 8, or 4 of them
     assert all(torch.allclose(whole[name], parts[name], atol=2e-4) for name in whole)

@@ -13,7 +13,7 @@ from morphogen.cost.flops import cost
 from morphogen.cost.memory import StepMemory
 from morphogen.errors import ConfigError
 from morphogen.methods import build_method
-from morphogen.parts import batching
+from morphogen.parts import Average, Batch, Search, batching
 from morphogen.parts.batching import Batching
 from morphogen.schedule.mini_batch import MiniBatch, step_sizes
 from morphogen.train.config import Recipe
@@ -211,7 +211,8 @@ def test_the_learning_rate_follows_the_batch(optimizer, scaling, expected):
 def attach(method, epochs=8, model=None, **settings):
     model = model or Tower(rate=0.0)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    return morphogen.attach(model, optimizer, method, example=image(), epochs=epochs, batch_size=FIRST, **settings)
+    settings = {"batch_size": FIRST, "start_epoch": 0} | settings
+    return morphogen.attach(model, optimizer, method, example=image(), epochs=epochs, **settings)
 
 
 def test_growth_begins_with_large_batches_and_ends_with_the_first():
@@ -230,7 +231,7 @@ def test_pruning_raises_the_batch_where_it_reconfigures():
     """Wherever channels have gone, the batch is the largest that needs no more than the dense network did."""
     model = Tower(rate=0.0)
     run = attach(build_method("PruneTrain(interval=2) + DynamicBatch(step=1)"), 6, model)
-    memory, net, sizes = run.batching.memory, run.network, []
+    memory, net, sizes = run.part(Batch).batching.memory, run.network, []
     for epoch in range(6):
         plant_sparse(net, net.subnetwork(alive={"conv1": [u for u in net.current.channels["conv1"] if u > epoch]}))
         receipt = run.begin_epoch(epoch)
@@ -245,24 +246,28 @@ def test_a_momentum_network_reaches_back_over_the_steps_that_are_taken():
     for text in ("Prog(stages=2)", "Prog(stages=2) + DynamicBatch(step=1)"):
         run = attach(build_method(text), steps_per_epoch=50)
         steps = len(step_sizes(50 * FIRST, run.batch_size, FIRST))
-        assert run.momentum.decay == pytest.approx(1 - 1 / (0.1 * 4 * steps))
+        assert run.part(Average).network.decay == pytest.approx(1 - 1 / (0.1 * 4 * steps))
     assert run.batch_size > FIRST
 
 
 def test_a_search_has_the_batch_of_its_supernet(monkeypatch):
     class Searching(morphogen.AutoProg):
-        mini_batch = MiniBatch(step=1)
+        def parts(self):
+            return [*super().parts(), *morphogen.DynamicBatch(step=1).parts()]
+
+    monkeypatch.setattr(Batch, "moves", False)  # which lets it into a run with a search
 
     plant_times(monkeypatch)
     model = Tower(rate=0.0)
     probe = Planted(model, [(12, 2, 4)]).probe
-    run = attach(Searching(stages=2, search_epochs=1), 4, model, steps_per_epoch=9, probe=probe)
-    assert run.searching is not None and run.batch_size == FIRST  # the supernet is the dense network
+    run = attach(Searching(stages=2, search_epochs=1), 4, model, steps_per_epoch=9, probe=probe, hooks=False)
+    search = run.part(Search)
+    assert search.searching is not None and run.batch_size == FIRST  # the supernet is the dense network
     for _ in range(9):
         run.begin_step(image())
         run.end_step()
     run.begin_epoch(1)
-    assert run.searching is None and run.batch_size > FIRST
+    assert search.searching is None and run.batch_size > FIRST
     run.begin_epoch(2)
     assert run.network.current == run.network.dense and run.batch_size == FIRST
 
@@ -371,7 +376,7 @@ def test_a_budget_below_the_first_batch_is_refused_with_both():
         ("DynamicBatch(limit=0)", "limit 0"),
         ("DynamicBatch(limit=9.5)", "whole numbers above 0, found budget None bytes, step 32, limit 9.5"),
         ("DynamicBatch(scaling='cube')", "no scaling 'cube' of the learning rate; expected auto or linear or sqrt"),
-        ("DynamicBatch + Prog + DynamicBatch(limit=9)", "several methods change the mini-batch"),
+        ("DynamicBatch + Prog + DynamicBatch(limit=9)", "only one of several methods can change the mini-batch"),
     ],
 )
 def test_settings_out_of_range_are_refused(text, words):

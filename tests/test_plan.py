@@ -15,6 +15,7 @@ from morphogen.cost.flops import cost
 from morphogen.cost.memory import Allocations, bytes_of, kept_tensors
 from morphogen.errors import ConfigError
 from morphogen.methods import AutoProg, Dense, GrowThenPrune, Method, NetworkExpansion, Prog, PruneTrain
+from morphogen.parts import Search
 from morphogen.plan import Supply, Training, plan
 from morphogen.plan.channels import rounded_up
 from morphogen.plan.operations import Operations, divide
@@ -25,6 +26,7 @@ from morphogen.plan.show import duration, stage_rows, told, total, width_rows
 from morphogen.plan.steps import Bench, StepCost
 from morphogen.plan.widths import SHARES, SPREAD, PrunedCost, pruned, recommend
 from morphogen.pruning.sparsity import sparse_part
+from morphogen.run.assembly import Assembly
 from morphogen.schedule.stages import Stage
 from morphogen.train.models import build_model
 
@@ -78,8 +80,8 @@ def test_data_waits_or_overlaps():
 class Searching(Method):
     """Two searches, each among two depths or three; the last stage is the dense network."""
 
-    def schedule(self, network, epochs):
-        return self.continued(network, epochs, [])
+    def parts(self):
+        return [Search(self.continued)]
 
     def continued(self, network, epochs, found):
         depths = [network.subnetwork(depth=share) for share in (0.25, 0.5, 1.0)]
@@ -96,7 +98,10 @@ class Searching(Method):
 class Supernet(Method):
     """Trains the supernet to the end, whatever is found."""
 
-    def schedule(self, network, epochs):
+    def parts(self):
+        return [Search(self.schedule)]
+
+    def schedule(self, network, epochs, found):
         return [Stage(0, network.dense, (network.subnetwork(depth=0.5), network.dense))]
 
 
@@ -105,8 +110,14 @@ def tower():
     return morphogen.trace(Tower(), image())
 
 
+def assembled(method, network, epochs=8):
+    assembly = Assembly(method)
+    assembly.plan(network, epochs)
+    return assembly
+
+
 def test_searches_are_followed_to_the_end(tower):
-    first, last = (spans_if(Searching(), tower, 8, lambda parts, i=i: parts[i]) for i in (0, -1))
+    first, last = (spans_if(assembled(Searching(), tower), 8, lambda parts, i=i: parts[i]) for i in (0, -1))
     quarter, half = tower.subnetwork(depth=0.25), tower.subnetwork(depth=0.5)
     assert [span.stage.subnetwork for span in first] == [half, quarter, tower.dense, quarter, tower.dense]
     assert [span.epochs for span in first] == [1, 2, 1, 2, 2]
@@ -117,20 +128,22 @@ def test_searches_are_followed_to_the_end(tower):
 
 def test_a_search_that_is_thrown_away_comes_on_top(tower):
     method = AutoProg(stages=2, search_epochs=2, dimensions=("depth",))
-    kept, thrown = (spans_if(replace(method, recycle=r), tower, 8, lambda parts: parts[0]) for r in (True, False))
+    methods = (replace(method, recycle=recycle) for recycle in (True, False))
+    kept, thrown = (spans_if(assembled(each, tower), 8, lambda parts: parts[0]) for each in methods)
     assert [(len(span.stage.candidates) > 1, span.epochs) for span in kept] == [(True, 2), (False, 2), (False, 4)]
     assert [(len(span.stage.candidates) > 1, span.epochs) for span in thrown] == [(True, 2), (False, 4), (False, 4)]
 
 
 def test_a_supernet_that_stays_is_no_search(tower):
-    (span,) = spans_if(Supernet(), tower, 8, lambda parts: parts[0])
+    (span,) = spans_if(assembled(Supernet(), tower), 8, lambda parts: parts[0])
     assert len(span.stage.candidates) == 2 and span.epochs == 8
 
 
 def test_momentum_network_until_the_last_growth(tower):
-    spans = spans_if(NetworkExpansion(depth=0.5, stages=3), tower, 3, max)
-    assert [keeps_momentum(NetworkExpansion(depth=0.5), spans, i) for i in range(3)] == [True, True, False]
-    assert not keeps_momentum(Prog(depth_operator="interpolate"), spans, 0)
+    assembly = assembled(NetworkExpansion(depth=0.5, stages=3), tower, 3)
+    spans = spans_if(assembly, 3, max)
+    assert [keeps_momentum(assembly, spans, i) for i in range(3)] == [True, True, False]
+    assert not keeps_momentum(assembled(Prog(depth_operator="interpolate"), tower), spans, 0)
 
 
 def training(model_classes=10, batch=8, side=8, **settings):

@@ -18,6 +18,7 @@ from morphogen.cli import _parse
 from morphogen.errors import ConfigError
 from morphogen.methods import METHODS, Dense
 from morphogen.methods.method import Method
+from morphogen.parts import Grow, Regularise, Resize
 from morphogen.schedule.cosine import cosine_share
 from morphogen.schedule.stages import Regularisation, Stage
 from morphogen.train.augment import seeded
@@ -65,7 +66,10 @@ def test_the_learning_rate_is_that_of_pytorchs_schedulers(steps, warmup, monkeyp
     settings = recipe(epochs=5, warmup_epochs=2, lr=0.2, images=128)
     run = Run(settings, load_data(settings), Dense(), "x", 0, steps)
     found = []
-    monkeypatch.setattr(run.attached, "end_step", lambda: found.append(run.optimizer.param_groups[0]["lr"]))
+    end_step = run.attached.end_step
+    monkeypatch.setattr(
+        run.attached, "end_step", lambda: (found.append(run.optimizer.param_groups[0]["lr"]), end_step())
+    )
     assert len(list(run.epochs())) == run.total_epochs
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
     scheduler = CosineAnnealingLR(optimizer, run.steps - warmup)
@@ -147,7 +151,13 @@ class Small(Method):
     """Half the resolution and weak regularisation in the first epoch."""
 
     operator: str = "orthogonal"
-    resizing = "low-frequency"
+
+    def parts(self):
+        return [
+            Grow(self.schedule, operator=self.operator),
+            Resize("low-frequency"),
+            Regularise(self.regularisation),
+        ]
 
     def schedule(self, network, epochs):
         return [Stage(0, network.subnetwork(resolution=8)), Stage(1, network.dense)]
@@ -164,7 +174,8 @@ def test_the_loop_asks_for_what_the_method_says(monkeypatch):
     monkeypatch.setattr(Data, "train_batches", lambda self, *rest: asked.append(rest) or train(self, *rest))
     monkeypatch.setattr(Data, "test_batches", lambda self, size: tested.append(size) or test(self, size))
     run = Run(settings, data, Small(), "small", seed=4)
-    monkeypatch.setattr(run.attached, "end_step", lambda: steps.append(1))
+    end_step = run.attached.end_step
+    monkeypatch.setattr(run.attached, "end_step", lambda: (steps.append(1), end_step()))
     list(run.epochs())
     assert asked == [
         (4, 0, [(8, 8)] * data.steps, "low-frequency", Regularisation(randaugment=0.5, erasing=0.0), 64, 0),

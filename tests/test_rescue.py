@@ -11,6 +11,7 @@ import morphogen
 from morphogen.dense.subnet import SubNetwork
 from morphogen.errors import ConfigError, DivergedError
 from morphogen.methods import build_method
+from morphogen.parts import Grow
 from morphogen.schedule.revision import halfway, revised
 from morphogen.schedule.stages import Stage
 from morphogen.train.config import Recipe
@@ -111,7 +112,7 @@ def test_a_stage_is_put_off(fragile):
     assert [epoch.epoch for epoch in epochs] == list(range(6))
     assert widths(run) == [(0, 8), (3, 12), (4, 16)]
     assert run.ledger.rescues[0]["epoch"] == 2 and run.ledger.rescues[0]["option"] == "later"
-    assert run.attached.revisions == [(2, "later")]
+    assert run.attached.part(Grow).revisions == [(2, "later")]
     assert run.ledger.seconds["step"] > sum(e.seconds for e in epochs[:0])
     assert all(torch.isfinite(tensor).all() for tensor in run.result.state_dict().values())
 
@@ -179,7 +180,7 @@ def test_a_revised_run_goes_on_from_its_state():
     for epoch in range(3):
         one.begin_epoch(epoch)
     other.load_state_dict(one.state_dict())
-    assert other.revisions == [(2, "smaller")] and other.network.current == one.network.current
+    assert other.part(Grow).revisions == [(2, "smaller")] and other.network.current == one.network.current
     assert [s.start for s in other.stages] == [0, 2, 3, 4]
     with pytest.raises(ConfigError, match="the epoch is past"):
         one.revise(2, "later")

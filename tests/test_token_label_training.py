@@ -13,6 +13,7 @@ from torchvision.datasets import ImageFolder
 from morphogen.cli import main
 from morphogen.errors import ConfigError
 from morphogen.methods import AutoProg, Dense, Prog
+from morphogen.parts import Search
 from morphogen.train.config import Recipe
 from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
@@ -88,7 +89,9 @@ def test_a_volo_searches_on_label_maps(photos):
         (found,) = run.ledger.searches
         losses.append([candidate["loss"] for candidate in found["candidates"]])
         assert run.ledger.stages[-1].resolution == (64, 64)
-        assert run.attached.searching is None and run.attached.network.current == run.attached.network.dense
+        assert (
+            run.attached.part(Search).searching is None and run.attached.network.current == run.attached.network.dense
+        )
     assert losses[0] == losses[1] and len({*losses[0]}) == 3 and all(map(math.isfinite, losses[0]))
 
 

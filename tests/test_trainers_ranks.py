@@ -17,6 +17,7 @@ from morphogen.integrations.lightning import MorphogenCallback as LightningCallb
 from morphogen.integrations.transformers import MorphogenCallback as TrainerCallback
 from morphogen.machine import ranks, timing
 from morphogen.methods import build_method
+from morphogen.parts import Prune
 
 from processes import be_rank, free_port, fresh
 from traced import traced_once
@@ -130,12 +131,11 @@ def with_accelerate(text, folder):
     for epoch in range(4):
         run.begin_epoch(epoch)
         for batch in loader:
-            loss = F.cross_entropy(wrapper(run.begin_step(batch["x"])), batch["labels"])
+            loss = F.cross_entropy(wrapper(batch["x"]), batch["labels"])
             accelerator.backward(run.penalised(loss))
             optimizer.step()
             optimizer.zero_grad()
-            run.end_step()
-    run.end()
+    assert run.ended
     assert (wrapper is model) == (accelerator.num_processes == 1)
     return model, run
 
@@ -152,7 +152,8 @@ def trained(loop, text, folder):
     """The network, how its size changed, and the penalty's coefficient."""
     torch.manual_seed(0)
     net, run = loop(text, folder)
-    coefficient = 0.0 if run.pruner is None else run.pruner.coefficient
+    prune = run.part(Prune)
+    coefficient = 0.0 if prune is None else prune.pruner.coefficient
     return net, [(epoch, subnetwork.to_json()) for epoch, subnetwork in run.history], coefficient
 
 

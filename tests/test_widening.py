@@ -13,6 +13,7 @@ import morphogen
 from morphogen.methods import build_method
 from morphogen.morph.growth import OPERATORS
 from morphogen.report.outcome import saved_schedule
+from morphogen.run.assembly import Assembly
 
 from checks import assert_function_preserved, perturb, snapshot, take_steps
 from nets import NETS, PER_CHANNEL, Plain, Residual, Tower, deit, image
@@ -399,12 +400,13 @@ def test_bert2bert_grows_by_its_own_neurons_next_to_a_block_of_another_size():
 
 
 def test_methods_say_their_operator_so_that_a_schedule_can_be_followed_again():
-    assert morphogen.Net2Net().operator == "net2net(noise=0.01)"
-    assert build_method("Net2Net(noise=0)").operator == "net2net"
+    assert Assembly(morphogen.Net2Net()).operator == "net2net(noise=0.01)"
+    assert Assembly(build_method("Net2Net(noise=0)")).operator == "net2net"
     assert morphogen.Bert2BERT().depth_operator == "stack"
+    assert Assembly(morphogen.Bert2BERT(depth=0.5)).depth_operator == "stack"
     model = Tower()
     run = morphogen.attach(
-        model, torch.optim.SGD(model.parameters(), 0.1), morphogen.Net2Net(), example=image(), epochs=2
+        model, torch.optim.SGD(model.parameters(), 0.1), morphogen.Net2Net(), example=image(), epochs=2, start_epoch=0
     )
     schedule = saved_schedule(run)
     assert schedule is not None and schedule.settings["operator"] == "net2net(noise=0.01)"

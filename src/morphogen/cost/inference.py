@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
 from ..machine.timing import rounds_of
-from ..report.ledger import InferenceSpeed
 
 BATCHES = (10, 100)
 """The paper's batch sizes."""
 
 SECONDS = 0.5
 """For which each batch size is measured; three rounds where they take longer."""
+
+
+@dataclass
+class InferenceSpeed:
+    """Images a second at a batch size, of the dense network and of the one that training left."""
+
+    batch: int
+    dense: float
+    pruned: float
 
 
 def inference_speeds(

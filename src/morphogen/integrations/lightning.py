@@ -144,7 +144,7 @@ class MorphogenCallback(Callback):
 
     def _stop(self) -> None:
         if self.run is not None:
-            self.run.close()
+            self.run.detach()
         for undo in [later.stop for later in self._later] + self._undo:
             undo()
         self._later, self._undo = [], []

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..cost.inference import InferenceSpeed
 from ..machine.timing import now
 
 TRAINING = ("step", "compile", "data", "trace", "morph", "search", "checkpoint")
@@ -95,15 +96,6 @@ class LayerDensity:
     layer: str
     channels: float
     weights: float
-
-
-@dataclass
-class InferenceSpeed:
-    """Images a second at a batch size, of the dense network and of the one that training left."""
-
-    batch: int
-    dense: float
-    pruned: float
 
 
 @dataclass

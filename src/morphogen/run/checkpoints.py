@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, within
 from ..errors import CheckpointError
-from .state import FORMAT, bring_to, factors_in, notes_of, prepared, reading, states_of, subnetwork_from
+from .state import FORMAT, bring_to, factors_in, notes_of, prepared, progress_from, reading, states_of, subnetwork_from
 from .values import parameter_names
 
 if TYPE_CHECKING:
@@ -147,14 +147,14 @@ def _parts_from(run: Run, notes: Mapping[str, Any] | None) -> Callable[[], None]
         return None
     loads = prepared(run, notes["parts"])
     history = [(int(epoch), subnetwork_from(run.network, data)) for epoch, data in notes["history"]]
-    progress = {key: int(notes["progress"][key]) for key in ("epoch", "steps", "usual")}
+    progress = progress_from(notes)
 
     def load() -> None:
         run.history = history
         with run.own_state():
             for each in loads:
                 each()
-        run.state_was_loaded(**progress)
+        run.state_was_loaded(progress)
 
     return load
 

@@ -351,9 +351,10 @@ class Run:
             part.postpone(epoch, option)
 
     def detach(self) -> None:
-        """Take the hooks off, and leave the model to another run."""
-        self.close()
-        self._hooks.stop(keep_loading=False)
+        """Take the hooks off a run that does not go on, and leave the model to another one."""
+        if not self.ended:
+            self.close()
+            self._hooks.stop(keep_loading=False)
 
     def close(self) -> None:
         """Make the network an ordinary one at its present size; where training stops in the middle of a search."""
@@ -404,11 +405,9 @@ class Run:
         if target != self.network.current:
             self._morph(target, grows=True)
 
-    def state_was_loaded(self, epoch: int | None = None, steps: int = 0, usual: int = 0) -> None:
-        """A state has come: the next epoch may be any."""
-        if epoch is not None:
-            self._watch.epoch, self._watch.steps, self._watch.usual = epoch, steps, usual
-        self._watch.state_was_loaded()
+    def state_was_loaded(self, progress: Mapping[str, int] | None = None) -> None:
+        """A state has come: the next epoch may be any; with `progress` the run is where that says."""
+        self._watch.state_was_loaded(progress)
 
     def has_another_size(self) -> None:
         """A state has changed the network's size."""
@@ -428,7 +427,7 @@ class Run:
 
     def progress(self) -> dict[str, Any]:
         """Where the run is, as JSON types."""
-        return {"epoch": self.epoch, "steps": self._watch.steps, "usual": self._watch.usual, "ended": self.ended}
+        return {**self._watch.progress(), "ended": self.ended}
 
     @property
     def label(self) -> str:

@@ -114,6 +114,11 @@ def subnetwork_from(network: Network, data: Mapping[str, Any]) -> SubNetwork:
     return subnetwork
 
 
+def progress_from(state: Mapping[str, Any]) -> dict[str, int]:
+    """Where a run is, see `Watch.progress`."""
+    return {key: int(state["progress"][key]) for key in ("epoch", "steps", "usual", "wrong")}
+
+
 def check_same_run(run: Run, state: Mapping[str, Any]) -> None:
     """Refuse the state of another model, method or length."""
     if state["format"] != FORMAT:
@@ -245,7 +250,7 @@ class _Plan:
         check_same_run(run, state)
         self.current = subnetwork_from(network, state["current"])
         self.history = [(int(epoch), subnetwork_from(network, data)) for epoch, data in state["history"]]
-        self.progress = {key: int(state["progress"][key]) for key in ("epoch", "steps", "usual")}
+        self.progress = progress_from(state)
         self.ended = bool(state["progress"]["ended"])
         self.factors = factors_in(network, list(state["trees"][0]["state"]))
         check_values(run, self.current, state)
@@ -273,7 +278,7 @@ class _Plan:
         load_values(run, self.state["trees"], self.state["optimizers"])
         for load in self.parts:
             load()
-        run.state_was_loaded(**self.progress)
+        run.state_was_loaded(self.progress)
 
 
 def _short(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,12 +28,20 @@ class Watch:
     def __init__(self, model: nn.Module, epochs: int, hooked: bool):
         self._model, self._epochs, self._hooked = model, epochs, hooked
         self.epoch, self.steps, self.usual = -1, 0, 0
-        self._anew, self._wrong = True, False
+        self._anew, self._wrong, self._loaded = True, False, 0
         self._probes: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def state_was_loaded(self) -> None:
-        """The next epoch may be any."""
+    def state_was_loaded(self, progress: Mapping[str, int] | None = None) -> None:
+        """The next epoch may be any; with `progress` the run is where that says."""
         self._anew = True
+        if progress is not None:
+            self.epoch, self.steps, self.usual = progress["epoch"], progress["steps"], progress["usual"]
+            self._wrong = bool(progress["wrong"])
+        self._loaded = self.steps
+
+    def progress(self) -> dict[str, int]:
+        """Where the run is, as JSON types."""
+        return {"epoch": self.epoch, "steps": self.steps, "usual": self.usual, "wrong": int(self._wrong)}
 
     def checked(self, epoch: Any, expected: int, told: int | None, *, matters: bool) -> int:
         """The number of an epoch that begins.
@@ -51,11 +60,13 @@ class Watch:
         if not self._anew:
             self._check_training()
             self._check_order(number, expected)
-            if number == expected and self.steps:
-                self._wrong = told != self.steps
-                self.usual = self.steps
-                if matters:
-                    self._check_steps(told)
+        # A state may be of the middle of an epoch, whose rest is left out.
+        whole = not self._anew or self.steps > self._loaded or self.steps >= self.usual
+        if number == expected and self.steps and whole:
+            self._wrong = told != self.steps
+            self.usual = self.steps
+            if matters:
+                self._check_steps(told)
         if number >= self._epochs > self.epoch:
             warnings.warn(
                 f"epoch {number} is beyond the run's {self._epochs} epochs, counted from 0; the network stays as it is "
@@ -66,7 +77,7 @@ class Watch:
 
     def begun(self, epoch: int) -> None:
         """An epoch begins."""
-        self.epoch, self.steps, self._anew = epoch, 0, False
+        self.epoch, self.steps, self._anew, self._loaded = epoch, 0, False, 0
         small = sorted((p for p in self._model.parameters() if p.requires_grad and p.numel()), key=torch.numel)
         self._probes = [(p, p.detach().clone()) for p in small[:PROBES]]
 

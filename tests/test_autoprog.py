@@ -183,14 +183,9 @@ def test_what_is_alive_survives_supernet_and_extraction_bit_for_bit(name, operat
     loop.assert_whole()
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("name", MODELS)
-def test_blocks_trained_are_blocks_extracted(name, monkeypatch):
-=======
 @pytest.mark.parametrize("hooks", [True, False])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", MODELS)
 def test_blocks_trained_are_blocks_extracted(name, hooks, monkeypatch):
->>>>>>> h-adapt
     """In every search each candidate runs once; the layers tell which blocks ran."""
     plant_choices(monkeypatch, 0, 5, 2)
     loop = Loop(name, morphogen.AutoProg(stages=4, search_epochs=1, depth_operator="interpolate"), 8, 9, hooks=hooks)

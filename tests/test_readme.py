@@ -10,14 +10,9 @@ from torch import nn
 
 import morphogen
 from morphogen.graph.rules import LAYERS, RULES, rule
-<<<<<<< HEAD
-from morphogen.morph.entry import DEPTH_OPERATORS, depth_operator
-from morphogen.morph.growth import OPERATORS, operator
-=======
 from morphogen.methods import METHODS
 from morphogen.morph.entry import DEPTH_OPERATORS, depth_operator
 from morphogen.morph.growth import OPERATORS, operator
->>>>>>> h-adapt
 
 from nets import Tower, image
 

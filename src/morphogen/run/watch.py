@@ -61,8 +61,8 @@ class Watch:
             self._check_training()
             self._check_order(number, expected)
         # A state may be of the middle of an epoch, whose rest is left out.
-        whole = not self._anew or self.steps > self._loaded or self.steps >= self.usual
-        if number == expected and self.steps and whole:
+        all_of_it = not self._anew or self.steps > self._loaded or self.steps >= self.usual
+        if number == expected and self.steps and all_of_it:
             self._wrong = told != self.steps
             self.usual = self.steps
             if matters:

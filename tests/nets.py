@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable
 
@@ -12,8 +11,10 @@ from timm.models.volo import VOLO
 from torch import nn
 
 import morphogen
+from morphogen.bypass import Bypass
 from morphogen.dense.bypass import Bypass
-from morphogen.dense.fake import FakeModel
+
+from traced import traced_once
 
 
 class Plain(nn.Module):
@@ -248,15 +249,10 @@ def deit(depth=6, **settings):
     return small("deit_tiny_patch16_224", depth=depth, img_size=16, **settings)[0]
 
 
-@functools.cache
-def structure(depth):
-    return morphogen.trace(Stacked(depth), torch.randn(2, 3)).structure
-
-
 def numbered(depth):
     """A stack whose blocks carry their numbers, without tracing it anew."""
-    model = Stacked(depth)
-    return morphogen.Network(model, structure(depth), FakeModel(model, torch.randn(2, 3)))
+    with traced_once():
+        return morphogen.trace(Stacked(depth), torch.randn(2, 3))
 
 
 def alive(model, stack):

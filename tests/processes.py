@@ -14,12 +14,9 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-HEAVY = "timm", "sklearn.datasets", "jsonargparse", "rich.console", "accelerate", "lightning", "transformers"
-
-
-def fresh(module: str) -> str:
-    """The start method of processes that have run nothing yet, but share one import of a module and the heavy ones."""
-    multiprocessing.set_forkserver_preload([*HEAVY, "transformers.trainer", "morphogen.cli", module])
+def fresh(*modules: str) -> str:
+    """The start method of processes that have run nothing yet, but share one import of these modules."""
+    multiprocessing.set_forkserver_preload(list(modules))
     return "forkserver"
 
 

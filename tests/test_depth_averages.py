@@ -86,6 +86,7 @@ def test_averages_follow_depth_and_resolution(kind):
     assert not torch.equal(snapshot(ema.module)["blocks.1.norm1.weight"], after["blocks.1.norm1.weight"])
 
 
+@pytest.mark.nightly
 def test_a_swin_grows_with_its_averages():
     """Masks that the small size does not need are made for the averages too."""
     model, side = small("swin_tiny_patch4_window7_224", img_size=32, depths=(2, 4), num_heads=(1, 2), window_size=2)

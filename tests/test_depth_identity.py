@@ -39,6 +39,7 @@ def test_identity_keeps_the_function(name):
         assert (model(x) - expected).abs().max() > 1e-3  # blocks that speak would show
 
 
+@pytest.mark.nightly
 def test_identity_keeps_the_function_of_swin():
     model, side = small("swin_tiny_patch4_window7_224")
     perturb(model.double())

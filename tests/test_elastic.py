@@ -73,7 +73,7 @@ def seen(model, images):
     return [output.detach() for output in outputs], grads, {name: b.clone() for name, b in model.named_buffers()}
 
 
-@pytest.mark.parametrize("name", each("resnet"))
+@pytest.mark.parametrize("name", each("resnet", "swin"))
 def test_whole_supernet_equals_the_plain_network(name):
     net, images, space = network_of(name)
     model = net.model.eval()
@@ -203,6 +203,7 @@ def test_a_forward_pass_that_fails_leaves_the_whole_network():
     net.model(at(images, space.candidates()[0]))
 
 
+@pytest.mark.nightly
 def test_compiles_once_for_each_candidate():
     torch._dynamo.reset()
     net, images, space = network_of("vit")

@@ -49,7 +49,13 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES, scope="module")
+@pytest.fixture(
+    params=[
+        pytest.param(case, id=name, marks=pytest.mark.nightly if name == "irregular" else [])
+        for name, case in CASES.items()
+    ],
+    scope="module",
+)
 def part(request):
     """A trained part of a network, what builds the dense one, and its input size."""
     build, size, choose = request.param

@@ -80,7 +80,9 @@ CASES |= {"resnet50": (lambda: small("resnet50")[0], 64), "deit_tiny": (lambda: 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name == "resnet50" else []) for name in CASES]
+)
 def test_union_and_gating_agree_in_function(name, training, dtype):
     make, side = CASES[name]
     net, images = traced(make(), side, dtype)

@@ -524,6 +524,7 @@ def test_the_command_recommends_a_multiple(whole_batch, capsys):
         assert part in text
 
 
+@pytest.mark.nightly
 def test_the_command_recommends_a_multiple_for_the_mlp_of_a_vision_transformer(whole_batch, capsys):
     shallow = VIT.replace("depth=4", "depth=2")
     arguments = ["--image_size", "16", "--num_classes", "10", "--method", "PruneTrain", "--json", "true"]

@@ -35,6 +35,16 @@ def test_ops_and_fake_tensors():
     assert issubclass(type(torch.ops.higher_order.cond), private.HigherOrderOperator)
     with private.FakeTensorMode():
         assert torch.zeros(3).untyped_storage() is not None
+    seen = []
+
+    class Seen(private.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Seen():
+        torch.zeros(2) + 1
+    assert torch.ops.aten.add.Tensor in seen
 
 
 def test_storages_have_keys():

@@ -33,6 +33,8 @@ from processes import be_rank, free_port, fresh
 from traced import traced_once
 
 HERE = Path(__file__).parent
+TOGETHER = __name__, "sklearn.datasets", "jsonargparse", "rich.console", "test_trainers_ranks"
+"""What the ranks import once, and what the next tests' do."""
 COUNTS = [int(count) for count in os.environ.get("RANKS", "3").split()]
 """Ranks that are compared with one process; `RANKS="2 3"` for both."""
 SETTINGS = "--model test_ranks:Net --batch_size 96 --images 480 --test_images 101 --lr 0.3 --epochs 4 --ema 0.9".split()
@@ -121,7 +123,7 @@ def test_several_ranks_train_as_one_process_does(launcher, tmp_path, monkeypatch
         else:
             folder.mkdir()
             runs = [(free_port(), run) for run in runs]
-            how = fresh(__name__)
+            how = fresh(*TOGETHER)
             torch.multiprocessing.start_processes(run_all, (count, runs, folder), nprocs=count, start_method=how)
             output = "".join((folder / f"{rank}.txt").read_text() for rank in range(count))
         assert output.count("weights, ledger and schedule are in") == len(RUNS)  # one rank speaks
@@ -275,7 +277,7 @@ def counted(hooked, bucket):
 
 
 def test_what_ranks_hold_is_compared(tmp_path):
-    torch.multiprocessing.start_processes(alone_and_wrong, (str(tmp_path),), nprocs=2, start_method=fresh(__name__))
+    torch.multiprocessing.start_processes(alone_and_wrong, (str(tmp_path),), nprocs=2, start_method=fresh(*TOGETHER))
     assert ranks.ranks() == 1 and ranks.rank() == 0 and ranks.decided("x") == "x" and ranks.gathered(1) == [1]
 
 

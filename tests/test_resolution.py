@@ -127,6 +127,7 @@ def tiny_volo():
     return model, morphogen.trace(model, image(size=side))
 
 
+@pytest.mark.nightly
 def test_volo_keeps_height_and_width_apart():
     model, net = tiny_volo()
     assert model.pos_embed.shape == (1, 4, 4, 24)

@@ -46,6 +46,7 @@ def test_a_longer_network_has_the_blocks_of_a_shorter_one(size, data):
             before = set(alive)
 
 
+@pytest.mark.nightly
 def test_deit_s():
     _, space = space_of("deit_small_patch16_224", 0.5)
     depths, sides = (6, 8, 10, 12), (112, 144, 192, 224)  # 7, 9, 12 and 14 patches of 16

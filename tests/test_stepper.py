@@ -110,6 +110,7 @@ def test_the_limit_of_recompilations_never_falls_back_silently(eager_backend, mo
             losses(run)
 
 
+@pytest.mark.nightly
 def test_a_search_runs_as_it_is(eager_backend):
     torch.compiler.reset()
     method = "AutoProg(ratio=0.5, stages=2, search_epochs=1)"

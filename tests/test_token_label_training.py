@@ -77,6 +77,7 @@ def test_a_volo_grows_and_learns_on_label_maps(photos):
     assert all(map(math.isfinite, losses)) and losses[-1] < losses[0] and epochs[-1].accuracy > 80
 
 
+@pytest.mark.nightly
 def test_a_volo_searches_on_label_maps(photos):
     """At the candidates' sizes, by the token loss; a search that is thrown away sees what one that is kept does."""
     recipe = labelled(photos, epochs=4, lr=1e-2, drop_path=0.1, ema=0.5)

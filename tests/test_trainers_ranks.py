@@ -141,6 +141,9 @@ def with_accelerate(text, folder):
 
 
 LOOPS = [with_lightning, with_transformers, with_accelerate]
+ALL = [*itertools.product(LOOPS, enumerate(METHODS))]
+EACH_ONCE = ALL[:: len(METHODS) + 1]
+"""Every loop and every method; which of them meet matters little, and is tried at night."""
 
 
 def medians(clock):
@@ -157,24 +160,27 @@ def trained(loop, text, folder):
     return net, [(epoch, subnetwork.to_json()) for epoch, subnetwork in run.history], coefficient
 
 
-def on_rank(rank, folder, port):
+def on_rank(rank, folder, port, cases):
     be_rank(rank, 2, port)
     torch.set_default_dtype(torch.float64)
     timing.StepClock.medians = medians
-    for loop, (number, text) in itertools.product(LOOPS, enumerate(METHODS)):
+    for loop, (number, text) in cases:
         with traced_once():
             net, *rest = trained(loop, text, folder)
         ranks.check_same("the network", [*net.parameters()], rest)
         torch.save((net.state_dict(), *rest), folder / f"{loop.__name__}{number}.pt")
 
 
-def test_two_ranks_train_as_one_process_does(tmp_path, monkeypatch, request):
-    how = fresh(__name__)
-    torch.multiprocessing.start_processes(on_rank, (tmp_path, free_port()), nprocs=2, start_method=how)
+@pytest.mark.parametrize(
+    "cases", [pytest.param(EACH_ONCE, id="each once"), pytest.param(ALL, id="all", marks=pytest.mark.nightly)]
+)
+def test_two_ranks_train_as_one_process_does(cases, tmp_path, monkeypatch, request):
+    how = fresh(__name__, "transformers.trainer")
+    torch.multiprocessing.start_processes(on_rank, (tmp_path, free_port(), cases), nprocs=2, start_method=how)
     monkeypatch.setattr(timing.StepClock, "medians", medians)
     request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
     torch.set_default_dtype(torch.float64)  # near zero, the penalty's gradient makes much of a rounding
-    for loop, (number, text) in itertools.product(LOOPS, enumerate(METHODS)):
+    for loop, (number, text) in cases:
         weights, history, coefficient = torch.load(tmp_path / f"{loop.__name__}{number}.pt")
         net, alone, expected = trained(loop, text, tmp_path)
         assert history == alone and len(alone) > 1, (loop, text)

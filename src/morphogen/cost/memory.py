@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError, first_line
-from ..machine.private import storage_key, tree_leaves, without_step_hooks
+from ..machine.private import TorchDispatchMode, storage_key, tree_leaves, without_step_hooks
 from ..machine.randomness import own_random
 
 

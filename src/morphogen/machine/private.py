@@ -23,12 +23,14 @@ from torch.nn.modules.conv import _ConvNd as ConvBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import LeafSpec, TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
     "COMPILER_ERRORS",
     "ConvBase",
     "LeafSpec",
+    "TorchDispatchMode",
     "TreeSpec",
     "tree_flatten",
     "tree_leaves",

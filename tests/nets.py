@@ -11,7 +11,6 @@ from timm.models.volo import VOLO
 from torch import nn
 
 import morphogen
-from morphogen.bypass import Bypass
 from morphogen.dense.bypass import Bypass
 
 from traced import traced_once

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 import morphogen
 from morphogen.parts import Prune, Search
 from morphogen.search import searching
+from morphogen.search.measure import search
 
 from nets import Residual, Tower, image
 from planted import sized

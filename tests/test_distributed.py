@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 import morphogen
 from morphogen.parts import Prune, Search
 from morphogen.search import searching
+from morphogen.search.measure import search
 
 from nets import Residual, Tower, image
 from planted import sized
@@ -56,18 +57,18 @@ def train(rank: int, recycle: bool):
     data = [image(4) for _ in range(4)]
     run = morphogen.attach(model, optimizer, method, example=image(4), epochs=6, steps_per_epoch=4, probe=probe)
     wrapped, chosen, sampled, epoch = DistributedDataParallel(model), [], [], 0
-    search = run.part(Search)
+    part = run.part(Search)
     while epoch < 6:
         run.begin_epoch(epoch)
         chosen.append(run.network.current.to_json())
         for images in data:
-            sampled.append(run.runs(search.searching.steps if search.searching else 0).to_json())
+            sampled.append(run.runs(part.searching.steps if part.searching else 0).to_json())
             optimizer.zero_grad()
             wrapped(images).square().mean().backward()
             optimizer.step()
         epoch = run.next_epoch(epoch)
     run.end()
-    seen = [[(c.loss, c.seconds) for c in found.candidates] for found in search.searches]
+    seen = [[(c.loss, c.seconds) for c in found.candidates] for found in part.searches]
     return chosen, sampled, seen, model.state_dict(), times
 
 

@@ -151,11 +151,12 @@ class Small(Method):
     """Half the resolution and weak regularisation in the first epoch."""
 
     operator: str = "orthogonal"
+    resizing = "low-frequency"
 
     def parts(self):
         return [
             Grow(self.schedule, operator=self.operator),
-            Resize("low-frequency"),
+            Resize(self.resizing),
             Regularise(self.regularisation),
         ]
 

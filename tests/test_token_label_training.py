@@ -97,7 +97,7 @@ def test_a_volo_searches_on_label_maps(photos):
 
 
 def test_a_subset_larger_than_the_data_is_refused(photos):
-    recipe = labelled(photos)
+    recipe = labelled(photos, epochs=4)
     with pytest.raises(ConfigError, match=r"a subset larger than the data; expected at most 42, found 10000"):
         Run(recipe, load_data(recipe), AutoProg(stages=2, search_epochs=1, subset=10000), "x", seed=0)
 

@@ -16,7 +16,7 @@ def free_port() -> int:
 
 def fresh(*modules: str) -> str:
     """The start method of processes that have run nothing yet, but share one import of these modules."""
-    multiprocessing.set_forkserver_preload(list(modules))
+    multiprocessing.set_forkserver_preload(["warm", *modules])
     return "forkserver"
 
 

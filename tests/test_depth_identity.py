@@ -19,8 +19,8 @@ from nets import Stacked, small
     "name",
     [
         "deit_tiny_patch16_224",
-        "resnet50",
-        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("volo_d1", "convnext_tiny")),
+        "convnext_tiny",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("volo_d1", "resnet50")),
     ],
 )
 def test_identity_keeps_the_function(name):

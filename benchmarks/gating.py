@@ -34,10 +34,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import morphogen
 from morphogen.machine.timing import rounds_of
-from morphogen.pruning.gating import Gated, gated
 from morphogen.pruning.sparsity import sparse_part
 from morphogen.report.ledger import environment
 from morphogen.train.models import build_model
+
+from channel_gating import Gated, gated
 
 MODELS = {"resnet20": 32, "resnet32": 32, "torchvision:resnet50": 224}
 """Models and the side of their images."""

@@ -1,6 +1,8 @@
 """Channel gating agrees with channel union, and computes on less."""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +10,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import morphogen
-from morphogen.pruning.gating import Gated, gated
 from morphogen.train.models import build_model
 
 import checks
 from nets import NETS, Plain, Residual, image, small
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from channel_gating import Gated, gated
 
 
 def plant(net: morphogen.Network, share: float = 0.4) -> None:

@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..dense.network import Network
-from ..morph.tensors import like
-from .axes import channel_axes
+from morphogen.dense.network import Network
+from morphogen.morph.tensors import like
+from morphogen.pruning.axes import channel_axes
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """What can be gated: layers of just these types, without groups."""

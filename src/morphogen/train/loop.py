@@ -128,6 +128,8 @@ class Run:
                     hooks=False,
                 )
             self._search, self._prune = self.attached.part(Search), self.attached.part(Prune)
+            if self._search is not None and self._search.chooses:
+                self.subset()  # one that the data are too few for is refused now
             with self.ledger.clock("trace", self.device):
                 warn_of_lack(self.attached, images, self.device)
             if not recipe.token_labels:

@@ -567,6 +567,11 @@ def test_methods_that_do_not_go_together_are_refused_by_name(one, other):
             methods[0] + methods[1]
 
 
+def test_the_same_twice_is_once():
+    assert len((morphogen.PruneTrain() + morphogen.PruneTrain()).parts()) == 2
+    assert attached(morphogen.PruneTrain() + morphogen.PruneTrain())[2].part(morphogen.extend.Prune) is not None
+
+
 def test_the_order_of_methods_does_not_matter():
     one, other = morphogen.NetworkExpansion(width=0.5, stages=2, operator="random"), morphogen.Prog(stages=2)
     assert one + other == other + one

@@ -170,7 +170,7 @@ def _check(trainer: Trainer, method: Method) -> None:
             where=type(module).__name__,
             expected="automatic optimization with one optimizer",
             found=f"{len(trainer.optimizers)}" if module.automatic_optimization else "manual optimization",
-            todo="Call morphogen.attach yourself, and its begin_step and end_step in training_step",
+            todo="Call morphogen.attach yourself, in a loop of your own",
         )
     if trainer.max_epochs in (None, -1):
         raise ConfigError("the run's length is not known", expected="Trainer(max_epochs=...)")

@@ -54,7 +54,7 @@ def _all_that_lives() -> list[Any]:
 
 def _is_around(found: Any, model: nn.Module) -> bool:
     # `isinstance` would ask objects that are none of ours what they are, which some answer by importing a library.
-    return issubclass(type(found), DistributedDataParallel) and any(part is model for part in found.modules())
+    return DistributedDataParallel in type(found).__mro__ and any(part is model for part in found.modules())
 
 
 def _rebuild(wrapper: DistributedDataParallel, searching: bool) -> None:

@@ -39,6 +39,10 @@ class Prune(Part):
         self._policy, self._restarts = policy, restarts
         self._skipped = True
 
+    def settings(self) -> tuple[Any, ...]:
+        """Those of the method whose policy it is."""
+        return (getattr(self._policy, "__self__", self._policy),)
+
     def plan(self, network: Network, epochs: int) -> None:
         """Raises ConfigError where the settings do not fit the length."""
         self._epochs, self.policy, self.left = epochs, self._policy(epochs), network.dense

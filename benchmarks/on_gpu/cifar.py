@@ -164,7 +164,7 @@ def one_run(bench: Bench, images: Images, name: str, epochs: int, seed: int) -> 
     example = torch.zeros(batch, 3, 32, 32, device=bench.device)
     run = morphogen.attach(model, optimizer, METHODS[name](), example=example, epochs=epochs)
     attached = time.perf_counter() - begin
-    total, losses, trained = epochs * loader.steps, [], {}
+    total, means, trained = epochs * loader.steps, [], {}
 
     for epoch in range(epochs):
 
@@ -173,14 +173,15 @@ def one_run(bench: Bench, images: Images, name: str, epochs: int, seed: int) -> 
                 group["lr"] = LR * rate((at * loader.steps + step + 1) / total)
 
         losses = train_epoch(run, optimizer, loader, epoch, before=before)
+        means.append(torch.stack(losses).mean())
         trained[run.network.current] = trained.get(run.network.current, 0) + loader.steps
     run.end()
     bench.synchronize()
     seconds = time.perf_counter() - begin
     flops = sum(steps * cost(run.network, part, batch).training for part, steps in trained.items())
-    loss = float(torch.stack(losses).mean())
+    each = [round(loss, 4) for loss in torch.stack(means).tolist()]
     figures = {"method": name, "epochs": epochs, "seed": seed, "accuracy": accuracy(model, loader), "seconds": seconds}
-    return figures | {"attach s": attached, "PFLOP": flops / 1e15, "loss": loss}
+    return figures | {"attach s": attached, "PFLOP": flops / 1e15, "loss": each[-1], "losses": each}
 
 
 def _plan(epochs: int) -> list[tuple[str, int]]:
@@ -222,9 +223,8 @@ def study(bench: Bench) -> dict[str, Any]:
     try:
         plan = _plan(bench.pick(EPOCHS, 2))
         if any((*each, bench.seed) not in done for each in plan):
-            one_run(
-                bench, images, "width, quiet, and resolution", 2, seed=-1
-            )  # every kernel has been chosen before the clock counts
+            # Every kernel has been chosen before the clock counts.
+            one_run(bench, images, "width, quiet, and resolution", 2, seed=-1)
         slowest = max((run["seconds"] / run["epochs"] for run in runs), default=0.0)
         for seed in itertools.count(bench.seed):
             for name, epochs in plan:

@@ -132,19 +132,18 @@ class Step:
         loss.backward()
         self.optimizer.step()
 
-    def timed(self) -> Callable[[], tuple[float, float]]:
-        """Take a step; what is returned gives its seconds later, without a wait now, and those of asking for it."""
-        start = time.perf_counter()
+    def timed(self) -> Callable[[], float]:
+        """Take a step; what is returned gives its seconds later, without a wait now."""
         if not self.cuda:
+            start = time.perf_counter()
             self()
             seconds = time.perf_counter() - start
-            return lambda: (seconds, seconds)
+            return lambda: seconds
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         self()
         end.record()
-        asked = time.perf_counter() - start
-        return lambda: (begin.elapsed_time(end) / 1000, asked)
+        return lambda: begin.elapsed_time(end) / 1000
 
     def peak(self) -> int:
         """Bytes of a step at its peak, of this network and its optimizer alone."""
@@ -156,12 +155,13 @@ def interleaved(
 ) -> list[tuple[float, float]]:
     """Median seconds of each, taken in turns, and the least that asking for one took; three to warm up.
 
-    A step that takes as long as asking for it waits for the process, and a smaller one would not be faster.
+    A step that takes as long as asking for it waits for the process, and a smaller one would not be faster. Asking is
+    timed apart, of an idle device: a full queue of kernels makes whoever asks for another step wait for the one before.
     """
     for step in steps:
         for _ in range(bench.pick(3, 1)):
             step()
-    bench.synchronize()
+    asked = [min(_asked(bench, step) for _ in range(bench.pick(3, 1))) for step in steps]
     begin, marks = time.time(), []
     while len(marks) < bench.pick(least, 1) or (len(marks) < bench.pick(most, 1) and time.time() - begin < seconds):
         marks.append([step.timed() for step in steps])
@@ -169,7 +169,17 @@ def interleaved(
             bench.synchronize()
     bench.synchronize()
     columns = zip(*[[read() for read in row] for row in marks], strict=True)
-    return [(statistics.median(all_of), min(asked)) for all_of, asked in (zip(*each, strict=True) for each in columns)]
+    return [(statistics.median(column), least_asked) for column, least_asked in zip(columns, asked, strict=True)]
+
+
+def _asked(bench: Bench, step: Step) -> float:
+    """Seconds that the process takes to ask an idle device for a step."""
+    bench.synchronize()
+    start = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - start
+    bench.synchronize()
+    return seconds
 
 
 def measure(bench: Bench, name: str, *, compile_them: bool = False, only: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -6,10 +6,28 @@ import gc
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 UPDATES = ("update_parameters", "update")
 """How PyTorch's AveragedModel, timm's ModelEma, V2 and V3, and their like are told to follow the model."""
+
+
+def twins_of(model: nn.Module) -> list[nn.Module]:
+    """Other modules of the same class with the same weights, to the last bit: copies that were just made."""
+    own = dict(model.named_parameters())
+    return [
+        each
+        for each in gc.get_objects()
+        if type(each) is type(model) and each is not model and _same(own, dict(each.named_parameters()))
+    ]
+
+
+def _same(own: dict[str, nn.Parameter], other: dict[str, nn.Parameter]) -> bool:
+    return own.keys() == other.keys() and all(
+        parameter.device == other[name].device and torch.equal(parameter, other[name])
+        for name, parameter in own.items()
+    )
 
 
 def averaged_among(copies: Iterable[nn.Module]) -> list[nn.Module]:

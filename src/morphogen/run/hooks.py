@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
-from ..machine.averages import averaged_among
+from ..machine.averages import averaged_among, twins_of
 from ..machine.private import forward_pre_hooks
 from ..morph.commit import averaged
 from .checkpoints import Followed, FollowedOptimizer
@@ -75,6 +75,7 @@ class Hooks:
         if not steps:
             return
         trees, optimizers = run.followers
+        self._copies.update(twins_of(model))
         told = Hook(lambda *_: None, self._copied)
         self._loading.append(model.register_load_state_dict_pre_hook(told))
         for optimizer in optimizers:

@@ -12,6 +12,9 @@ from torch import nn
 UPDATES = ("update_parameters", "update")
 """How PyTorch's AveragedModel, timm's ModelEma, V2 and V3, and their like are told to follow the model."""
 
+SETTINGS = ("decay", "n_averaged", "avg_fn", "multi_avg_fn", "beta")
+"""What they keep of how fast they follow; an object that updates the best model so far has none of these."""
+
 
 def twins_of(model: nn.Module) -> list[nn.Module]:
     """Other modules of the same class with the same weights, to the last bit: copies that were just made."""
@@ -25,7 +28,9 @@ def twins_of(model: nn.Module) -> list[nn.Module]:
 
 def _same(own: dict[str, nn.Parameter], other: dict[str, nn.Parameter]) -> bool:
     return own.keys() == other.keys() and all(
-        parameter.device == other[name].device and torch.equal(parameter, other[name])
+        type(parameter) is type(other[name])  # a double on fake tensors has no values
+        and parameter.device == other[name].device
+        and torch.equal(parameter, other[name])
         for name, parameter in own.items()
     )
 
@@ -39,14 +44,18 @@ def averaged_among(copies: Iterable[nn.Module]) -> list[nn.Module]:
     found: dict[int, nn.Module] = {}
     for each in gc.get_objects():
         kind = type(each)
-        if kind.__module__ != "builtins" and any(callable(getattr(kind, name, None)) for name in UPDATES):
-            found |= {key: known[key] for key in map(id, _held(each)) if key in known}
+        if kind.__module__ == "builtins" or not any(callable(getattr(kind, name, None)) for name in UPDATES):
+            continue
+        held = _held(each)
+        if any(name in held for name in SETTINGS):
+            found |= {id(value): known[id(value)] for value in held.values() if id(value) in known}
     return list(found.values())
 
 
-def _held(owner: Any) -> list[Any]:
+def _held(owner: Any) -> dict[str, Any]:
+    """An object's attributes, buffers and modules by name."""
     values = getattr(owner, "__dict__", None)
     if not isinstance(values, dict):
-        return []
-    modules = values.get("_modules")
-    return [*values.values(), *(modules.values() if isinstance(modules, dict) else ())]
+        return {}
+    inside = [own for name in ("_modules", "_buffers") if isinstance(own := values.get(name), dict)]
+    return {name: value for each in (values, *inside) for name, value in each.items()}

@@ -45,9 +45,11 @@ __all__ = [
     "compiling",
     "forward_hooks",
     "forward_pre_hooks",
+    "hooks_of",
     "more_compilations",
     "rebuild",
     "storage_key",
+    "unwrapped",
     "without_forward_hooks",
     "without_step_hooks",
 ]
@@ -98,6 +100,21 @@ def forward_hooks(module: nn.Module) -> dict[int, Any]:
 def forward_pre_hooks(module: nn.Module) -> dict[int, Any]:
     """A module's own hooks before its forward pass."""
     return module._forward_pre_hooks
+
+
+def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+    """All that hooks a module: its forward pass, and its state as it is saved and loaded."""
+    return [
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._state_dict_hooks,
+        module._load_state_dict_pre_hooks,
+    ]
+
+
+def unwrapped(hook: Any) -> Any:
+    """A hook itself, where PyTorch keeps it in a wrapper that knows its module."""
+    return getattr(hook, "hook", hook)
 
 
 def without_forward_hooks(module: nn.Module) -> None:

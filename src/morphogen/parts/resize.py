@@ -35,6 +35,7 @@ class Resize(Part):
         """Raises ConfigError for an unknown kind."""
         check_resizing(kind)
         self.kind = kind
+        self._seen = True
 
     def settings(self) -> tuple[Any, ...]:
         """The kind."""
@@ -56,7 +57,24 @@ class Resize(Part):
         images = images_in(self.run.network, args, kwargs)
         if images is None or runs.resolution is None:
             return args, kwargs
+        self._seen = self._seen or training
         return with_images(images[0], self.resized(images[1], runs.resolution), args, kwargs)
+
+    def before_step(self) -> None:
+        """Raise ConfigError where the step had no images, and the whole resolution is not what it should run at."""
+        seen, self._seen = self._seen, False
+        if not seen and self.run.running.resolution != self.run.network.dense.resolution:
+            raise ConfigError(
+                "the resolution is to change, and this step's images were not seen",
+                where=type(self.run.network.model).__name__,
+                expected="floating-point images (N, C, H, W) as an argument of the model"
+                if self.run.hooked
+                else "images = run.begin_step(images) before every forward pass",
+            )
+
+    def begin_epoch(self, epoch: int) -> None:
+        """The first step has not begun."""
+        self._seen = False
 
     def after_forward(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Bring maps back to the size that goes with the images given."""

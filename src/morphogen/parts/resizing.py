@@ -43,7 +43,11 @@ RESIZINGS: dict[str, Callable[[Tensor, Size], Tensor]] = {"bilinear": bilinear, 
 
 def resized(images: Tensor, size: Size, resizing: str) -> Tensor:
     """Images of that size; those that have it already are returned as they are."""
-    return images if images.shape[-2:] == size else RESIZINGS[resizing](images, size)
+    if images.shape[-2:] == size:
+        return images
+    if images.dtype in (torch.float16, torch.bfloat16):  # in which PyTorch has neither of the two everywhere
+        return RESIZINGS[resizing](images.float(), size).to(images.dtype)
+    return RESIZINGS[resizing](images, size)
 
 
 def check_resizing(resizing: str) -> None:

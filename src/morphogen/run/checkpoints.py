@@ -13,7 +13,19 @@ from torch.optim import Optimizer
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, within
 from ..errors import CheckpointError
-from .state import FORMAT, bring_to, factors_in, notes_of, prepared, progress_from, reading, states_of, subnetwork_from
+from .state import (
+    FORMAT,
+    bring_to,
+    check_origin,
+    factors_in,
+    notes_of,
+    prepared,
+    progress_from,
+    reading,
+    states_of,
+    subnetwork_from,
+    take_origin,
+)
 from .values import parameter_names
 
 if TYPE_CHECKING:
@@ -85,6 +97,8 @@ class FollowedOptimizer:
             return
         names = parameter_names(run.network.model)
         state[KEY] = notes_of(run) | {
+            "constants": dict(run.network.constants),
+            "initial": {name: list(pair) for name, pair in run.network.initial.items()},
             "names": [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups],
             "parts": states_of(run) if optimizer is run.followers[1][0] else None,
         }
@@ -101,6 +115,8 @@ class FollowedOptimizer:
             target = subnetwork_from(run.network, notes["current"])
             load = _parts_from(run, notes)
             groups = [list(map(str, names)) for names in notes["names"]]
+            self._check_groups(groups)
+            check_origin(run, notes)
             _bring(run, target, [])
             parameters = {name: parameter for parameter, name in parameter_names(run.network.model).items()}
             held = [[parameters[name] for name in names] for names in groups]
@@ -112,12 +128,32 @@ class FollowedOptimizer:
                 found=" and ".join(f"{len(each)}" for each in ours),
             )
         self._check_moments(state, [parameter for parameters in held for parameter in parameters])
+        take_origin(run, notes)
         for group, parameters, names in zip(optimizer.param_groups, held, groups, strict=True):
             group["params"][:] = parameters  # their order is that of the saved moments
             if "param_names" in group:
                 group["param_names"][:] = names
         if load is not None:
             load()
+
+    def _check_groups(self, groups: list[list[str]]) -> None:
+        """Before anything is changed: as many groups, and none of what is held now in another one."""
+        ours = self._optimizer.param_groups
+        names = parameter_names(self._run.network.model)
+        home = {name: number for number, group in enumerate(groups) for name in group}
+        moved = [
+            names[parameter]
+            for number, group in enumerate(ours)
+            for parameter in group["params"]
+            if home.get(names[parameter], number) != number
+        ]
+        if len(ours) != len(groups) or moved:
+            raise CheckpointError(
+                f"{type(self._optimizer).__name__} has other parameter groups than when it was saved",
+                where=moved[0] if moved else "",
+                expected=f"{len(groups)} groups",
+                found=f"{len(ours)}",
+            )
 
     def _check_moments(self, state: Mapping[str, Any], parameters: list[torch.Tensor]) -> None:
         """PyTorch would take moments of any shape, and fail in the next step."""
@@ -141,10 +177,22 @@ def _is_of(run: Run, notes: Mapping[str, Any]) -> bool:
 
 def _parts_from(run: Run, notes: Mapping[str, Any] | None) -> Callable[[], None] | None:
     """What brings the parts where the notes of the same run have them; None where the notes are of another one."""
-    if notes is None or notes["parts"] is None or (notes["method"], notes["epochs"]) != (run.label, run.epochs):
-        if notes is None:
-            run.state_was_loaded()
+    if notes is None:
+        run.state_was_loaded()
         return None
+    if notes["parts"] is None:
+        return None
+    if (notes["method"], notes["epochs"]) != (run.label, run.epochs):
+        if any(part.prunes for part in run.assembly):
+            raise CheckpointError(
+                "the state is of a run with another method or length, and does not say what was pruned",
+                expected=f"{run.label}, {run.epochs} epochs",
+                found=f"{notes['method']}, {notes['epochs']} epochs",
+                todo="Attach with the method and length that it was saved with",
+            )
+        return None
+    if notes["progress"] == run.progress() and notes["current"] == run.as_data(run.network.current):
+        return None  # the run is there: an average swapped in, or the model after its optimizer
     loads = prepared(run, notes["parts"])
     history = [(int(epoch), subnetwork_from(run.network, data)) for epoch, data in notes["history"]]
     progress = progress_from(notes)
@@ -177,6 +225,8 @@ def _by_shapes(run: Run, tensors: Mapping[str, torch.Tensor]) -> SubNetwork | No
     known = [network.current, *(subnetwork for _, subnetwork in reversed(run.history)), *run.possible, network.dense]
     misfits = {each: _misfit(network, each, tensors) for each in dict.fromkeys(known)}
     fitting = [each for each, (misfit, _) in misfits.items() if misfit is None]
+    if network.current in fitting and all(misfits[each][1] for each in fitting):
+        return None  # a part of a state
     if not fitting:
         raise CheckpointError(
             "the state is of no size that this network has had, or will have",
@@ -190,12 +240,12 @@ def _misfit(network: Network, subnetwork: SubNetwork, tensors: Mapping[str, torc
     """The first tensor that does not belong to a sub-network, and how many of the sub-network's are missing."""
     alive = network.structure.alive_mask(subnetwork)
     shapes, missing = network.grids.at(subnetwork.resolution).shapes, 0
-    absent = frozenset(network.structure.absent(subnetwork))
+    absent, kept = frozenset(network.structure.absent(subnetwork)), network.fake.dense.state_dict().keys()
     for name, layout in network.structure.tensors.items():
         out = within(name, absent)
         tensor = tensors.get(name)
         if tensor is None:
-            missing += not out
+            missing += not out and name in kept
         elif out or tuple(tensor.shape) != tuple(layout.alive_shape(alive, shapes.get(name))):
             return name, missing
     return None, missing

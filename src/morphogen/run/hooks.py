@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -12,7 +13,8 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from ..machine.averages import averaged_among, twins_of
-from ..machine.private import forward_pre_hooks
+from ..machine.hook import Hook
+from ..machine.private import forward_pre_hooks, hooks_of, unwrapped
 from ..morph.commit import averaged
 from .checkpoints import Followed, FollowedOptimizer
 from .part import Part
@@ -37,25 +39,6 @@ def check_free(model: nn.Module) -> None:
             )
 
 
-class Hook:
-    """A function on a model or an optimizer. Copies of the model share it; a file of the whole model leaves it out."""
-
-    def __init__(self, act: Callable[..., Any] | None, copied: Callable[[Any], None] = lambda memo: None):
-        """`copied` is told of every deep copy that the hook is part of, by `deepcopy`'s memo."""
-        self._act, self._copied = act, copied
-
-    def __call__(self, *args: Any) -> Any:
-        """What the function does; nothing, where the hook comes out of a file."""
-        return None if self._act is None else self._act(*args)
-
-    def __deepcopy__(self, memo: Any) -> Hook:
-        self._copied(memo)
-        return self
-
-    def __reduce__(self) -> Any:
-        return Hook, (None,)
-
-
 class Hooks:
     """All hooks of one run.
 
@@ -67,38 +50,53 @@ class Hooks:
 
     def __init__(self, run: Run, *, steps: bool):
         """`steps` is false for a loop that makes all calls itself."""
-        self._run, self._stepped, self._handles = run, set[int](), list[Any]()
+        self._run, self._steps, self._stepped, self._handles = run, steps, set[int](), list[Any]()
         self._loading, self._given = list[Any](), dict[int, Any]()
         self._copies: WeakSet[nn.Module] = WeakSet()
-        model = run.network.model
-        _ATTACHED[model] = run.who
-        if not steps:
+        self._on = False
+        for module in run.network.model.modules():  # a copy, or a file, of a model that another run was attached to
+            _take_off(module, lambda owner: True)
+        self._copies.update(twins_of(run.network.model) if steps else ())
+        self.start()
+
+    def start(self) -> None:
+        """Put all hooks on, where they are off."""
+        if self._on:
+            return
+        run, hook = self._run, partial(Hook, owner=self)
+        _ATTACHED[run.network.model] = run.who
+        self._on = True
+        if not self._steps:
             return
         trees, optimizers = run.followers
-        self._copies.update(twins_of(model))
-        told = Hook(lambda *_: None, self._copied)
-        self._loading.append(model.register_load_state_dict_pre_hook(told))
+        told = hook(lambda *_: None, copied=self._copied)
+        self._loading.append(run.network.model.register_load_state_dict_pre_hook(told))
         for optimizer in optimizers:
             self._handles += [
-                optimizer.register_step_pre_hook(Hook(self._before_step)),
-                optimizer.register_step_post_hook(Hook(self._after_step)),
+                optimizer.register_step_pre_hook(hook(self._before_step)),
+                optimizer.register_step_post_hook(hook(self._after_step)),
             ]
-            self._loading += FollowedOptimizer(run, optimizer, Hook).handles
+            self._loading += FollowedOptimizer(run, optimizer, hook).handles
         for tree in trees:
             self.put_on(averaged(tree))
 
     def put_on(self, tree: nn.Module) -> None:
         """Follow the calls and the states of the model, or of an averaged copy."""
-        self._loading += Followed(self._run, tree, Hook).handles
-        if any(isinstance(hook, Hook) for hook in forward_pre_hooks(tree).values()):
+        hook = partial(Hook, owner=self)
+        self._loading += Followed(self._run, tree, hook).handles
+        if any(isinstance(each, Hook) and each.owner is self for each in forward_pre_hooks(tree).values()):
             return  # a copy of the model has those of the forward pass from it
         if any(_overrides(part, "before_forward") for part in self._run.assembly):
             # Not compiled: what a compiler made of it would go stale with the first morph.
-            before = Hook(torch.compiler.disable(self._before_forward))
+            before = hook(torch.compiler.disable(self._before_forward))
             self._handles.append(tree.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
-        if any(_overrides(part, "after_forward") for part in self._run.assembly):
-            after = Hook(torch.compiler.disable(self._after_forward))
+        if self._returns:
+            after = hook(torch.compiler.disable(self._after_forward))
             self._handles.append(tree.register_forward_hook(after, with_kwargs=True))
+
+    @property
+    def _returns(self) -> bool:
+        return any(_overrides(part, "after_forward") for part in self._run.assembly)
 
     def averages(self) -> list[nn.Module]:
         """Averages that were made of the model after `attach`, and are not followed yet."""
@@ -118,11 +116,14 @@ class Hooks:
 
     def stop(self, *, keep_loading: bool) -> None:
         """The model and its optimizers are left alone again; with `keep_loading` but for states of another size."""
-        handles, self._handles = self._handles, []
+        handles, self._handles, self._on = self._handles, [], False
         if not keep_loading:
             handles, self._loading = [*handles, *self._loading], []
         for handle in handles:
             handle.remove()
+        for copy in [*self._copies]:  # which handles know nothing of
+            _take_off(copy, lambda owner: owner is self)
+        self._given.clear()
         _ATTACHED.pop(self._run.network.model, None)
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -132,7 +133,8 @@ class Hooks:
         training = model is run.network.model and model.training and torch.is_grad_enabled()
         if training:
             self.settle()
-        self._given[id(model)] = args, kwargs
+        if self._returns:
+            self._given[id(model)] = args, kwargs
         return run.before_forward(args, kwargs, training=training)
 
     def _after_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -140,12 +142,20 @@ class Hooks:
         return None if given is None else self._run.after_forward(output, *given)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._stepped and self._is_ours(optimizer):
-            self._run.before_step()
+        if not self._is_ours(optimizer) or self._run.ended:
+            return
+        if id(optimizer) in self._stepped:  # the others have their turns
+            self.settle()
+        if not self._stepped:
+            self._run.begins_step()
+            if not _closure(args, kwargs):  # which computes the loss inside the step
+                self._run.before_step()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._is_ours(optimizer):
+        if not self._is_ours(optimizer) or self._run.ended:
             return
+        if not self._stepped and _closure(args, kwargs):
+            self._run.before_step()
         self._stepped.add(id(optimizer))
         if len(self._stepped) == len(self._run.followers[1]):
             self.settle()
@@ -156,3 +166,17 @@ class Hooks:
 
 def _overrides(part: Part, method: str) -> bool:
     return getattr(type(part), method) is not getattr(Part, method)
+
+
+def _closure(args: Any, kwargs: Any) -> bool:
+    """Whether an optimizer's step was given a closure; `args` are with the optimizer, or without."""
+    return any(callable(each) and not isinstance(each, Optimizer) for each in (*args, *kwargs.values()))
+
+
+def _take_off(module: nn.Module, which: Callable[[object], bool]) -> None:
+    """Take hooks of runs off a module that no handle of ours knows."""
+    for hooks in hooks_of(module):
+        for key in [
+            key for key, hook in hooks.items() if isinstance(unwrapped(hook), Hook) and which(unwrapped(hook).owner)
+        ]:
+            del hooks[key]

@@ -81,7 +81,7 @@ class Run:
         self._optimizers, self._ema = list(optimizers), list(ema)
         self._watch = Watch(network.model, epochs, hooked)
         self._receipt: Receipt | None = None
-        self._as_data: dict[int, tuple[SubNetwork, dict[str, Any]]] = {}
+        self._as_data: dict[SubNetwork, dict[str, Any]] = {}
         for part in assembly:
             part.begin(self)
         self._hooks = Hooks(self, steps=hooked)
@@ -111,26 +111,11 @@ class Run:
         if self.ended:  # a script's epochs of its own behind the run's
             self._watch.begun(epoch)
             return None
-        first, busy, self._receipt = self.epoch < 0, self._busy, None
-        entered = [part.before_epoch(epoch) for part in self.assembly]
-        scale, regularisation = self.network.drop_path_scale, self.regularisation(epoch)
-        self.network.drop_path_scale = regularisation.drop_path
-        target = self._intersection([part.wants(epoch) for part in self.assembly])
-        if target != self.network.current:
-            kept = intersection([self.network.current, target])
-            if first and epoch > 0 and replace(kept, resolution=None) != replace(self.network.current, resolution=None):
-                self._warn_of_joining(epoch, target)
-            self._morph(target, grows=any(entered) or not contains(self.network.current, target))
-        if any(entered) or self._receipt is not None or not self.history:
-            self.history.append((epoch, target))
-        self._watch.epoch = epoch
-        for part in self.assembly:
-            part.begin_epoch(epoch)
-        if regularisation.drop_path != scale:
-            lay_out_drop_path(self.network)
-        if self._receipt is not None or busy or self._busy:
-            self._wrap_anew()
-        self._watch.begun(epoch)
+        try:
+            self._begin(epoch)
+        except BaseException:
+            self._watch.state_was_loaded()  # it may be begun again
+            raise
         return self._receipt
 
     def penalised(self, loss: torch.Tensor) -> torch.Tensor:
@@ -210,7 +195,13 @@ class Run:
         Raises:
             CheckpointError: the state is damaged, or of another run; nothing is changed then.
         """
+        for average in self._hooks.averages():
+            self.follow(average)
         restore(self, state)
+        if self.ended:
+            self._hooks.stop(keep_loading=False)
+        else:
+            self._hooks.start()
         self._wrap_anew()
 
     @property
@@ -280,8 +271,12 @@ class Run:
             output = part.after_forward(output, args, kwargs)
         return output
 
+    def begins_step(self) -> None:
+        """Raise ConfigError where no epoch has begun."""
+        self._watch.begins_step()
+
     def before_step(self) -> None:
-        """An optimizer is about to step."""
+        """An optimizer is about to step; raises ConfigError where the loop has left something out."""
         self._watch.begins_step()
         for part in self.assembly:
             part.before_step()
@@ -290,8 +285,8 @@ class Run:
         """All optimizers have stepped."""
         for part in self.assembly:
             part.end_step()
-        self._watch.steps += 1
         told = self.steps_in(self.network.current, self.steps_per_epoch)
+        self._watch.took_step(told)
         if self.hooked and self._watch.is_last_step(told):
             self.end()
 
@@ -421,9 +416,9 @@ class Run:
 
     def as_data(self, subnetwork: SubNetwork) -> dict[str, Any]:
         """A sub-network of this run as JSON types; made once, since averages are updated by way of state dicts."""
-        if id(subnetwork) not in self._as_data:
-            self._as_data[id(subnetwork)] = subnetwork, subnetwork.to_dict()
-        return self._as_data[id(subnetwork)][1]
+        if subnetwork not in self._as_data:
+            self._as_data[subnetwork] = subnetwork.to_dict()
+        return self._as_data[subnetwork]
 
     def progress(self) -> dict[str, Any]:
         """Where the run is, as JSON types."""
@@ -433,6 +428,28 @@ class Run:
     def label(self) -> str:
         """The method and its settings, the same in every process."""
         return describe(self.method)
+
+    def _begin(self, epoch: int) -> None:
+        first, busy, self._receipt = self.epoch < 0, self._busy, None
+        entered = [part.before_epoch(epoch) for part in self.assembly]
+        scale, regularisation = self.network.drop_path_scale, self.regularisation(epoch)
+        self.network.drop_path_scale = regularisation.drop_path
+        target = self._intersection([part.wants(epoch) for part in self.assembly])
+        if target != self.network.current:
+            kept = intersection([self.network.current, target])
+            if first and epoch > 0 and replace(kept, resolution=None) != replace(self.network.current, resolution=None):
+                self._warn_of_joining(epoch, target)
+            self._morph(target, grows=any(entered) or not contains(self.network.current, target))
+        if any(entered) or self._receipt is not None or not self.history:
+            self.history.append((epoch, target))
+        self._watch.epoch = epoch
+        for part in self.assembly:
+            part.begin_epoch(epoch)
+        if regularisation.drop_path != scale:
+            lay_out_drop_path(self.network)
+        if self._receipt is not None or busy or self._busy:
+            self._wrap_anew()
+        self._watch.begun(epoch)
 
     @property
     def _counts_steps(self) -> bool:

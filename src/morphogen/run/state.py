@@ -242,6 +242,29 @@ def check_values(run: Run, subnetwork: SubNetwork, state: Mapping[str, Any]) -> 
         check_optimizer(optimizer, names, saved, whole=False)
 
 
+def check_origin(run: Run, state: Mapping[str, Any]) -> None:
+    """Refuse a state of a network that began with other parts frozen."""
+    ours, theirs = (
+        {name: (tensor.shape, tensor.dtype) for name, tensor in constants.items()}
+        for constants in (run.network.constants, state["constants"])
+    )
+    if ours != theirs:
+        raise CheckpointError(
+            "the run that was saved had other parameters frozen",
+            expected="the same requires_grad as when it was attached",
+        )
+    _ = [(float(mean), float(std)) for mean, std in state["initial"].values()]
+
+
+def take_origin(run: Run, state: Mapping[str, Any]) -> None:
+    """What comes back of frozen parts and constant buffers, and what blocks that begin at random are drawn from."""
+    network = run.network
+    network.initial = {str(name): (float(mean), float(std)) for name, (mean, std) in state["initial"].items()}
+    with torch.no_grad():
+        for name, value in state["constants"].items():
+            network.constants[name].copy_(value)
+
+
 class _Plan:
     """Everything that is to be done, read and checked before the first of it is done."""
 
@@ -255,25 +278,14 @@ class _Plan:
         self.factors = factors_in(network, list(state["trees"][0]["state"]))
         check_values(run, self.current, state)
         self.parts = prepared(run, state["parts"])
-        self.initial = {str(name): (float(mean), float(std)) for name, (mean, std) in state["initial"].items()}
-        ours, theirs = (
-            {name: (tensor.shape, tensor.dtype) for name, tensor in constants.items()}
-            for constants in (network.constants, state["constants"])
-        )
-        if ours != theirs:
-            raise CheckpointError(
-                "the run that was saved had other parameters frozen",
-                expected="the same requires_grad as when it was attached",
-            )
+        check_origin(run, state)
 
     def carry_out(self) -> None:
         """Bring the run to the state."""
-        run, network = self.run, self.run.network
+        run = self.run
         run.close()
-        run.history, run.ended, network.initial = self.history, self.ended, self.initial
-        with torch.no_grad():
-            for name, value in self.state["constants"].items():
-                network.constants[name].copy_(value)
+        run.history, run.ended = self.history, self.ended
+        take_origin(run, self.state)
         bring_to(run, self.current, self.factors)
         load_values(run, self.state["trees"], self.state["optimizers"])
         for load in self.parts:

@@ -89,6 +89,17 @@ class Watch:
                 expected="run.begin_epoch(epoch) before the first batch of every epoch",
             )
 
+    def took_step(self, told: int | None) -> None:
+        """A step is over; warns, once, where an epoch has more of them than it should."""
+        self.steps += 1
+        expected = self.usual if told is None or self._wrong else told
+        if expected and self.steps == expected + max(2, expected // 5) and self.epoch < self._epochs - 1:
+            warnings.warn(
+                f"epoch {self.epoch} has more than its {expected} steps; call run.begin_epoch(epoch) before the first "
+                "batch of every epoch",
+                stacklevel=4,
+            )
+
     def is_last_step(self, told: int | None) -> bool:
         """Whether the run's last step is over, as far as `attach` or the epoch before say how many there are."""
         expected = self.usual if told is None or self._wrong else told

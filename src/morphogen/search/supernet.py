@@ -21,6 +21,7 @@ from ..dense.fake import tensor_named
 from ..dense.network import Network, attributes_in
 from ..dense.subnet import DropPath, SubNetwork, contains, within
 from ..errors import SubNetworkError
+from ..machine.hook import Hook
 from ..machine.private import more_compilations
 from ..morph.drop_path import rates_in
 from ..morph.tensors import TensorMap, map_tensors
@@ -96,7 +97,7 @@ class ElasticSupernet:
         # after 8, and then for good.
         self._room = 2 * len(self.candidates) + 4
         more_compilations(self._room)
-        hooks: list[Any] = [torch.compiler.disable(hook) for hook in (self._enter, self._leave)]
+        hooks: list[Any] = [Hook(torch.compiler.disable(hook), self) for hook in (self._enter, self._leave)]
         self._hooks = [
             model.register_forward_pre_hook(hooks[0]),  # behind the run's, which says what runs
             model.register_forward_hook(hooks[1], always_call=True),

@@ -602,3 +602,203 @@ def test_the_compilers_limit_comes_back():
     supernet.close()
     supernet.close()
     assert torch._dynamo.config.recompile_limit == before
+
+
+# --- found by a hostile reader -----------------------------------------------------------------------------
+
+
+def test_a_copy_of_an_attached_model_is_attached_anew():
+    method = morphogen.ProgressiveResizing(stages=2)
+    model, optimizer, run = attached(method)
+    run.begin_epoch(0)
+    step(model, optimizer)
+    copied, file = copy.deepcopy(model), io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    run.end(grow=True)
+    for other in (copied, torch.load(file, weights_only=False)):
+        its, sizes = sgd(other), []
+        again = morphogen.attach(other, its, method, example=image(4), epochs=4)
+        other.conv1.register_forward_pre_hook(lambda module, args, sizes=sizes: sizes.append(args[0].shape[-1]))
+        again.begin_epoch(0)
+        step(other, its)
+        assert sizes == [4]
+
+
+def test_a_part_of_a_state_changes_no_size():
+    model, _, run = attached(morphogen.NetworkExpansion(depth=0.5, stages=2), epochs=4)
+    run.begin_epoch(2)
+    model.load_state_dict({"fc.bias": torch.ones(10)}, strict=False)
+    model.load_state_dict({}, strict=False)
+    assert run.network.current == run.network.dense and torch.equal(model.fc.bias, torch.ones(10))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_begin_epoch_once_before_the_loop(told):
+    model, optimizer, run = attached(WIDE, steps_per_epoch=3 if told else None)
+    run.begin_epoch(0)
+    if not told:
+        for _ in range(3):
+            step(model, optimizer)
+        run.begin_epoch(1)
+    with pytest.warns(UserWarning, match=r"has more than its 3 steps; call run\.begin_epoch\(epoch\)"):
+        for _ in range(6):
+            step(model, optimizer)
+
+
+def test_a_keeper_of_the_best_is_no_average():
+    class Best:
+        def update(self, model):
+            self.model = copy.deepcopy(model)
+
+    model, optimizer, run = attached(WIDE)
+    best = Best()
+    run.begin_epoch(0)
+    step(model, optimizer)
+    best.update(model)
+    count = sum(p.numel() for p in best.model.parameters())
+    run.begin_epoch(2)
+    assert sum(p.numel() for p in best.model.parameters()) == count
+
+
+def test_an_average_swapped_in_for_validation_changes_nothing():
+    model, optimizer, run = attached(DEEP, steps_per_epoch=2)
+    ema = timm.utils.ModelEmaV3(model, decay=0.5)
+    for epoch in range(4):
+        run.begin_epoch(epoch)
+        for _ in range(2):
+            step(model, optimizer)
+            ema.update(model)
+        average = run.part(Average).network
+        own = copy.deepcopy(model.state_dict())
+        model.load_state_dict(ema.module.state_dict())
+        model.load_state_dict(own)
+        assert run.part(Average).network is average
+    with pytest.raises(ConfigError, match="over"):
+        run.begin_epoch(2)
+
+
+def test_a_finished_run_goes_back_with_its_hooks():
+    model, optimizer, run = attached(DEEP, steps_per_epoch=1, epochs=2)
+    run.begin_epoch(0)
+    state = copy.deepcopy(run.state_dict())
+    step(model, optimizer)
+    run.begin_epoch(1)
+    step(model, optimizer)
+    finished = copy.deepcopy(run.state_dict())
+    assert run.ended and not model._forward_pre_hooks
+    run.load_state_dict(state)
+    assert not run.ended and model._forward_pre_hooks
+    step(model, optimizer)
+    run.begin_epoch(1)
+    other, its, fresh = attached(DEEP, steps_per_epoch=1, epochs=2)
+    fresh.load_state_dict(finished)
+    assert fresh.ended and not other._forward_pre_hooks
+    step(other, its)
+
+
+def test_images_that_are_not_seen():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 2)
+
+        def forward(self, batch):
+            return self.head(self.body(batch["image"]).mean((2, 3)))
+
+    model = Wrapped()
+    optimizer = sgd(model)
+    example = ({"image": image(4)},)
+    method = morphogen.ProgressiveResizing(stages=2)
+    run = morphogen.attach(model, optimizer, method, example=example, epochs=4)
+    run.begin_epoch(0)
+    with pytest.raises(ConfigError, match=r"Wrapped: the resolution.*images \(N, C, H, W\) as an argument"):
+        step(model, optimizer, example[0])
+
+
+def test_begin_step_is_left_out_where_the_loop_makes_the_calls():
+    model, optimizer, run = attached(morphogen.ProgressiveResizing(stages=2), hooks=False)
+    run.begin_epoch(0)
+    step(model, optimizer)
+    with pytest.raises(ConfigError, match=r"were not seen; expected images = run\.begin_step\(images\)"):
+        run.end_step()
+
+
+def test_a_closure_computes_the_penalty():
+    model, optimizer, run = attached(morphogen.PruneTrain(interval=2))
+    run.begin_epoch(0)
+
+    def closure(penalises=True):
+        optimizer.zero_grad()
+        loss = model(image(4)).square().mean()
+        loss = run.penalised(loss) if penalises else loss
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.raises(ConfigError, match="this step's loss has no penalty"):
+        optimizer.step(lambda: closure(False))
+
+
+def test_optimizers_that_take_turns_each_take_a_step():
+    def halves(model):
+        parameters = list(model.parameters())
+        return [torch.optim.SGD(parameters[:3], 0.05), torch.optim.SGD(parameters[3:], 0.05)]
+
+    model, optimizers, run = attached(morphogen.NetworkExpansion(stages=2), optimizer=halves)
+    run.begin_epoch(0)
+    for _ in range(4):
+        model(image(4)).square().mean().backward()
+        optimizers[0].step()
+    run.begin_epoch(1)
+    assert run.progress()["usual"] == 4
+
+
+def test_frozen_channels_come_back_from_a_scripts_own_checkpoint():
+    def begun(seed):
+        model = seeded(Residual, seed)
+        model.stem.weight.requires_grad_(False)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01)
+        return model, optimizer, morphogen.attach(model, optimizer, WIDE, example=image(4), epochs=2)
+
+    model, optimizer, run = begun(0)
+    pretrained = model.stem.weight.detach().clone()
+    run.begin_epoch(0)
+    step(model, optimizer)
+    checkpoint = saved({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    other, its, resumed = begun(1)
+    other.load_state_dict(checkpoint["model"])
+    its.load_state_dict(checkpoint["optimizer"])
+    resumed.begin_epoch(1)
+    assert torch.equal(other.stem.weight, pretrained)
+
+
+def test_an_epoch_that_was_interrupted_can_be_begun_again(monkeypatch):
+    model, optimizer, run = attached(DEEP, steps_per_epoch=1)
+    run.begin_epoch(0)
+    step(model, optimizer)
+    run.begin_epoch(1)
+    step(model, optimizer)
+    monkeypatch.setattr(Average, "begin_epoch", lambda self, epoch: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run.begin_epoch(2)
+    monkeypatch.undo()
+    run.begin_epoch(2)
+    assert run.network.current == run.network.dense
+
+
+def test_groups_of_another_optimizer_leave_all_as_it_was():
+    _, optimizer, run = attached(WIDE, make=Residual)
+    run.begin_epoch(0)
+    state = copy.deepcopy(optimizer.state_dict())
+
+    def two(model):
+        parameters = list(model.parameters())
+        return torch.optim.SGD([{"params": parameters[:2]}, {"params": parameters[2:]}], lr=0.1)
+
+    other, its, fresh = attached(WIDE, make=Residual, optimizer=two)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(CheckpointError, match=r"SGD has other parameter groups.*expected 1 groups, found 2"):
+        its.load_state_dict(state)
+    assert fresh.network.current == fresh.network.dense
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())

@@ -311,7 +311,8 @@ def test_adaptive_optimizers_are_told_to_step_proximally():
     model = Residual()
     settings = {"example": image(), "epochs": 2}
     with pytest.warns(UserWarning, match=r"hover around zero.*proximal=True"):
-        morphogen.attach(model, torch.optim.AdamW(model.parameters()), PruneTrain(), **settings)
+        run = morphogen.attach(model, torch.optim.AdamW(model.parameters()), PruneTrain(), **settings)
+    run.detach()
     for kind in (torch.optim.Adagrad, torch.optim.Adadelta):
         with pytest.raises(morphogen.ConfigError, match=f"{kind.__name__}: a proximal step has to know"):
             morphogen.attach(model, kind(model.parameters()), PruneTrain(proximal=True), **settings)

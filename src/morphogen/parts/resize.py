@@ -55,9 +55,10 @@ class Resize(Part):
         """Resize what is an image."""
         runs = self.run.running if training else self.run.network.current
         images = images_in(self.run.network, args, kwargs)
+        # A loop that makes the calls itself may have images of the right size already.
+        self._seen = self._seen or (training and (images is not None or not self.run.hooked))
         if images is None or runs.resolution is None:
             return args, kwargs
-        self._seen = self._seen or training
         return with_images(images[0], self.resized(images[1], runs.resolution), args, kwargs)
 
     def before_step(self) -> None:

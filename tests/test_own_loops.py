@@ -448,21 +448,6 @@ def test_averages_made_after_attach_follow(make):
     assert sum(p.numel() for p in best.parameters()) == count  # the best so far stays as it was
 
 
-def test_an_average_made_just_before_attach_follows():
-    model = seeded()
-    average, other = timm.utils.ModelEmaV3(model), timm.utils.ModelEmaV3(seeded(seed=1))
-    optimizer = sgd(model)
-    run = morphogen.attach(model, optimizer, WIDE, example=image(4), epochs=2)
-    for epoch in range(2):
-        run.begin_epoch(epoch)
-        step(model, optimizer)
-        average.update(model)
-        small = [sum(p.numel() for p in each.module.parameters()) for each in (average, other)]
-        assert small[0] == sum(p.numel() for p in model.parameters()) and small[1] == sum(
-            p.numel() for p in Tower().parameters()
-        )  # another model's average is left alone
-
-
 def test_drop_path_of_the_loops_own_stays():
     model, optimizer, run = attached(morphogen.ProgressiveResizing(stages=2))
     drops = [module for module in model.modules() if hasattr(module, "drop_prob")]

@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 UPDATES = ("update_parameters", "update")
@@ -14,25 +13,6 @@ UPDATES = ("update_parameters", "update")
 
 SETTINGS = ("decay", "n_averaged", "avg_fn", "multi_avg_fn", "beta")
 """What they keep of how fast they follow; an object that updates the best model so far has none of these."""
-
-
-def twins_of(model: nn.Module) -> list[nn.Module]:
-    """Other modules of the same class with the same weights, to the last bit: copies that were just made."""
-    own = dict(model.named_parameters())
-    return [
-        each
-        for each in gc.get_objects()
-        if type(each) is type(model) and each is not model and _same(own, dict(each.named_parameters()))
-    ]
-
-
-def _same(own: dict[str, nn.Parameter], other: dict[str, nn.Parameter]) -> bool:
-    return own.keys() == other.keys() and all(
-        type(parameter) is type(other[name])  # a double on fake tensors has no values
-        and parameter.device == other[name].device
-        and torch.equal(parameter, other[name])
-        for name, parameter in own.items()
-    )
 
 
 def averaged_among(copies: Iterable[nn.Module]) -> list[nn.Module]:

@@ -146,6 +146,11 @@ class Search(Part):
                 self.searching.supernet.run_as(None)
         return args, kwargs
 
+    def before_step(self) -> None:
+        """Raise ConfigError where the step has not begun."""
+        if self.searching is not None:
+            self.searching.check_begun()
+
     def end_step(self) -> None:
         """The whole supernet again; raises ConfigError where the step has not begun."""
         if self.searching is not None:

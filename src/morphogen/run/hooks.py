@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
-from ..machine.averages import averaged_among, twins_of
+from ..machine.averages import averaged_among
 from ..machine.hook import Hook
 from ..machine.private import forward_pre_hooks, hooks_of, unwrapped
 from ..morph.commit import averaged
@@ -56,7 +56,6 @@ class Hooks:
         self._on = False
         for module in run.network.model.modules():  # a copy, or a file, of a model that another run was attached to
             _take_off(module, lambda owner: True)
-        self._copies.update(twins_of(run.network.model) if steps else ())
         self.start()
 
     def start(self) -> None:

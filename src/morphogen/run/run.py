@@ -169,7 +169,7 @@ class Run:
         """Change an averaged copy along from here on, which is at the network's present size.
 
         PyTorch's and timm's averages (all that have `update` or `update_parameters`) are found without, where they are
-        deep copies of the model, made just before `attach` or after it.
+        deep copies of the model made after `attach`.
         """
         self._ema.append(ema)
         self._hooks.put_on(averaged(ema))

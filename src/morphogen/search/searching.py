@@ -54,17 +54,17 @@ class Searching:
         self._begun = True
         return self.stage.candidates[number]
 
-    def end_step(self) -> None:
-        """The step is over; until the next one the whole supernet runs.
-
-        Raises:
-            ConfigError: it has not begun.
-        """
+    def check_begun(self) -> None:
+        """Raise ConfigError where no step has begun."""
         if not self._begun:
             raise ConfigError(
                 "a step of an elastic supernet ends that has not begun",
                 expected="images = run.begin_step(images) before every forward pass",
             )
+
+    def end_step(self) -> None:
+        """The step is over; until the next one the whole supernet runs. Raises ConfigError where it has not begun."""
+        self.check_begun()
         self._clock.stop()
         self._begun = False
         self.supernet.run_as(None)

@@ -70,7 +70,8 @@ def attach(
             `begin_epoch` says, and nothing changes before.
         steps_per_epoch: optimizer steps in an epoch (with `batch_size` images each); for a momentum network whose
             horizon is a share of its stage.
-        ema: averaged copies of the model to change along; one that is made later is given to `run.follow`.
+        ema: averaged copies of the model that are there already, to change along; those made of it later are
+            found (see `Run.follow`).
         probe: loss and data that a method which searches compares its candidates with.
         exclude: module paths to leave whole.
         batch_size: images in a step of the dense network, on each rank; for a method with a mini-batch. The loop

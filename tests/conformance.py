@@ -117,6 +117,13 @@ METHODS = [
         blocks=(2, 2, 2, 2, 4, 4, 4, 4),
     ),
     MethodRow(morphogen.Prog(), blocks=(2, 2, 3, 3, 3, 3, 4, 4), side=(4, 4, 5, 5, 7, 7, 8, 8)),
+    MethodRow(morphogen.GrowOnce(), side=(5, 5, 5, 5, 5, 8, 8, 8)),  # a stack of four blocks is not deep
+    MethodRow(
+        morphogen.GrowOnce(at=0.5, width=0.5, depth=0.25, resolution=0.5, multiple_of=1),
+        channels=(6, 6, 6, 6, 12, 12, 12, 12),
+        blocks=(1, 1, 1, 1, 4, 4, 4, 4),
+        side=(4, 4, 4, 4, 8, 8, 8, 8),
+    ),
     MethodRow(morphogen.StackBERT(), blocks=(2, 2, 2, 2, 4, 4, 4, 4)),
     MethodRow(morphogen.ProgStack(), blocks=(1, 2, 2, 4, 4, 4, 4, 4)),
     MethodRow(morphogen.ProgStack(depth_operator="mostack"), blocks=(1, 2, 2, 4, 4, 4, 4, 4)),

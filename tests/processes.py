@@ -3,7 +3,10 @@
 import multiprocessing
 import os
 import socket
+from multiprocessing import forkserver
+from pathlib import Path
 
+import pytest
 import torch
 
 
@@ -14,9 +17,13 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def fresh(*modules: str) -> str:
-    """The start method of processes that have run nothing yet, but share one import of these modules."""
-    multiprocessing.set_forkserver_preload(["warm", *modules])
+def fresh() -> str:
+    """The start method of processes that have run nothing yet, but share one import of what `warm` imports."""
+    multiprocessing.set_forkserver_preload(["warm"])
+    here = str(Path(__file__).parent)  # before Python 3.13, what they are forked from does not look where this one does
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", here, prepend=os.pathsep)
+        forkserver.ensure_running()
     return "forkserver"
 
 

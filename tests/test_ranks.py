@@ -29,7 +29,7 @@ from morphogen.train.config import TrainConfig
 from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
 
-from processes import be_rank, free_port, fresh
+from processes import be_rank, free_port, fresh, run_alone
 from traced import traced_once
 
 HERE = Path(__file__).parent
@@ -70,12 +70,6 @@ def start(count, *runs):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=HERE, env=environment, text=True, start_new_session=True, **pipes)
-
-
-def run_alone(run):
-    """One process that makes this run, and ends as the command does."""
-    be_rank(0, 1, free_port())
-    sys.exit(main(run))
 
 
 def run_all(rank, count, runs, folder):
@@ -222,7 +216,8 @@ def test_a_lost_rank_is_told_of_and_another_number_of_them_goes_on(launcher, tmp
     assert time.monotonic() - begin < 60 and code not in (0, None)
     assert "rank 0: another rank is gone" in output
     left = saved(folder)
-    again = context.Process(target=run_alone, args=(arguments(folder, *settings, "--resume", "true"),))
+    command = arguments(folder, *settings, "--resume", "true")
+    again = context.Process(target=run_alone, args=(command, tmp_path / "again.txt"))
     again.start()
     wait_for(lambda: saved(folder) - left)
     again.terminate()

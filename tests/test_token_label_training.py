@@ -99,7 +99,8 @@ def test_a_volo_searches_on_label_maps(recycling, photos):
 def test_a_subset_larger_than_the_data_is_refused(photos):
     recipe = labelled(photos, epochs=4)
     with pytest.raises(ConfigError, match=r"a subset larger than the data; expected at most 42, found 10000"):
-        Run(recipe, load_data(recipe), AutoProg(stages=2, search_epochs=1, subset=10000), "x", seed=0)
+        method = AutoProg(stages=2, search_epochs=1, dimensions=("depth",), subset=10000)
+        Run(recipe, load_data(recipe), method, "x", seed=0)
 
 
 def test_runs_on_label_maps_repeat_in_turn_or_alone(photos):

@@ -74,7 +74,7 @@ def train(rank: int, recycle: bool):
 
 @pytest.mark.skipif(not distributed.is_available(), reason="no torch.distributed")
 def test_two_ranks_sample_search_extract_and_prune_the_same(tmp_path):
-    multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method=fresh(__name__))
+    multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method=fresh())
     for recycle in (True, False):
         agree(*(torch.load(tmp_path / f"search {recycle}{rank}.pt") for rank in (0, 1)), recycle)
     prune_the_same_and_talk_once_while_they_train(tmp_path)

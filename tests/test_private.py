@@ -47,6 +47,20 @@ def test_ops_and_fake_tensors():
     assert torch.ops.aten.add.Tensor in seen
 
 
+@pytest.mark.parametrize("kind", [torch.Tensor, nn.Parameter])
+def test_a_new_fake_tensor_is_what_new_empty_gives(kind):
+    mode = private.FakeTensorMode()
+    with mode:
+        like = kind(torch.empty(2, 3, 4, 5, dtype=torch.half).contiguous(memory_format=torch.channels_last))
+        slow = like.detach().new_empty((3, 4, 5, 6))
+        fast = private.new_fake(like, (3, 4, 5, 6), mode)
+        assert (fast @ fast.mT).shape == (3, 4, 5, 5)
+    assert type(like) is type(fast) is type(slow) and fast.fake_mode is mode
+    for name in ("shape", "dtype", "device", "layout", "requires_grad", "is_leaf"):
+        assert getattr(fast, name) == getattr(slow, name), name
+    assert fast.stride() == slow.stride() and fast.untyped_storage().nbytes() == slow.untyped_storage().nbytes()
+
+
 def test_storages_have_keys():
     one = torch.zeros(3)
     keys = [private.storage_key(tensor.untyped_storage()) for tensor in (one, one.view(3, 1), torch.zeros(3))]

@@ -29,14 +29,11 @@ from morphogen.train.config import TrainConfig
 from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
 
-from processes import be_rank, free_port, fresh
+from processes import be_rank, free_port, fresh, run_alone
 from traced import traced_once
 
 HERE = Path(__file__).parent
-TOGETHER = __name__, "sklearn.datasets", "jsonargparse", "rich.console", "test_trainers_ranks"
-"""What the ranks import once, and what the next tests' do."""
-COUNTS = [int(count) for count in os.environ.get("RANKS", "3").split()]
-"""Ranks that are compared with one process; `RANKS="2 3"` for both."""
+LAUNCHERS = ["processes", pytest.param("torchrun", marks=pytest.mark.nightly)]
 SETTINGS = "--model test_ranks:Net --batch_size 96 --images 480 --test_images 101 --lr 0.3 --epochs 4 --ema 0.9".split()
 
 
@@ -69,17 +66,10 @@ class Tower(nn.Sequential):
 def start(count, *runs):
     """Processes that make these runs, one after the other."""
     many = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--standalone"]
-    runs_at = [(free_port(), run) for run in runs]
-    command = [sys.executable, *(many if count > 1 else []), __file__, json.dumps(runs_at)]
+    command = [sys.executable, *many, __file__, json.dumps(runs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=HERE, env=environment, text=True, start_new_session=True, **pipes)
-
-
-def run_alone(run):
-    """One process that makes this run, and ends as the command does."""
-    be_rank(0, 1, free_port())
-    sys.exit(main(run))
 
 
 def run_all(rank, count, runs, folder):
@@ -88,7 +78,8 @@ def run_all(rank, count, runs, folder):
         for port, run in runs:
             be_rank(rank, count, port)
             with traced_once():
-                assert main(run) == 0
+                if code := main(run):
+                    sys.exit(code)
 
 
 def arguments(folder, *more):
@@ -116,30 +107,24 @@ def of(name, count, subset=None):
     return *settings, "--method", method.format(each=72 // count, most=168 // count)
 
 
-@pytest.mark.parametrize("launcher", ["processes", pytest.param("torchrun", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_several_ranks_train_as_one_process_does(launcher, tmp_path, monkeypatch):
     monkeypatch.setattr(timing.StepClock, "medians", timing.StepClock.medians)  # which the model changes
     monkeypatch.syspath_prepend(HERE)
-    subset = None if launcher == "torchrun" else 144
-    for count in COUNTS:
-        folder = tmp_path / str(count)
-        runs = [arguments(folder / name, *of(name, count, subset)) for name in RUNS]
-        if launcher == "torchrun":
-            process = start(count, *runs)
-            output = process.communicate(timeout=300)[0]
-            assert process.returncode == 0, output
-        else:
-            folder.mkdir()
-            runs = [(free_port(), run) for run in runs]
-            how = fresh(*TOGETHER)
-            torch.multiprocessing.start_processes(run_all, (count, runs, folder), nprocs=count, start_method=how)
-            output = "".join((folder / f"{rank}.txt").read_text() for rank in range(count))
-        assert output.count("weights, ledger and schedule are in") == len(RUNS)  # one rank speaks
+    subset, count = (None, 3) if launcher == "torchrun" else (144, 2)
+    runs = [(free_port(), arguments(tmp_path / "together" / name, *of(name, count, subset))) for name in RUNS]
+    if launcher == "torchrun":
+        process = start(count, *runs)
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, output
+    else:
+        torch.multiprocessing.start_processes(run_all, (count, runs, tmp_path), nprocs=count, start_method=fresh())
+        output = "".join((tmp_path / f"{rank}.txt").read_text() for rank in range(count))
+    assert output.count("weights, ledger and schedule are in") == len(RUNS)  # one rank speaks
     for name in RUNS:
         with traced_once():
             assert main(arguments(tmp_path / "alone" / name, *of(name, 1, subset))) == 0
-        for count in COUNTS:
-            same(name, outcome(tmp_path / "alone" / name), outcome(tmp_path / str(count) / name))
+        same(name, outcome(tmp_path / "alone" / name), outcome(tmp_path / "together" / name))
 
 
 def same(name, one, several):
@@ -203,26 +188,41 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc")
-def test_a_lost_rank_is_told_of_and_another_number_of_them_goes_on(tmp_path):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_lost_rank_is_told_of_and_another_number_of_them_goes_on(launcher, tmp_path):
     """In the middle of a search, the longest part of a run in which ranks are not all alike."""
+    if launcher == "torchrun" and not Path("/proc/self/task").exists():
+        pytest.skip("no /proc")
     search = "--model", "test_ranks:Tower", "--method", "AutoProg(stages=2, search_epochs=190)"
     settings = *search, "--save_every", "0", "--epochs", "400", "--lr", "0.01"
-    run = start(2, arguments(tmp_path, *settings))
-    wait_for(lambda: len(saved(tmp_path)) == 2)
+    folder, context = tmp_path / "run", torch.multiprocessing.get_context(fresh())
+    run = free_port(), arguments(folder, *settings)
+    if launcher == "torchrun":
+        process = start(2, run)
+    else:
+        both = [context.Process(target=run_all, args=(rank, 2, [run], tmp_path)) for rank in range(2)]
+        for rank in both:
+            rank.start()
+    wait_for(lambda: len(saved(folder)) == 2)
     begin = time.monotonic()
-    os.kill(workers(run)[1], signal.SIGKILL)
-    output = run.communicate(timeout=120)[0]
-    assert time.monotonic() - begin < 60 and run.returncode != 0
+    if launcher == "torchrun":
+        os.kill(workers(process)[1], signal.SIGKILL)
+        output = process.communicate(timeout=120)[0]
+        code = process.returncode
+    else:
+        both[1].kill()
+        both[0].join(120)
+        output, code = (tmp_path / "0.txt").read_text(), both[0].exitcode
+    assert time.monotonic() - begin < 60 and code not in (0, None)
     assert "rank 0: another rank is gone" in output
-    left = saved(tmp_path)
-    context = torch.multiprocessing.get_context(fresh(*TOGETHER))
-    again = context.Process(target=run_alone, args=(arguments(tmp_path, *settings, "--resume", "true"),))
+    left = saved(folder)
+    command = arguments(folder, *settings, "--resume", "true")
+    again = context.Process(target=run_alone, args=(command, tmp_path / "again.txt"))
     again.start()
-    wait_for(lambda: saved(tmp_path) - left)
+    wait_for(lambda: saved(folder) - left)
     again.terminate()
     again.join(60)
-    assert again.exitcode == 128 + signal.SIGTERM and min(saved(tmp_path)) > max(left)
+    assert again.exitcode == 128 + signal.SIGTERM and min(saved(folder)) > max(left)
 
 
 def alone_and_wrong(rank, folder):
@@ -269,6 +269,13 @@ def follow_the_size(rank):
         assert model.weight.grad.tolist() == [[1.5] * 3] * width  # the mean of both ranks
         assert hooked == ["forward", "gradients"] and wrapper.find_unused_parameters == searching
         assert not wrapper.training
+        gc.disable()
+        spare = DistributedDataParallel(nn.Sequential(model))
+        vars(spare)["itself"] = spare
+        del spare  # nobody holds it, and one rank has collected it
+        if rank:
+            gc.collect()
+    gc.enable()
     gc.unfreeze()
     if rank:
         kept.clear()
@@ -287,7 +294,7 @@ def counted(hooked, bucket):
 
 
 def test_what_ranks_hold_is_compared(tmp_path):
-    torch.multiprocessing.start_processes(alone_and_wrong, (str(tmp_path),), nprocs=2, start_method=fresh(*TOGETHER))
+    torch.multiprocessing.start_processes(alone_and_wrong, (str(tmp_path),), nprocs=2, start_method=fresh())
     assert ranks.ranks() == 1 and ranks.rank() == 0 and ranks.decided("x") == "x" and ranks.gathered(1) == [1]
 
 

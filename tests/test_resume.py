@@ -3,10 +3,9 @@
 import copy
 import io
 import itertools
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -25,6 +24,7 @@ from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
 
 from nets import Residual, deit
+from processes import fresh, run_alone
 
 EPOCHS, STEPS = 8, 5
 
@@ -352,17 +352,18 @@ def test_sigterm_saves_first_and_says_so(tmp_path):
     settings = "--model resnet8(width=4) --images 256 --test_images 64 --batch_size 64 --save_every 3600 --epochs 12"
     folder, other = tmp_path / "cut", tmp_path / "whole"
     arguments = ["train", *settings.split(), "--output"]
-    command = [sys.executable, "-m", "morphogen", *arguments, str(folder)]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    run = subprocess.Popen(command, **pipes, env={**os.environ, "OMP_NUM_THREADS": f"{torch.get_num_threads()}"})
+    command = [*arguments, str(folder)]
+    run = multiprocessing.get_context(fresh()).Process(target=run_alone, args=(command, tmp_path / "said.txt"))
+    run.start()
     deadline = time.monotonic() + 60
     while not folder.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
-    run.send_signal(signal.SIGTERM)
-    error = run.communicate()[1]
-    if run.returncode != 0:  # it had not ended before
-        assert run.returncode == 128 + signal.SIGTERM and "stopped by SIGTERM; go on with --resume true" in error
+    run.terminate()
+    run.join(60)
+    if run.exitcode != 0:  # it had not ended before
+        assert run.exitcode == 128 + signal.SIGTERM
+        assert "stopped by SIGTERM; go on with --resume true" in (tmp_path / "said.txt").read_text()
         assert len(os.listdir(folder / "checkpoints")) == 1
         assert main([*arguments, str(folder), "--resume", "true"]) == 0
     assert main([*arguments, str(other)]) == 0

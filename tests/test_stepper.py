@@ -110,13 +110,19 @@ def test_the_limit_of_recompilations_never_falls_back_silently(eager_backend, mo
             losses(run)
 
 
-@pytest.mark.nightly
-def test_a_search_runs_as_it_is(eager_backend):
+VIT = "timm:vit_tiny_patch16_224(img_size=16, patch_size=8, embed_dim=16, depth=4, num_heads=2)"
+
+
+@pytest.mark.parametrize(
+    "model, settings, images",
+    [("nets:Tower", ", dimensions=('depth',)", 96), pytest.param(VIT, "", 288, marks=pytest.mark.nightly)],
+    ids=["tower", "vit"],
+)
+def test_a_search_runs_as_it_is(model, settings, images, eager_backend):
     torch.compiler.reset()
-    method = "AutoProg(ratio=0.5, stages=2, search_epochs=1)"
-    vit = "timm:vit_tiny_patch16_224(img_size=16, patch_size=8, embed_dim=16, depth=4, num_heads=2)"
+    method = f"AutoProg(ratio=0.5, stages=2, search_epochs=1{settings})"
     before = compilations()
-    run = run_of(method, vit, compile=True, epochs=6, images=288, optimizer="adamw", lr=1e-3)
+    run = run_of(method, model, compile=True, epochs=6, images=images, optimizer="adamw", lr=1e-3)
     losses(run)
     assert len(run.ledger.searches) == 1
     assert compilations() - before == len({s for _, s in run.attached.history[1:]})

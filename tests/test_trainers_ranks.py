@@ -175,7 +175,7 @@ def on_rank(rank, folder, port, cases):
     "cases", [pytest.param(EACH_ONCE, id="each once"), pytest.param(ALL, id="all", marks=pytest.mark.nightly)]
 )
 def test_two_ranks_train_as_one_process_does(cases, tmp_path, monkeypatch, request):
-    how = fresh(__name__, "transformers.trainer")
+    how = fresh()
     torch.multiprocessing.start_processes(on_rank, (tmp_path, free_port(), cases), nprocs=2, start_method=how)
     monkeypatch.setattr(timing.StepClock, "medians", medians)
     request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))

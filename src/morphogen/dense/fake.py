@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..machine.private import FakeTensorMode, tree_leaves, tree_map, without_forward_hooks
+from ..machine.private import FakeTensorMode, new_fake, tree_leaves, tree_map, without_forward_hooks
 from .program import silence
 
 Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
@@ -45,9 +45,7 @@ class FakeModel:
 
         def resized(tensor: torch.Tensor) -> torch.Tensor:
             shape = shape_of(names[id(tensor)], tensor)
-            with self.mode:
-                data = tensor.detach().new_empty(shape)
-            return _as_kind_of(tensor, data)
+            return _as_kind_of(tensor, new_fake(tensor, shape, self.mode))
 
         return self.copy(self.dense, resized)
 

@@ -17,7 +17,7 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
     """Bring every DistributedDataParallel around a model up to date, in place; nothing without a process group.
 
     A wrapper knows parameters by their sizes, and a loop that is not ours may keep it where nobody else reaches it. So
-    it is looked for among all that lives, and rebuilds what it knows the way it does when it is unpickled.
+    it is looked for among all that is of its type, and rebuilds what it knows the way it does when it is unpickled.
 
     Args:
         model: the wrapped module, or a part of it.
@@ -29,8 +29,13 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return
-    wrappers = [found for found in _all_that_lives() if _is_around(found, model)]
-    counts = gathered(len(wrappers))
+    wrappers, counts = [], []
+    for collect in (False, True):  # slow, and rarely needed: one that nobody holds any more has no partner elsewhere
+        wrappers.clear()
+        wrappers += _around(model, collect)
+        counts = gathered(len(wrappers))
+        if {*counts} in ({0}, {1}):
+            break
     if len({*counts}) > 1:
         raise TrainingError(
             "the ranks have wrapped the model differently",
@@ -42,19 +47,19 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
         _rebuild(wrapper, searching)
 
 
-def _all_that_lives() -> list[Any]:
+def _around(model: nn.Module, collect: bool) -> list[Any]:
+    """The wrappers around a model, those that nobody holds any more among them unless they are collected first."""
+    kinds = [DistributedDataParallel]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
     frozen = gc.get_freeze_count()
     gc.unfreeze()  # or what a program has frozen would not be seen
-    gc.collect()  # a wrapper that nobody holds any more has no partner on another rank
-    everything = gc.get_objects()
+    if collect:
+        gc.collect()
+    known = gc.get_referrers(*kinds)  # every object refers to its type
     if frozen:
         gc.freeze()
-    return everything
-
-
-def _is_around(found: Any, model: nn.Module) -> bool:
-    # `isinstance` would ask objects that are none of ours what they are, which some answer by importing a library.
-    return DistributedDataParallel in type(found).__mro__ and any(part is model for part in found.modules())
+    return [each for each in known if type(each) in kinds and any(part is model for part in each.modules())]
 
 
 def _rebuild(wrapper: DistributedDataParallel, searching: bool) -> None:

@@ -17,7 +17,7 @@ from torch._dynamo import config as _compiler
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters as _counters
 from torch._ops import HigherOrderOperator, OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
@@ -38,6 +38,7 @@ __all__ = [
     "tree_unflatten",
     "DropoutBase",
     "FakeTensorMode",
+    "new_fake",
     "HigherOrderOperator",
     "NormBase",
     "OpOverload",
@@ -85,6 +86,14 @@ def compiling(room: int) -> Iterator[None]:
 def more_compilations(count: int) -> None:
     """Raise, or lower, the number of compilations of the same code before PyTorch gives up."""
     _compiler.recompile_limit += count
+
+
+def new_fake(like: torch.Tensor, shape: tuple[int, ...], mode: FakeTensorMode) -> torch.Tensor:
+    """What `like.detach().new_empty(shape)` gives in the mode, without asking every op what it would do."""
+    if type(like) is not FakeTensor:
+        with mode:
+            return like.detach().new_empty(shape)
+    return FakeTensor(mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:

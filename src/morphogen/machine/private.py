@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import LeafSpec, TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
+    "ASSIGNS",
     "COMPILER_ERRORS",
     "ConvBase",
     "LeafSpec",
@@ -56,6 +57,9 @@ __all__ = [
 
 COMPILER_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
 """What a model that cannot be compiled raises."""
+
+ASSIGNS = "assign_to_params_buffers"
+"""In the metadata that a module's state is loaded with: whether its tensors take the places of the module's own."""
 
 
 def compilations() -> int:

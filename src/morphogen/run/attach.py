@@ -62,7 +62,8 @@ def attach(
     Args:
         model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned.
         optimizer: its optimizer or optimizers, made from `model.parameters()` or those of them that are trained; each
-            keeps its own groups. One that wraps another (Lookahead) or factors its moments (Adafactor) is refused.
+            keeps its own groups. One that wraps another (Lookahead), factors its moments (Adafactor) or
+            keeps one history for all (LBFGS) is refused.
         method: such as `NetworkExpansion(width=0.5, stages=5)`.
         example: an input of the size used in training; see `trace`.
         epochs: length of the run.

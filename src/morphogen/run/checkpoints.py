@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, within
 from ..errors import CheckpointError
+from ..machine.private import ASSIGNS
 from .state import (
     FORMAT,
     bring_to,
@@ -26,7 +27,6 @@ from .state import (
     subnetwork_from,
     take_origin,
 )
-from .values import parameter_names
 
 if TYPE_CHECKING:
     from .run import Run
@@ -62,6 +62,12 @@ class Followed:
         run = self._run
         if module is not self._tree or run.has_own_state:
             return
+        if module is run.network.model and not run.ended and metadata.pop(ASSIGNS, False):
+            raise CheckpointError(
+                "assign=True puts other parameters into the model than those that the optimizer trains",
+                where=type(module).__name__,
+                expected="model.load_state_dict(state) without assign=True, or with it before attach",
+            )
         own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         notes = next(
             (found for found in (metadata.get(KEY), *(getattr(t, KEY, None) for t in own.values())) if found), None
@@ -72,9 +78,13 @@ class Followed:
             else:
                 notes, target = None, _by_shapes(run, own)
             load = _parts_from(run, notes) if module is run.network.model else None
+        before = run.network.current
         _bring(run, target, factors_in(run.network, list(own)))
         if load is not None:
             load()
+        elif run.network.current != before:
+            for part in run.assembly:
+                part.came_to(run.network.current)
 
 
 class FollowedOptimizer:
@@ -95,7 +105,7 @@ class FollowedOptimizer:
         run = self._run
         if optimizer is not self._optimizer or run.has_own_state:
             return
-        names = parameter_names(run.network.model)
+        names = run.parameter_names
         state[KEY] = notes_of(run) | {
             "constants": dict(run.network.constants),
             "initial": {name: list(pair) for name, pair in run.network.initial.items()},
@@ -118,7 +128,7 @@ class FollowedOptimizer:
             self._check_groups(groups)
             check_origin(run, notes)
             _bring(run, target, [])
-            parameters = {name: parameter for parameter, name in parameter_names(run.network.model).items()}
+            parameters = {name: parameter for parameter, name in run.parameter_names.items()}
             held = [[parameters[name] for name in names] for names in groups]
         ours = [set(map(id, group["params"])) for group in optimizer.param_groups]
         if ours != [set(map(id, parameters)) for parameters in held]:
@@ -139,7 +149,7 @@ class FollowedOptimizer:
     def _check_groups(self, groups: list[list[str]]) -> None:
         """Before anything is changed: as many groups, and none of what is held now in another one."""
         ours = self._optimizer.param_groups
-        names = parameter_names(self._run.network.model)
+        names = self._run.parameter_names
         home = {name: number for number, group in enumerate(groups) for name in group}
         moved = [
             names[parameter]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -22,21 +22,25 @@ from .part import Part
 if TYPE_CHECKING:
     from .run import Run
 
-_ATTACHED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-"""Models that a run is attached to, and the run's method."""
+_ALL: WeakSet[Hooks] = WeakSet()
+"""The hooks of every run that has some."""
 
 
 def check_free(model: nn.Module) -> None:
     """Raise ConfigError where a run is attached to a model, or to a part of it, or to a whole that it is part of."""
-    inside = {*model.modules()}
-    for other, method in [*_ATTACHED.items()]:
-        if not inside.isdisjoint(other.modules()):
+    for other in _around(model):
+        if other.on:
             raise ConfigError(
                 "a run is attached to this model, or to a part of it, already",
                 where=type(model).__name__,
                 expected="run.end() of the other run first, or a new model",
-                found=method,
+                found=other.who,
             )
+
+
+def _around(model: nn.Module) -> list[Hooks]:
+    inside = {*model.modules()}
+    return [hooks for hooks in [*_ALL] if not inside.isdisjoint(hooks.model.modules())]
 
 
 class Hooks:
@@ -46,6 +50,9 @@ class Hooks:
     stepped, or some and the next one begins. So gradients may be accumulated, a GradScaler may skip a step, and two
     optimizers may take turns.
 
+    Attributes:
+        on: whether the run goes on; one that ended early may still follow states that are loaded.
+        who, model: the run's.
     """
 
     def __init__(self, run: Run, *, steps: bool):
@@ -53,18 +60,20 @@ class Hooks:
         self._run, self._steps, self._stepped, self._handles = run, steps, set[int](), list[Any]()
         self._loading, self._given = list[Any](), dict[int, Any]()
         self._copies: WeakSet[nn.Module] = WeakSet()
-        self._on = False
-        for module in run.network.model.modules():  # a copy, or a file, of a model that another run was attached to
+        self.on, self.who, self.model = False, run.who, run.network.model
+        for other in _around(self.model):  # ended early, it waits for states of other sizes
+            other.stop(keep_loading=False)
+        for module in self.model.modules():  # a copy, or a file, of a model that another run was attached to
             _take_off(module, lambda owner: True)
         self.start()
 
     def start(self) -> None:
         """Put all hooks on, where they are off."""
-        if self._on:
+        if self.on:
             return
         run, hook = self._run, partial(Hook, owner=self)
-        _ATTACHED[run.network.model] = run.who
-        self._on = True
+        _ALL.add(self)
+        self.on = True
         if not self._steps:
             return
         trees, optimizers = run.followers
@@ -77,7 +86,7 @@ class Hooks:
             ]
             self._loading += FollowedOptimizer(run, optimizer, hook).handles
         for tree in trees:
-            self.put_on(averaged(tree))
+            self.put_on(averaged(tree, run.network.model))
 
     def put_on(self, tree: nn.Module) -> None:
         """Follow the calls and the states of the model, or of an averaged copy."""
@@ -99,7 +108,7 @@ class Hooks:
 
     def averages(self) -> list[nn.Module]:
         """Averages that were made of the model after `attach`, and are not followed yet."""
-        followed = {id(averaged(tree)) for tree in self._run.followers[0]}
+        followed = {id(averaged(tree, self._run.network.model)) for tree in self._run.followers[0]}
         return averaged_among(copy for copy in [*self._copies] if id(copy) not in followed)
 
     def _copied(self, memo: Any) -> None:
@@ -115,15 +124,15 @@ class Hooks:
 
     def stop(self, *, keep_loading: bool) -> None:
         """The model and its optimizers are left alone again; with `keep_loading` but for states of another size."""
-        handles, self._handles, self._on = self._handles, [], False
+        handles, self._handles, self.on = self._handles, [], False
         if not keep_loading:
             handles, self._loading = [*handles, *self._loading], []
+            _ALL.discard(self)
         for handle in handles:
             handle.remove()
         for copy in [*self._copies]:  # which handles know nothing of
             _take_off(copy, lambda owner: owner is self)
         self._given.clear()
-        _ATTACHED.pop(self._run.network.model, None)
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = self._run

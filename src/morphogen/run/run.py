@@ -25,9 +25,10 @@ from ..morph.rezero import fold_factors, has_factor
 from ..schedule.revision import Option
 from ..schedule.stages import Regularisation, Stage
 from .assembly import Assembly, Policy
-from .hooks import Hooks
+from .hooks import Hooks, check_free
 from .part import Part
 from .state import describe, restore, state_of
+from .values import parameter_names
 from .watch import Watch, whole
 
 if TYPE_CHECKING:
@@ -139,9 +140,14 @@ class Run:
 
         Returns:
             What the last morph did; None where there was none.
+
+        Raises:
+            ConfigError: it is over, and another run is attached to the model.
         """
         if self.ended and not grow:
             return self._receipt
+        if self.ended:
+            check_free(self.network.model)
         self._hooks.settle()
         self.close()
         folds = any(map(has_factor, self.network.model.modules()))
@@ -172,7 +178,7 @@ class Run:
         deep copies of the model made after `attach`.
         """
         self._ema.append(ema)
-        self._hooks.put_on(averaged(ema))
+        self._hooks.put_on(averaged(ema, self.network.model))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the run goes on from, between two steps: the sub-network, weights, optimizers, averages, and
@@ -182,6 +188,7 @@ class Run:
         the tensors are the run's own, not copies. The random numbers and the position in the data are the loop's.
         """
         self._hooks.settle()
+        self._follow_new_averages()
         with self.own_state():
             return state_of(self)
 
@@ -195,8 +202,7 @@ class Run:
         Raises:
             CheckpointError: the state is damaged, or of another run; nothing is changed then.
         """
-        for average in self._hooks.averages():
-            self.follow(average)
+        self._follow_new_averages()
         restore(self, state)
         if self.ended:
             self._hooks.stop(keep_loading=False)
@@ -373,6 +379,11 @@ class Run:
         return [self.network.model, *self._ema], self._optimizers
 
     @property
+    def parameter_names(self) -> dict[nn.Parameter, str]:
+        """The names of all that the optimizers hold, or may come to hold."""
+        return parameter_names(self.network.model, *self._optimizers)
+
+    @property
     def averages(self) -> list[nn.Module]:
         """The averages that parts keep."""
         return [own for part in self.assembly if (own := part.average) is not None]
@@ -463,8 +474,7 @@ class Run:
         return intersection([self.network.dense, *wanted])
 
     def _morph(self, target: SubNetwork, *, grows: bool) -> None:
-        for average in self._hooks.averages():
-            self.follow(average)
+        self._follow_new_averages()
         for part in self.assembly if grows else ():
             part.before_growth(target)
         sources, averages = self.averages, list(self._ema)
@@ -480,6 +490,10 @@ class Run:
             momentum=sources[0] if sources else None,
         )
         self._align(target)
+
+    def _follow_new_averages(self) -> None:
+        for average in self._hooks.averages():
+            self.follow(average)
 
     def _align(self, target: SubNetwork) -> None:
         """What the ranks filled each with its own random numbers becomes rank 0's."""

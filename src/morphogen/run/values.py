@@ -12,9 +12,14 @@ from torch.optim import Optimizer
 from ..errors import CheckpointError
 
 
-def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
-    """The names of a model's parameters."""
-    return {parameter: name for name, parameter in model.named_parameters()}
+def parameter_names(model: nn.Module, *optimizers: Optimizer) -> dict[nn.Parameter, str]:
+    """The names of a model's parameters; those of others in its optimizers (a loss's own, say) go by their places."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for i, optimizer in enumerate(optimizers):
+        for j, group in enumerate(optimizer.param_groups):
+            for k, parameter in enumerate(group["params"]):
+                names.setdefault(parameter, f"optimizer {i}, group {j}, parameter {k}")
+    return names
 
 
 def tree_state(tree: nn.Module) -> dict[str, dict[str, torch.Tensor]]:

@@ -69,7 +69,7 @@ class StepClock:
             self._open = None
 
     def read(self, *, wait: bool = True) -> dict[int, list[float]]:
-        """`seconds` with every step until now, when the device has done them; without `wait`, with those it has done."""
+        """`seconds` with every step until now, when the device has done it; without `wait`, with those it has done."""
         if self._cuda and wait:
             torch.cuda.synchronize()
         for kind, pairs in self._marks.items():

@@ -71,7 +71,7 @@ class Searching:
         self.steps += 1
 
     def state_dict(self, *, wait: bool = True) -> dict[str, Any]:
-        """Where the search is between two steps, as JSON types; without `wait`, without times the device still takes."""
+        """Where the search is between two steps, as JSON types; without `wait`, without steps still at work."""
         seconds = self._clock.read(wait=wait)
         return {
             "before": self.before,

@@ -47,6 +47,7 @@ __all__ = [
     "forward_hooks",
     "forward_pre_hooks",
     "hooks_of",
+    "in_backward",
     "more_compilations",
     "rebuild",
     "storage_key",
@@ -96,6 +97,11 @@ def storage_key(storage: torch.UntypedStorage) -> int:
     return storage._cdata
 
 
+def in_backward() -> bool:
+    """Whether gradients are being computed, so that what runs now runs anew for them."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def forward_hooks(module: nn.Module) -> dict[int, Any]:
     """A module's own hooks behind its forward pass."""
     return module._forward_hooks
@@ -111,6 +117,7 @@ def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
     return [
         module._forward_pre_hooks,
         module._forward_hooks,
+        module._state_dict_pre_hooks,
         module._state_dict_hooks,
         module._load_state_dict_pre_hooks,
     ]

@@ -77,7 +77,7 @@ class Followed:
                 target = subnetwork_from(run.network, notes["current"])
             else:
                 notes, target = None, _by_shapes(run, own)
-            load = _parts_from(run, notes) if module is run.network.model else None
+            load = _parts_from(run, notes) if module is run.network.model and not _is_there(run, notes) else None
         before = run.network.current
         _bring(run, target, factors_in(run.network, list(own)))
         if load is not None:
@@ -185,6 +185,13 @@ def _is_of(run: Run, notes: Mapping[str, Any]) -> bool:
     return notes["dense"] == run.network.structure.fingerprint()
 
 
+def _is_there(run: Run, notes: Mapping[str, Any] | None) -> bool:
+    """Whether a run is where notes say, and its parts may hold more: an average swapped in, the model after its
+    optimizer."""
+    here = {"progress": run.progress(), "current": run.as_data(run.network.current)}
+    return notes is not None and all(notes[key] == value for key, value in here.items())
+
+
 def _parts_from(run: Run, notes: Mapping[str, Any] | None) -> Callable[[], None] | None:
     """What brings the parts where the notes of the same run have them; None where the notes are of another one."""
     if notes is None:
@@ -201,8 +208,6 @@ def _parts_from(run: Run, notes: Mapping[str, Any] | None) -> Callable[[], None]
                 todo="Attach with the method and length that it was saved with",
             )
         return None
-    if notes["progress"] == run.progress() and notes["current"] == run.as_data(run.network.current):
-        return None  # the run is there: an average swapped in, or the model after its optimizer
     loads = prepared(run, notes["parts"])
     history = [(int(epoch), subnetwork_from(run.network, data)) for epoch, data in notes["history"]]
     progress = progress_from(notes)

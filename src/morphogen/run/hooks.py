@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from ..machine.averages import averaged_among
-from ..machine.hook import Hook
+from ..machine.hook import Hook, take_off
 from ..machine.private import forward_pre_hooks, hooks_of, unwrapped
 from ..morph.commit import averaged
 from .checkpoints import Followed, FollowedOptimizer
@@ -29,6 +29,7 @@ _ALL: WeakSet[Hooks] = WeakSet()
 def check_free(model: nn.Module) -> None:
     """Raise ConfigError where a run is attached to a model, or to a part of it, or to a whole that it is part of."""
     for other in _around(model):
+        other.end_if_over()
         if other.on:
             raise ConfigError(
                 "a run is attached to this model, or to a part of it, already",
@@ -78,7 +79,8 @@ class Hooks:
             return
         trees, optimizers = run.followers
         told = hook(lambda *_: None, copied=self._copied)
-        self._loading.append(run.network.model.register_load_state_dict_pre_hook(told))
+        self._loading.append(self.model.register_load_state_dict_pre_hook(told))
+        self._handles.append(self.model.register_state_dict_pre_hook(hook(self._before_state)))
         for optimizer in optimizers:
             self._handles += [
                 optimizer.register_step_pre_hook(hook(self._before_step)),
@@ -98,6 +100,8 @@ class Hooks:
             # Not compiled: what a compiler made of it would go stale with the first morph.
             before = hook(torch.compiler.disable(self._before_forward))
             self._handles.append(tree.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
+        elif self._run.ends_with_work:
+            self._handles.append(tree.register_forward_pre_hook(hook(self._evaluated), with_kwargs=True))
         if self._returns:
             after = hook(torch.compiler.disable(self._after_forward))
             self._handles.append(tree.register_forward_hook(after, with_kwargs=True))
@@ -122,14 +126,21 @@ class Hooks:
             self._stepped.clear()
             self._run.after_step()
 
+    def end_if_over(self) -> None:
+        """The run goes on to another one, on every rank."""
+        self._run.end_if_over(trains=False, together=True)
+
+    def forget(self) -> None:
+        """Nothing is left of a step that only some of the optimizers took part in: the run is somewhere else."""
+        self._stepped.clear()
+
     def stop(self, *, keep_loading: bool) -> None:
         """The model and its optimizers are left alone again; with `keep_loading` but for states of another size."""
         handles, self._handles, self.on = self._handles, [], False
         if not keep_loading:
             handles, self._loading = [*handles, *self._loading], []
             _ALL.discard(self)
-        for handle in handles:
-            handle.remove()
+        take_off(handles)
         for copy in [*self._copies]:  # which handles know nothing of
             _take_off(copy, lambda owner: owner is self)
         self._given.clear()
@@ -141,9 +152,21 @@ class Hooks:
         training = model is run.network.model and model.training and torch.is_grad_enabled()
         if training:
             self.settle()
+        self._evaluated(model)
+        if run.ended:
+            return None
         if self._returns:
             self._given[id(model)] = args, kwargs
         return run.before_forward(args, kwargs, training=training)
+
+    def _evaluated(self, model: nn.Module, *_: Any) -> None:
+        # What is compiled takes no part in this, so that a hook breaks no graph.
+        if not (model.training or torch.compiler.is_compiling() or self._run.is_measuring):
+            self._run.end_if_over(trains=False)
+
+    def _before_state(self, model: nn.Module, *_: Any) -> None:
+        if model is self.model and not self._run.has_own_state:
+            self._run.end_if_over(trains=model.training)
 
     def _after_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         given = self._given.pop(id(model), None)  # without the images that the other hook made smaller

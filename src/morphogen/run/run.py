@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import finalize
 
 import torch
 from torch import nn
@@ -18,9 +19,10 @@ from ..dense.network import Network
 from ..dense.subnet import SubNetwork, contains, intersection
 from ..errors import ConfigError
 from ..machine.parallel import wrap_anew
-from ..machine.ranks import check_same, spread
+from ..machine.ranks import check_same, ranks, spread
 from ..morph.commit import Receipt, averaged, morph
 from ..morph.drop_path import lay_out_drop_path
+from ..morph.entry import depth_named
 from ..morph.rezero import fold_factors, has_factor
 from ..schedule.revision import Option
 from ..schedule.stages import Regularisation, Stage
@@ -80,8 +82,10 @@ class Run:
         self.history: list[tuple[int, SubNetwork]] = []
         self.hooked, self.is_measuring, self.has_own_state, self.ended = hooked, False, False, False
         self._optimizers, self._ema = list(optimizers), list(ema)
-        self._watch = Watch(network.model, epochs, hooked)
+        self._watch = Watch(network.model, optimizers, epochs, hooked)
         self._receipt: Receipt | None = None
+        self._ended_by_itself, self._unended = False, list[str]()
+        finalize(self, _say, self._unended)
         self._as_data: dict[SubNetwork, dict[str, Any]] = {}
         for part in assembly:
             part.begin(self)
@@ -110,6 +114,7 @@ class Run:
         told = self.steps_in(self.network.current, self.steps_per_epoch)
         epoch = self._watch.checked(epoch, self.next_epoch(self.epoch), told, matters=self._counts_steps)
         if self.ended:  # a script's epochs of its own behind the run's
+            self._ended_by_itself = False
             self._watch.begun(epoch)
             return None
         try:
@@ -127,13 +132,25 @@ class Run:
             loss: a scalar, of the task alone. Scale what is returned (1 / k for k accumulated gradients, a GradScaler's
                 scale), not this.
         """
+        if self._ended_by_itself and any(part.prunes for part in self.assembly):
+            self._ended_by_itself = False
+            warnings.warn(
+                f"the run has ended by itself after {self._watch.steps} steps of its last epoch, and the epoch goes "
+                "on: this loss has no penalty; give attach(..., steps_per_epoch=...)",
+                stacklevel=2,
+            )
         for part in () if self.ended else self.assembly:
             loss = part.on_loss(loss)
         return loss
 
     def end(self, *, grow: bool = False) -> Receipt | None:
         """Call when training is over: what is sparse, and what a method keeps in the model while it trains, goes, and
-        so do the hooks. The run's last step does it by itself where the steps of an epoch are known by then.
+        so do the hooks.
+
+        The run does it by itself after its last step, where `attach` was told how many there are. Else it does when the
+        model is evaluated, its state is read or another run is attached, after as many steps of the last epoch as the
+        one before had (in evaluation, nine tenths of them: a GradScaler may skip some). Between ranks, one of which
+        may evaluate alone, it counts the steps of the epoch before.
 
         Args:
             grow: bring a network that is not at its full size there, where training stopped early.
@@ -149,6 +166,7 @@ class Run:
         if self.ended:
             check_free(self.network.model)
         self._hooks.settle()
+        self._watch.check_rates()
         self.close()
         folds = any(map(has_factor, self.network.model.modules()))
         fold_factors(*self.followers)
@@ -162,6 +180,7 @@ class Run:
         if folds or self._receipt is not None:  # otherwise one rank may end the run alone, to save it
             self._wrap_anew()
         self.ended = True
+        self._unended.clear()
         self._hooks.stop(keep_loading=target != whole)
         if target != whole:
             warnings.warn(
@@ -204,6 +223,8 @@ class Run:
         """
         self._follow_new_averages()
         restore(self, state)
+        self._ended_by_itself = False
+        self._unended.clear()
         if self.ended:
             self._hooks.stop(keep_loading=False)
         else:
@@ -294,7 +315,35 @@ class Run:
         told = self.steps_in(self.network.current, self.steps_per_epoch)
         self._watch.took_step(told)
         if self.hooked and self._watch.is_last_step(told):
-            self.end()
+            self._end_by_itself()
+        elif self._watch.is_last_epoch and not self._unended and (self.ends_with_work or self._busy):
+            self._unended.append(
+                f"{self.who}: the run has not ended, so that the model is not what it should become; call run.end() "
+                "before it is saved, or give attach(..., steps_per_epoch=...)"
+            )
+
+    def end_if_over(self, *, trains: bool, together: bool = False) -> None:
+        """End the run where its training is over by the look of it, see `end`.
+
+        Args:
+            trains: whether the model is in training mode.
+            together: whether all ranks are here.
+        """
+        if self.ended or (ranks() > 1 and not together):
+            return
+        told = self.steps_in(self.network.current, self.steps_per_epoch)
+        if self._watch.seems_over(told, trains=trains):
+            with torch.inference_mode(False), torch.enable_grad():
+                self._end_by_itself()
+
+    def _end_by_itself(self) -> None:
+        self.end()
+        self._ended_by_itself = True
+
+    @property
+    def ends_with_work(self) -> bool:
+        """Whether the end changes the model itself."""
+        return any(part.prunes for part in self.assembly) or depth_named(self.assembly.depth_operator).rezero
 
     # What parts, the trainer and reports ask.
 
@@ -355,6 +404,7 @@ class Run:
         """Take the hooks off a run that does not go on, and leave the model to another one."""
         if not self.ended:
             self.close()
+            self._unended.clear()
             self._hooks.stop(keep_loading=False)
 
     def close(self) -> None:
@@ -411,8 +461,10 @@ class Run:
         if target != self.network.current:
             self._morph(target, grows=True)
 
-    def state_was_loaded(self, progress: Mapping[str, int] | None = None) -> None:
+    def state_was_loaded(self, progress: Mapping[str, float] | None = None) -> None:
         """A state has come: the next epoch may be any; with `progress` the run is where that says."""
+        if progress is not None:
+            self._hooks.forget()
         self._watch.state_was_loaded(progress)
 
     def has_another_size(self) -> None:
@@ -460,7 +512,7 @@ class Run:
             lay_out_drop_path(self.network)
         if self._receipt is not None or busy or self._busy:
             self._wrap_anew()
-        self._watch.begun(epoch)
+        self._watch.begun(epoch, grew=self._receipt is not None and _grows(self._receipt))
 
     @property
     def _counts_steps(self) -> bool:
@@ -511,6 +563,17 @@ class Run:
             f"({_compared(self.network, target)}): what it has learnt beyond that is dropped",
             stacklevel=3,
         )
+
+
+def _say(messages: list[str]) -> None:
+    """The last resort, when the run is forgotten or the program over."""
+    for message in messages:
+        warnings.warn(message, stacklevel=2)
+
+
+def _grows(receipt: Receipt) -> bool:
+    """Whether channels or blocks have come in."""
+    return not contains(replace(receipt.before, resolution=receipt.after.resolution), receipt.after)
 
 
 def _nearest(target: torch.Tensor, size: torch.Size) -> torch.Tensor:

@@ -115,9 +115,10 @@ def subnetwork_from(network: Network, data: Mapping[str, Any]) -> SubNetwork:
     return subnetwork
 
 
-def progress_from(state: Mapping[str, Any]) -> dict[str, int]:
+def progress_from(state: Mapping[str, Any]) -> dict[str, float]:
     """Where a run is, see `Watch.progress`."""
-    return {key: int(state["progress"][key]) for key in ("epoch", "steps", "usual", "wrong")}
+    progress = {key: int(state["progress"][key]) for key in ("epoch", "steps", "usual", "wrong")}
+    return progress | {"peak": float(state["progress"].get("peak", 0.0))}
 
 
 def check_same_run(run: Run, state: Mapping[str, Any]) -> None:

@@ -123,7 +123,7 @@ def attach(
 def _check_optimizers(network: Network, optimizers: Sequence[Optimizer], assembly: Assembly) -> None:
     """Refuse, before the first stage and not after it, optimizers that cannot follow what is to come."""
     names, dense = parameter_names(network.model), network.dense
-    possible, prunes = assembly.possible, any(part.prunes for part in assembly)
+    possible, prunes = assembly.possible, assembly.prunes
     if prunes or any(replace(each, resolution=dense.resolution) != dense for each in possible):
         check_optimizers(optimizers, names, names.values())
     elif any(each != dense for each in possible):

@@ -18,6 +18,7 @@ from .state import (
     FORMAT,
     bring_to,
     check_origin,
+    describe,
     factors_in,
     notes_of,
     prepared,
@@ -27,6 +28,7 @@ from .state import (
     subnetwork_from,
     take_origin,
 )
+from .values import as_data
 
 if TYPE_CHECKING:
     from .run import Run
@@ -105,7 +107,7 @@ class FollowedOptimizer:
         run = self._run
         if optimizer is not self._optimizer or run.has_own_state:
             return
-        names = run.parameter_names
+        names = run.following.names
         state[KEY] = notes_of(run) | {
             "constants": dict(run.network.constants),
             "initial": {name: list(pair) for name, pair in run.network.initial.items()},
@@ -128,7 +130,7 @@ class FollowedOptimizer:
             self._check_groups(groups)
             check_origin(run, notes)
             _bring(run, target, [])
-            parameters = {name: parameter for parameter, name in run.parameter_names.items()}
+            parameters = {name: parameter for parameter, name in run.following.names.items()}
             held = [[parameters[name] for name in names] for names in groups]
         ours = [set(map(id, group["params"])) for group in optimizer.param_groups]
         if ours != [set(map(id, parameters)) for parameters in held]:
@@ -149,7 +151,7 @@ class FollowedOptimizer:
     def _check_groups(self, groups: list[list[str]]) -> None:
         """Before anything is changed: as many groups, and none of what is held now in another one."""
         ours = self._optimizer.param_groups
-        names = self._run.parameter_names
+        names = self._run.following.names
         home = {name: number for number, group in enumerate(groups) for name in group}
         moved = [
             names[parameter]
@@ -188,7 +190,7 @@ def _is_of(run: Run, notes: Mapping[str, Any]) -> bool:
 def _is_there(run: Run, notes: Mapping[str, Any] | None) -> bool:
     """Whether a run is where notes say, and its parts may hold more: an average swapped in, the model after its
     optimizer."""
-    here = {"progress": run.progress(), "current": run.as_data(run.network.current)}
+    here = {"progress": run.progress(), "current": as_data(run.network.current)}
     return notes is not None and all(notes[key] == value for key, value in here.items())
 
 
@@ -199,11 +201,11 @@ def _parts_from(run: Run, notes: Mapping[str, Any] | None) -> Callable[[], None]
         return None
     if notes["parts"] is None:
         return None
-    if (notes["method"], notes["epochs"]) != (run.label, run.epochs):
-        if any(part.prunes for part in run.assembly):
+    if (notes["method"], notes["epochs"]) != (describe(run.method), run.epochs):
+        if run.assembly.prunes:
             raise CheckpointError(
                 "the state is of a run with another method or length, and does not say what was pruned",
-                expected=f"{run.label}, {run.epochs} epochs",
+                expected=f"{describe(run.method)}, {run.epochs} epochs",
                 found=f"{notes['method']}, {notes['epochs']} epochs",
                 todo="Attach with the method and length that it was saved with",
             )

@@ -100,7 +100,7 @@ class Hooks:
             # Not compiled: what a compiler made of it would go stale with the first morph.
             before = hook(torch.compiler.disable(self._before_forward))
             self._handles.append(tree.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
-        elif self._run.ends_with_work:
+        elif self._run.ending.has_work:
             self._handles.append(tree.register_forward_pre_hook(hook(self._evaluated), with_kwargs=True))
         if self._returns:
             after = hook(torch.compiler.disable(self._after_forward))
@@ -124,11 +124,11 @@ class Hooks:
         """End a step that only some of the optimizers took part in."""
         if self._stepped:
             self._stepped.clear()
-            self._run.after_step()
+            self._run.steps.after(self._run.steps_now)
 
     def end_if_over(self) -> None:
         """The run goes on to another one, on every rank."""
-        self._run.end_if_over(trains=False, together=True)
+        self._run.ending.if_over(trains=False, together=True)
 
     def forget(self) -> None:
         """Nothing is left of a step that only some of the optimizers took part in: the run is somewhere else."""
@@ -157,20 +157,20 @@ class Hooks:
             return None
         if self._returns:
             self._given[id(model)] = args, kwargs
-        return run.before_forward(args, kwargs, training=training)
+        return run.steps.before_forward(args, kwargs, training=training)
 
     def _evaluated(self, model: nn.Module, *_: Any) -> None:
         # What is compiled takes no part in this, so that a hook breaks no graph.
         if not (model.training or torch.compiler.is_compiling() or self._run.is_measuring):
-            self._run.end_if_over(trains=False)
+            self._run.ending.if_over(trains=False)
 
     def _before_state(self, model: nn.Module, *_: Any) -> None:
         if model is self.model and not self._run.has_own_state:
-            self._run.end_if_over(trains=model.training)
+            self._run.ending.if_over(trains=model.training)
 
     def _after_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         given = self._given.pop(id(model), None)  # without the images that the other hook made smaller
-        return None if given is None else self._run.after_forward(output, *given)
+        return None if given is None else self._run.steps.after_forward(output, *given)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._is_ours(optimizer) or self._run.ended:
@@ -178,15 +178,15 @@ class Hooks:
         if id(optimizer) in self._stepped:  # the others have their turns
             self.settle()
         if not self._stepped:
-            self._run.begins_step()
+            self._run.steps.begins()
             if not _closure(args, kwargs):  # which computes the loss inside the step
-                self._run.before_step()
+                self._run.steps.before()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._is_ours(optimizer) or self._run.ended:
             return
         if not self._stepped and _closure(args, kwargs):
-            self._run.before_step()
+            self._run.steps.before()
         self._stepped.add(id(optimizer))
         if len(self._stepped) == len(self._run.followers[1]):
             self.settle()

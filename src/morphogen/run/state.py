@@ -18,7 +18,7 @@ from ..export.weights import check_tensors
 from ..morph.commit import averaged, morph
 from ..morph.exchange import put_factors
 from ..morph.rezero import FACTOR, has_factor
-from .values import check_optimizer, load_optimizer, load_tree, optimizer_state, tree_state
+from .values import as_data, check_optimizer, load_optimizer, load_tree, optimizer_state, tree_state
 
 if TYPE_CHECKING:
     from .part import Part
@@ -33,7 +33,7 @@ DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigEr
 def state_of(run: Run) -> dict[str, Any]:
     """See `Run.state_dict`: what a run is made of, and the states of its parts."""
     trees, optimizers = run.followers
-    names = run.parameter_names
+    names = run.following.names
     return {
         **_what(run),
         "initial": {name: list(pair) for name, pair in run.network.initial.items()},
@@ -53,11 +53,11 @@ def _what(run: Run) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "dense": run.network.structure.fingerprint(),
-        "method": run.label,
+        "method": describe(run.method),
         "epochs": run.epochs,
         "progress": run.progress(),
-        "current": run.as_data(run.network.current),
-        "history": [[epoch, run.as_data(subnetwork)] for epoch, subnetwork in run.history],
+        "current": as_data(run.network.current),
+        "history": [[epoch, as_data(subnetwork)] for epoch, subnetwork in run.history],
     }
 
 
@@ -132,7 +132,7 @@ def check_same_run(run: Run, state: Mapping[str, Any]) -> None:
         )
     for what, theirs, ours in (
         ("model", state["dense"], run.network.structure.fingerprint()),
-        ("method", state["method"], run.label),
+        ("method", state["method"], describe(run.method)),
         ("length, in epochs,", state["epochs"], run.epochs),
     ):
         if theirs != ours:
@@ -177,7 +177,7 @@ class Snapshot:
     @staticmethod
     def of(run: Run, without: Part) -> Snapshot:
         """Copies of all; the part that asks keeps its own state."""
-        (trees, optimizers), names = run.followers, run.parameter_names
+        (trees, optimizers), names = run.followers, run.following.names
         return Snapshot(
             run.network.current,
             copy.deepcopy([tree_state(tree) for tree in trees]),
@@ -214,7 +214,7 @@ class Snapshot:
 
 def load_values(run: Run, trees: Sequence[Mapping[str, Any]], optimizers: Sequence[Mapping[str, Any]]) -> None:
     """Weights, buffers and moments, where all has the right size."""
-    ours, names = run.followers, run.parameter_names
+    ours, names = run.followers, run.following.names
     for tree, saved in zip(ours[0], trees, strict=True):
         load_tree(tree, saved)
     for optimizer, saved in zip(ours[1], optimizers, strict=True):
@@ -239,7 +239,7 @@ def check_values(run: Run, subnetwork: SubNetwork, state: Mapping[str, Any]) -> 
         own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         plain = {n: t for n, t in own.items() if n.rpartition(".")[0] not in factors or not n.endswith(FACTOR)}
         check_tensors(plain, network, subnetwork)
-    names = run.parameter_names
+    names = run.following.names
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         check_optimizer(optimizer, names, saved, whole=False)
 

@@ -50,7 +50,7 @@ def attach(
             run.begin_epoch(epoch)
             ...  # as ever; where the method prunes, run.penalised(loss).backward()
 
-    Hooks on the model and its optimizers do what every step needs, and the run's last step takes them off. Validation
+    Hooks on the model and its optimizers do what every step needs, and the run's end takes them off. Validation
     needs nothing. A script's own checkpoints work: `model.state_dict()` says its size, and brings the network to that
     size where it is loaded, after this call; `optimizer.state_dict()` too.
 

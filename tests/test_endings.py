@@ -154,6 +154,19 @@ def test_ranks_end_together(monkeypatch):
     assert run.ended and ranks.ranks() == 1
 
 
+def test_a_compiled_model_stays_one_graph():
+    model, optimizer, run = attached(PRUNES, make=Residual, epochs=2, steps_per_epoch=1)
+    called = torch.compile(model, backend="eager", fullgraph=True)
+    try:
+        for epoch in range(2):
+            run.begin_epoch(epoch)
+            step(called, optimizer, loss_of=run.penalised)
+            evaluate(called)
+    finally:
+        torch.compiler.reset()
+    assert run.ended
+
+
 def test_hooks_of_others_stay():
     model, optimizer, run = attached(WIDE, make=Residual, epochs=2, steps_per_epoch=1)
     seen = []
@@ -194,7 +207,7 @@ def halves(model):
         (FOLLOWED, {"optimizer": halves}),
         (WIDE + morphogen.DynamicBatch(step=4, limit=8), {"batch_size": 4, "steps_per_epoch": 20}),
     ],
-    ids=str,
+    ids=["search", "proximal", "momentum network", "batch"],
 )
 def test_going_back_within_an_epoch(method, settings, own):
     def losses(goes_back):

@@ -12,13 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import morphogen
-from morphogen.extend import Average, CheckpointError, ConfigError, Search
+from morphogen.extend import Average, CheckpointError, ConfigError, MorphError, Search
+from morphogen.methods import Dense
 
 from nets import Plain, Residual, Tower, image
 from planted import plant_sparse
 
 WIDE = morphogen.NetworkExpansion(width=0.5, stages=2)
 DEEP = morphogen.Prog(stages=2)
+FOLLOWED = morphogen.Prog(stages=2, decay=0.5)  # so few steps need a decay to have an average that is not the weights
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -338,7 +340,7 @@ def test_a_finished_run_is_an_ordinary_model(grow):
 
 
 def test_the_last_step_prunes():
-    model, optimizer, run = attached(morphogen.PruneTrain(interval=2), make=Residual, epochs=2)
+    model, optimizer, run = attached(morphogen.PruneTrain(interval=2), make=Residual, epochs=2, steps_per_epoch=1)
     optimizer.param_groups[0]["lr"] = 0.0  # what is planted stays
     for epoch in range(2):
         run.begin_epoch(epoch)
@@ -363,7 +365,7 @@ def cleaned(state):
 
 @pytest.mark.parametrize("through", [lambda state: state, cleaned], ids=["as it is", "cleaned"])
 @pytest.mark.parametrize("stop", [1, 2, 3])
-@pytest.mark.parametrize("method", [WIDE, DEEP, WIDE + morphogen.ProgressiveResizing(stages=4)], ids=str)
+@pytest.mark.parametrize("method", [WIDE, FOLLOWED, WIDE + morphogen.ProgressiveResizing(stages=4)], ids=str)
 def test_a_scripts_own_checkpoints(method, stop, through):
     """Model and optimizer, saved by the script at any stage, loaded in a fresh process: bit for bit the same run."""
 
@@ -787,3 +789,177 @@ def test_groups_of_another_optimizer_leave_all_as_it_was():
         its.load_state_dict(state)
     assert fresh.network.current == fresh.network.dense
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+# --- left over ---------------------------------------------------------------------------------------------
+
+
+def test_parameters_of_others_are_in_the_optimizer():
+    method = Dense()  # where sizes change, attach refuses others
+
+    def with_centres(seed):
+        centres = nn.Parameter(torch.full((3,), float(seed)))
+        model, its, run = attached(
+            method, optimizer=lambda model: sgd(nn.ParameterList([centres, *model.parameters()]))
+        )
+        return model, its, run, centres
+
+    model, optimizer, run, centres = with_centres(0)
+    run.begin_epoch(0)
+    (model(image(4)).square().mean() + (centres - 1).square().sum()).backward()
+    optimizer.step()
+    _, its, other, others = with_centres(1)
+    its.load_state_dict(saved(optimizer.state_dict()))
+    assert torch.equal(its.state[others]["momentum_buffer"], optimizer.state[centres]["momentum_buffer"])
+    other.load_state_dict(saved(run.state_dict()))
+    assert torch.equal(its.state[others]["momentum_buffer"], optimizer.state[centres]["momentum_buffer"])
+
+
+def test_assign_is_refused_and_changes_nothing():
+    model, optimizer, run = attached(WIDE, make=Residual)
+    run.begin_epoch(0)
+    step(model, optimizer)
+    state, before = copy.deepcopy(model.state_dict()), dict(model.named_parameters())
+    run.begin_epoch(2)
+    with pytest.raises(CheckpointError, match=r"Residual: assign=True puts other parameters.*without assign=True"):
+        model.load_state_dict(state, assign=True)
+    assert run.network.current == run.network.dense
+    model.load_state_dict(state)
+    assert all(before[name] is parameter for name, parameter in model.named_parameters())
+
+
+def test_a_run_that_ended_early_lets_go_when_another_begins():
+    model, optimizer, run = attached(WIDE, make=Residual, epochs=6)
+    run.begin_epoch(0)
+    with pytest.warns(UserWarning, match="not at its full size"):
+        run.end()
+    assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 1
+    other = morphogen.attach(model, optimizer, WIDE, example=image(4), epochs=6)
+    assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 1
+    other.begin_epoch(0)
+    with pytest.raises(ConfigError, match="a run is attached to this model"):
+        run.end(grow=True)
+    other.end(grow=True)
+    assert not model._load_state_dict_pre_hooks and not optimizer._optimizer_load_state_dict_pre_hooks
+
+
+def test_weights_from_before_a_pruning_stay_whole():
+    model, optimizer, run = attached(morphogen.PruneTrain(interval=1), make=Residual, epochs=4)
+    optimizer.param_groups[0]["lr"] = 0.0  # what is planted stays
+    states = []
+    for epoch in range(3):
+        run.begin_epoch(epoch)
+        step(model, optimizer, loss_of=run.penalised)
+        states.append((run.network.current, {name: tensor.clone() for name, tensor in model.state_dict().items()}))
+        if epoch == 0:
+            plant_sparse(run.network, run.network.subnetwork(width=0.5))
+    (whole, first), (pruned, last) = states[0], states[2]
+    assert whole == run.network.dense != pruned == run.network.current
+    for state, size in ((first, whole), (last, pruned), (first, whole)):
+        model.load_state_dict(state)
+        assert run.network.current == size
+        run.begin_epoch(2)
+        assert run.network.current == size
+
+
+def test_a_momentum_network_of_another_size_goes():
+    model, optimizer, run = attached(morphogen.Prog(stages=3), steps_per_epoch=1, epochs=6)
+    run.begin_epoch(0)
+    step(model, optimizer)
+    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run.begin_epoch(2)
+    step(model, optimizer)
+    model.load_state_dict(best)
+    step(model, optimizer)
+    run.begin_epoch(0)
+    step(model, optimizer)
+
+
+def test_lbfgs_is_refused_at_once():
+    model = Residual()
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(MorphError, match=r"LBFGS keeps a state that cannot follow.*a history of all parameters"):
+        morphogen.attach(model, lbfgs, WIDE, example=image(4), epochs=4)
+    run = morphogen.attach(model, lbfgs, morphogen.ProgressiveResizing(stages=2), example=image(4), epochs=4)
+
+    def closure():
+        lbfgs.zero_grad()
+        loss = model(image(4)).square().mean()
+        loss.backward()
+        return loss
+
+    run.begin_epoch(0)
+    lbfgs.step(closure)
+    assert run.progress()["steps"] == 1
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.fixture
+def alone():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("wrap", [compiled, nn.parallel.DistributedDataParallel])
+def test_averages_around_wrappers_follow(wrap, late, alone):
+    make = torch.optim.swa_utils.AveragedModel
+    model = seeded(Residual)
+    optimizer, wrapper = sgd(model), wrap(model)
+    average = None if late else make(wrapper)
+    run = morphogen.attach(model, optimizer, WIDE, example=image(4), epochs=4, ema=average)
+    for epoch in range(4):
+        run.begin_epoch(epoch)
+        average = make(wrapper) if average is None else average
+        step(wrapper, optimizer)
+        average.update_parameters(wrapper)
+        average(image(4))
+        if epoch == 1:
+            run.load_state_dict(copy.deepcopy(run.state_dict()))
+            average.load_state_dict(copy.deepcopy(average.state_dict()))
+    inner = average.module._orig_mod if wrap is compiled else average.module.module
+    Residual().load_state_dict(inner.state_dict())
+
+
+def test_a_state_dict_does_not_wait_for_the_device(monkeypatch):
+    probe = morphogen.Probe(lambda images, labels: images.square().mean() + 1, [(image(4), None)])
+    model, optimizer, run = attached(morphogen.AutoProg(stages=2, search_epochs=1), steps_per_epoch=9, probe=probe)
+    run.begin_epoch(0)
+    searching = run.part(Search).searching
+    done = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.number = len(done)
+
+        def record(self):
+            done.append(False)
+
+        def query(self):
+            return done[self.number]
+
+        def elapsed_time(self, end):
+            assert self.query() and end.query()
+            return 1000.0 * (end.number - self.number)
+
+    waits = []
+    monkeypatch.setattr(searching._clock, "_cuda", True)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(
+        torch.cuda, "synchronize", lambda *_: (waits.append(1), done.__setitem__(slice(None), [True] * len(done)))
+    )
+    for _ in range(2):
+        step(model, optimizer)
+    done[:2] = True, True
+
+    def seconds(state):
+        return sorted(s for each in state["searching"]["seconds"] for s in each)
+
+    notes = model.state_dict()._metadata[""]["morphogen"]["parts"]["search"]
+    assert seconds(notes) == [1.0] and not waits
+    assert seconds(run.part(Search).state_dict()) == [1.0, 1.0] and len(waits) == 1

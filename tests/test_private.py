@@ -80,6 +80,23 @@ def test_hooks():
     optimizer.step()
 
 
+def test_assigning_is_told_to_hooks():
+    told = []
+    module = nn.Linear(2, 2)
+    module.register_load_state_dict_pre_hook(lambda module, state, prefix, metadata, *_: told.append({**metadata}))
+    module.load_state_dict(module.state_dict(), assign=True)
+    module.load_state_dict(module.state_dict())
+    assert [metadata.get(private.ASSIGNS, False) for metadata in told] == [True, False]
+
+
+def test_gradients_are_being_computed():
+    seen = []
+    tensor = torch.ones(1, requires_grad=True)
+    tensor.register_hook(lambda grad: seen.append(private.in_backward()))
+    tensor.sum().backward()
+    assert seen == [True] and not private.in_backward()
+
+
 def test_settings_of_the_compiler_come_back():
     config = torch._dynamo.config
     names = "recompile_limit accumulated_recompile_limit fail_on_recompile_limit_hit".split()

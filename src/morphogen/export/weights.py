@@ -52,7 +52,7 @@ def save(
     with extra():
         from safetensors.torch import save as to_bytes
 
-    tensors = (network.model if ema is None else averaged(ema)).state_dict()
+    tensors = (network.model if ema is None else averaged(ema, network.model)).state_dict()
     check_tensors(tensors, network, network.current)
     # Copies, because tied weights are one tensor under two names, which safetensors refuses.
     copies = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -28,8 +28,22 @@ def averaged_among(copies: Iterable[nn.Module]) -> list[nn.Module]:
             continue
         held = _held(each)
         if any(name in held for name in SETTINGS):
-            found |= {id(value): known[id(value)] for value in held.values() if id(value) in known}
+            found |= {id(copy): copy for value in held.values() for copy in _chain(value) if id(copy) in known}
     return list(found.values())
+
+
+def inside(wrapper: Any) -> nn.Module | None:
+    """What an average, a DistributedDataParallel or a compiled model holds; None for what holds none."""
+    return next(
+        (own for name in ("module", "_orig_mod") if isinstance(own := _held(wrapper).get(name), nn.Module)), None
+    )
+
+
+def _chain(value: Any) -> Iterator[nn.Module]:
+    """A module, and what it is wrapped around."""
+    while isinstance(value, nn.Module):
+        yield value
+        value = inside(value)
 
 
 def _held(owner: Any) -> dict[str, Any]:

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch.utils.hooks import RemovableHandle
+
+from .private import unwrapped
+
+
+def take_off(handles: Sequence[RemovableHandle]) -> None:
+    """Remove hooks. One with another behind it stays, and does nothing: PyTorch may be going through them just now."""
+    for handle in reversed(handles):
+        hooks = handle.hooks_dict_ref()
+        if not hooks or handle.id not in hooks:
+            continue
+        if next(reversed(hooks)) == handle.id:
+            handle.remove()
+        else:
+            unwrapped(hooks[handle.id]).forget()
 
 
 class Hook:
@@ -21,6 +37,10 @@ class Hook:
     ):
         """`copied` is told of every deep copy that the hook is part of, by `deepcopy`'s memo."""
         self._act, self.owner, self._copied = act, owner, copied
+
+    def forget(self) -> None:
+        """Do nothing from here on."""
+        self._act, self.owner, self._copied = None, None, lambda memo: None
 
     def __call__(self, *args: Any) -> Any:
         """What the function does; nothing, where the hook comes out of a file."""

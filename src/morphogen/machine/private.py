@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import LeafSpec, TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
+    "ASSIGNS",
     "COMPILER_ERRORS",
     "ConvBase",
     "LeafSpec",
@@ -47,6 +48,7 @@ __all__ = [
     "forward_hooks",
     "forward_pre_hooks",
     "hooks_of",
+    "in_backward",
     "more_compilations",
     "rebuild",
     "storage_key",
@@ -57,6 +59,9 @@ __all__ = [
 
 COMPILER_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
 """What a model that cannot be compiled raises."""
+
+ASSIGNS = "assign_to_params_buffers"
+"""In the metadata that a module's state is loaded with: whether its tensors take the places of the module's own."""
 
 
 def compilations() -> int:
@@ -101,6 +106,11 @@ def storage_key(storage: torch.UntypedStorage) -> int:
     return storage._cdata
 
 
+def in_backward() -> bool:
+    """Whether gradients are being computed, so that what runs now runs anew for them."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def forward_hooks(module: nn.Module) -> dict[int, Any]:
     """A module's own hooks behind its forward pass."""
     return module._forward_hooks
@@ -116,6 +126,7 @@ def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
     return [
         module._forward_pre_hooks,
         module._forward_hooks,
+        module._state_dict_pre_hooks,
         module._state_dict_hooks,
         module._load_state_dict_pre_hooks,
     ]

@@ -68,13 +68,14 @@ class StepClock:
             self._marks.setdefault(kind, []).append((begin, self._mark()))
             self._open = None
 
-    def read(self) -> dict[int, list[float]]:
-        """`seconds` with every step until now, when the device has done them."""
-        if self._cuda:
+    def read(self, *, wait: bool = True) -> dict[int, list[float]]:
+        """`seconds` with every step until now, when the device has done it; without `wait`, with those it has done."""
+        if self._cuda and wait:
             torch.cuda.synchronize()
         for kind, pairs in self._marks.items():
-            self.seconds.setdefault(kind, []).extend(self._between(*pair) for pair in pairs)
-        self._marks.clear()
+            done = len(pairs) if wait or not self._cuda else sum(end.query() for _, end in pairs)
+            self.seconds.setdefault(kind, []).extend(self._between(*pair) for pair in pairs[:done])
+            del pairs[:done]
         return self.seconds
 
     def medians(self) -> dict[int, float]:

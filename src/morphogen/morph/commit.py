@@ -16,6 +16,7 @@ from ..dense.fake import drop_caches, has_own_arithmetic, tensor_named
 from ..dense.network import Network, set_attributes, set_buffers
 from ..dense.subnet import SubNetwork, within
 from ..errors import MorphError
+from ..machine.averages import inside
 from .assign import assign, copy
 from .blocks import entering_blocks
 from .drop_path import lay_out_drop_path
@@ -117,8 +118,8 @@ def morph(
     network.check(target)
     fill, growth = named(operator), depth_named(depth_operator)
     optimizers = _as_list(optimizer, Optimizer, "optimizer")
-    averages = [averaged(module) for module in _as_list(ema, nn.Module, "ema")]
-    restarted = None if momentum is None else averaged(_as_list(momentum, nn.Module, "momentum")[0])
+    averages = [averaged(module, network.model) for module in _as_list(ema, nn.Module, "ema")]
+    restarted = None if momentum is None else averaged(_as_list(momentum, nn.Module, "momentum")[0], network.model)
     entering = list(entering_blocks(network, network.current, target))
     check_operator(growth.momentum and restarted is None, growth.silent, entering, depth_operator)
     structure, current, model = network.structure, network.current, network.model
@@ -224,10 +225,15 @@ def _as_list(value: Any, kind: type, name: str) -> list[Any]:
     return values
 
 
-def averaged(ema: nn.Module) -> nn.Module:
-    """The copy of the model inside AveragedModel, ModelEmaV3 and their like."""
-    inner = getattr(ema, "module", None)
-    return inner if isinstance(inner, nn.Module) else ema
+def averaged(ema: nn.Module, model: nn.Module) -> nn.Module:
+    """The copy of the model inside AveragedModel, ModelEmaV3 and their like, and inside wrappers copied along."""
+    inner = ema
+    while type(inner) is not type(model):
+        held = inside(inner)
+        if held is None:
+            return ema
+        inner = held
+    return inner
 
 
 def _check_tree(tree: nn.Module, model: nn.Module, maps: Mapping[str, TensorMap]) -> None:

@@ -26,7 +26,7 @@ def check_optimizers(
 
     Raises:
         MorphError: an optimizer holds a parameter of another model, two hold the same one, or a state tensor
-            is neither a scalar nor of its parameter's shape.
+            is neither a scalar nor of its parameter's shape, or will be so (Adafactor, LBFGS).
     """
     seen: set[nn.Parameter] = set()
     changing = set(changing)
@@ -55,6 +55,8 @@ def check_optimizers(
                 if names[parameter] in changing and _factors(group, parameter):
                     raise _cannot_follow(kind, names[parameter], parameter, "rows and columns of second moments")
         if any(names[parameter] in changing for parameter in held):
+            if any("history_size" in group for group in optimizer.param_groups):  # LBFGS, before its first step
+                raise _cannot_follow(kind, names[held[0]], held[0], "a history of all parameters as one vector")
             # Every parameter's state is looked at: some optimizers keep all of it with the first.
             for parameter in held:
                 _check_state(kind, names[parameter], parameter, optimizer.state.get(parameter, {}))

@@ -50,6 +50,10 @@ class Average(Part):
         """One."""
         return 1
 
+    def came_to(self, subnetwork: SubNetwork) -> None:
+        """The average is of another size, and goes."""
+        self.network = None
+
     def before_growth(self, target: SubNetwork) -> None:
         """Warn, and begin with the weights, where a loaded state came without the average that new blocks come from."""
         old = self.run.network.current.blocks

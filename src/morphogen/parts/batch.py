@@ -109,4 +109,9 @@ class Batch(Part):
                 todo="Go on with as many ranks as before",
             )
         read = self.batching.checked(state)
-        return lambda: self.batching.go_on_from(*read)
+
+        def load() -> None:
+            self.batching.go_on_from(*read)
+            self._images = 0
+
+        return load

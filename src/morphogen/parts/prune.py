@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..dense.network import Network
-from ..dense.subnet import SubNetwork
+from ..dense.subnet import SubNetwork, union
 from ..errors import ConfigError
 from ..machine.ranks import decided
 from ..pruning.policy import Pruning
@@ -38,6 +38,7 @@ class Prune(Part):
         """Both are functions of the number of epochs, see `restarts` of `Part`."""
         self._policy, self._restarts = policy, restarts
         self._skipped = True
+        self._left_at: dict[SubNetwork, SubNetwork] = {}  # what was left, when this trained
 
     def settings(self) -> tuple[Any, ...]:
         """Those of the method whose policy it is."""
@@ -80,6 +81,14 @@ class Prune(Part):
     def wants(self, epoch: int) -> SubNetwork:
         """What has not been pruned."""
         return self.left
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Remember what is left, for weights that are loaded again without a word of it."""
+        self._left_at[self.run.network.current] = self.left
+
+    def came_to(self, subnetwork: SubNetwork) -> None:
+        """What was left when it trained is left again; where it never has, all of it is."""
+        self.left = self._left_at.get(subnetwork, union([self.left, subnetwork]))
 
     def final(self) -> SubNetwork:
         """The same."""

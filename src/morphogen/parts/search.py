@@ -188,15 +188,21 @@ class Search(Part):
     def state_dict(self) -> dict[str, Any]:
         """What was found, the stage, the supernet at work, and what the run goes back to."""
         return {
-            "searches": [found.record() for found in self.searches],
-            "stage": None if self._stage is None else self._stages.index(self._stage),
-            "searching": None if self.searching is None else self.searching.state_dict(),
+            **self._notes(wait=True),
             "kept": None if self._kept is None else self._kept.state_dict(),
         }
 
     def notes(self) -> dict[str, Any]:
-        """All but the weights that the run goes back to."""
-        return self.state_dict() | {"kept": None}
+        """All but the weights that the run goes back to, and steps whose time is not known yet."""
+        return self._notes(wait=False)
+
+    def _notes(self, *, wait: bool) -> dict[str, Any]:
+        return {
+            "searches": [found.record() for found in self.searches],
+            "stage": None if self._stage is None else self._stages.index(self._stage),
+            "searching": None if self.searching is None else self.searching.state_dict(wait=wait),
+            "kept": None,
+        }
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
         """The same schedule, with what was found."""

@@ -11,6 +11,7 @@ from ..dense.subnet import SubNetwork, intersection
 from ..errors import ConfigError
 from ..morph.entry import DepthOperator
 from ..morph.growth import GrowthOperator
+from ..schedule.revision import Option
 from ..schedule.stages import Regularisation, Stage
 from .part import Part
 
@@ -94,6 +95,29 @@ class Assembly:
         known = [more for part in self._parts if (more := part.possible()) is not None]
         stages = [s for stage in self.stages for s in (*stage.candidates, stage.subnetwork)]
         return list(dict.fromkeys([s for more in known for s in more] or stages))
+
+    def postpone(self, epoch: int, option: Option) -> None:
+        """Put off the stage that begins at an epoch; raises ConfigError where none does."""
+        growing = [part for part in self._parts if part.stages]
+        beginning = [part for part in growing if any(stage.start == epoch for stage in part.stages[1:])]
+        for part in beginning or growing[:1]:
+            part.postpone(epoch, option)
+
+    @property
+    def busy(self) -> bool:
+        """Whether steps run only a part of the network."""
+        return any(part.busy for part in self._parts)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any channel may go, whatever the stages say."""
+        return any(part.prunes for part in self._parts)
+
+    def steps_in(self, subnetwork: SubNetwork, steps: int) -> int:
+        """Optimizer steps of an epoch of a sub-network, where there would be so many with the first batch."""
+        for part in self._parts:
+            steps = part.steps_in(subnetwork, steps)
+        return steps
 
     def regularisation(self, epoch: int) -> Regularisation:
         """The weakest that a part asks for."""

@@ -50,7 +50,7 @@ def attach(
             run.begin_epoch(epoch)
             ...  # as ever; where the method prunes, run.penalised(loss).backward()
 
-    Hooks on the model and its optimizers do what every step needs, and the run's last step takes them off. Validation
+    Hooks on the model and its optimizers do what every step needs, and the run's end takes them off. Validation
     needs nothing. A script's own checkpoints work: `model.state_dict()` says its size, and brings the network to that
     size where it is loaded, after this call; `optimizer.state_dict()` too.
 
@@ -62,7 +62,8 @@ def attach(
     Args:
         model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned.
         optimizer: its optimizer or optimizers, made from `model.parameters()` or those of them that are trained; each
-            keeps its own groups. One that wraps another (Lookahead) or factors its moments (Adafactor) is refused.
+            keeps its own groups. One that wraps another (Lookahead), factors its moments (Adafactor) or
+            keeps one history for all (LBFGS) is refused.
         method: such as `NetworkExpansion(width=0.5, stages=5)`.
         example: an input of the size used in training; see `trace`.
         epochs: length of the run.
@@ -122,7 +123,7 @@ def attach(
 def _check_optimizers(network: Network, optimizers: Sequence[Optimizer], assembly: Assembly) -> None:
     """Refuse, before the first stage and not after it, optimizers that cannot follow what is to come."""
     names, dense = parameter_names(network.model), network.dense
-    possible, prunes = assembly.possible, any(part.prunes for part in assembly)
+    possible, prunes = assembly.possible, assembly.prunes
     if prunes or any(replace(each, resolution=dense.resolution) != dense for each in possible):
         check_optimizers(optimizers, names, names.values())
     elif any(each != dense for each in possible):

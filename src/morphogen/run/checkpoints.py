@@ -13,10 +13,12 @@ from torch.optim import Optimizer
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, within
 from ..errors import CheckpointError
+from ..machine.private import ASSIGNS
 from .state import (
     FORMAT,
     bring_to,
     check_origin,
+    describe,
     factors_in,
     notes_of,
     prepared,
@@ -26,7 +28,7 @@ from .state import (
     subnetwork_from,
     take_origin,
 )
-from .values import parameter_names
+from .values import as_data
 
 if TYPE_CHECKING:
     from .run import Run
@@ -62,6 +64,12 @@ class Followed:
         run = self._run
         if module is not self._tree or run.has_own_state:
             return
+        if module is run.network.model and not run.ended and metadata.pop(ASSIGNS, False):
+            raise CheckpointError(
+                "assign=True puts other parameters into the model than those that the optimizer trains",
+                where=type(module).__name__,
+                expected="model.load_state_dict(state) without assign=True, or with it before attach",
+            )
         own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         notes = next(
             (found for found in (metadata.get(KEY), *(getattr(t, KEY, None) for t in own.values())) if found), None
@@ -71,10 +79,14 @@ class Followed:
                 target = subnetwork_from(run.network, notes["current"])
             else:
                 notes, target = None, _by_shapes(run, own)
-            load = _parts_from(run, notes) if module is run.network.model else None
+            load = _parts_from(run, notes) if module is run.network.model and not _is_there(run, notes) else None
+        before = run.network.current
         _bring(run, target, factors_in(run.network, list(own)))
         if load is not None:
             load()
+        elif run.network.current != before:
+            for part in run.assembly:
+                part.came_to(run.network.current)
 
 
 class FollowedOptimizer:
@@ -95,7 +107,7 @@ class FollowedOptimizer:
         run = self._run
         if optimizer is not self._optimizer or run.has_own_state:
             return
-        names = parameter_names(run.network.model)
+        names = run.following.names
         state[KEY] = notes_of(run) | {
             "constants": dict(run.network.constants),
             "initial": {name: list(pair) for name, pair in run.network.initial.items()},
@@ -118,7 +130,7 @@ class FollowedOptimizer:
             self._check_groups(groups)
             check_origin(run, notes)
             _bring(run, target, [])
-            parameters = {name: parameter for parameter, name in parameter_names(run.network.model).items()}
+            parameters = {name: parameter for parameter, name in run.following.names.items()}
             held = [[parameters[name] for name in names] for names in groups]
         ours = [set(map(id, group["params"])) for group in optimizer.param_groups]
         if ours != [set(map(id, parameters)) for parameters in held]:
@@ -139,7 +151,7 @@ class FollowedOptimizer:
     def _check_groups(self, groups: list[list[str]]) -> None:
         """Before anything is changed: as many groups, and none of what is held now in another one."""
         ours = self._optimizer.param_groups
-        names = parameter_names(self._run.network.model)
+        names = self._run.following.names
         home = {name: number for number, group in enumerate(groups) for name in group}
         moved = [
             names[parameter]
@@ -175,6 +187,13 @@ def _is_of(run: Run, notes: Mapping[str, Any]) -> bool:
     return notes["dense"] == run.network.structure.fingerprint()
 
 
+def _is_there(run: Run, notes: Mapping[str, Any] | None) -> bool:
+    """Whether a run is where notes say, and its parts may hold more: an average swapped in, the model after its
+    optimizer."""
+    here = {"progress": run.progress(), "current": as_data(run.network.current)}
+    return notes is not None and all(notes[key] == value for key, value in here.items())
+
+
 def _parts_from(run: Run, notes: Mapping[str, Any] | None) -> Callable[[], None] | None:
     """What brings the parts where the notes of the same run have them; None where the notes are of another one."""
     if notes is None:
@@ -182,17 +201,15 @@ def _parts_from(run: Run, notes: Mapping[str, Any] | None) -> Callable[[], None]
         return None
     if notes["parts"] is None:
         return None
-    if (notes["method"], notes["epochs"]) != (run.label, run.epochs):
-        if any(part.prunes for part in run.assembly):
+    if (notes["method"], notes["epochs"]) != (describe(run.method), run.epochs):
+        if run.assembly.prunes:
             raise CheckpointError(
                 "the state is of a run with another method or length, and does not say what was pruned",
-                expected=f"{run.label}, {run.epochs} epochs",
+                expected=f"{describe(run.method)}, {run.epochs} epochs",
                 found=f"{notes['method']}, {notes['epochs']} epochs",
                 todo="Attach with the method and length that it was saved with",
             )
         return None
-    if notes["progress"] == run.progress() and notes["current"] == run.as_data(run.network.current):
-        return None  # the run is there: an average swapped in, or the model after its optimizer
     loads = prepared(run, notes["parts"])
     history = [(int(epoch), subnetwork_from(run.network, data)) for epoch, data in notes["history"]]
     progress = progress_from(notes)

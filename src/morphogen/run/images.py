@@ -29,3 +29,14 @@ def with_images(key: int | str, images: torch.Tensor, args: tuple[Any, ...], kwa
     if isinstance(key, int):
         return (*args[:key], images, *args[key + 1 :]), kwargs
     return args, kwargs | {key: images}
+
+
+def nearest(target: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """A map of classes, or of anything else, at another size; its values stay the ones that it had."""
+    if target.shape[-2:] == size:
+        return target
+    maps = target if target.ndim == 4 else target.unsqueeze(1)
+    sides = zip(size, maps.shape[-2:], strict=True)
+    rows, columns = (((torch.arange(new, device=target.device) + 0.5) * old / new).long() for new, old in sides)
+    maps = maps[..., rows, :][..., columns]
+    return maps if target.ndim == 4 else maps.squeeze(1)

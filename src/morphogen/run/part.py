@@ -106,6 +106,9 @@ class Part:
         """The sub-network it wants when the run is over."""
         return self.run.network.dense
 
+    def came_to(self, subnetwork: SubNetwork) -> None:
+        """A state of another size was loaded, and nothing of this part came with it."""
+
     def before_growth(self, target: SubNetwork) -> None:
         """The network is about to grow."""
 

@@ -17,17 +17,18 @@ from ..cost.memory import StepMemory
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, contains, intersection
 from ..errors import ConfigError
-from ..machine.parallel import wrap_anew
-from ..machine.ranks import check_same, spread
-from ..morph.commit import Receipt, averaged, morph
+from ..morph.commit import Receipt, averaged
 from ..morph.drop_path import lay_out_drop_path
 from ..morph.rezero import fold_factors, has_factor
 from ..schedule.revision import Option
 from ..schedule.stages import Regularisation, Stage
 from .assembly import Assembly, Policy
-from .hooks import Hooks
+from .ending import Ending, compared
+from .followers import Followers
+from .hooks import Hooks, check_free
 from .part import Part
-from .state import describe, restore, state_of
+from .state import restore, state_of
+from .steps import Steps
 from .watch import Watch, whole
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Run:
         history: (epoch, sub-network) of each stage so far; it replays the run.
         possible: every sub-network that may come to train, but for what pruning leaves.
         hooked: whether hooks do what a step needs, so that the loop does not have to.
+        following: what changes size with the network.
+        ending, steps: when it ends by itself, and what its parts do in a step.
     """
 
     def __init__(
@@ -78,10 +81,11 @@ class Run:
         self.possible = assembly.possible
         self.history: list[tuple[int, SubNetwork]] = []
         self.hooked, self.is_measuring, self.has_own_state, self.ended = hooked, False, False, False
-        self._optimizers, self._ema = list(optimizers), list(ema)
-        self._watch = Watch(network.model, epochs, hooked)
+        self.following = Followers(network, assembly, optimizers, ema)
+        self._watch = Watch(network.model, optimizers, epochs, hooked)
         self._receipt: Receipt | None = None
-        self._as_data: dict[SubNetwork, dict[str, Any]] = {}
+        self.ending = Ending(self, self._watch)
+        self.steps = Steps(assembly, self._watch, self.ending)
         for part in assembly:
             part.begin(self)
         self._hooks = Hooks(self, steps=hooked)
@@ -106,9 +110,10 @@ class Run:
         if self.ended and whole(epoch) < self.epochs:
             raise ConfigError("the run is over", expected="a new one by morphogen.attach", found=f"epoch {epoch}")
         self._hooks.settle()
-        told = self.steps_in(self.network.current, self.steps_per_epoch)
-        epoch = self._watch.checked(epoch, self.next_epoch(self.epoch), told, matters=self._counts_steps)
+        counts = any(part.counts_steps for part in self.assembly)
+        epoch = self._watch.checked(epoch, self.next_epoch(self.epoch), self.steps_now, matters=counts)
         if self.ended:  # a script's epochs of its own behind the run's
+            self.ending.forget()
             self._watch.begun(epoch)
             return None
         try:
@@ -126,23 +131,35 @@ class Run:
             loss: a scalar, of the task alone. Scale what is returned (1 / k for k accumulated gradients, a GradScaler's
                 scale), not this.
         """
+        self.ending.check_loss()
         for part in () if self.ended else self.assembly:
             loss = part.on_loss(loss)
         return loss
 
     def end(self, *, grow: bool = False) -> Receipt | None:
         """Call when training is over: what is sparse, and what a method keeps in the model while it trains, goes, and
-        so do the hooks. The run's last step does it by itself where the steps of an epoch are known by then.
+        so do the hooks.
+
+        The run does it by itself after its last step, where `attach` was told how many there are. Else it does when the
+        model is evaluated, its state is read or another run is attached, after as many steps of the last epoch as the
+        one before had (in evaluation, nine tenths of them: a GradScaler may skip some). Between ranks, one of which
+        may evaluate alone, it counts the steps of the epoch before.
 
         Args:
             grow: bring a network that is not at its full size there, where training stopped early.
 
         Returns:
             What the last morph did; None where there was none.
+
+        Raises:
+            ConfigError: it is over, and another run is attached to the model.
         """
         if self.ended and not grow:
             return self._receipt
+        if self.ended:
+            check_free(self.network.model)
         self._hooks.settle()
+        self._watch.check_rates()
         self.close()
         folds = any(map(has_factor, self.network.model.modules()))
         fold_factors(*self.followers)
@@ -154,15 +171,12 @@ class Run:
             self._morph(target, grows=grow)
             self.history.append((self.epochs, target))
         if folds or self._receipt is not None:  # otherwise one rank may end the run alone, to save it
-            self._wrap_anew()
+            self.following.wrap_anew()
         self.ended = True
+        self.ending.forget()
         self._hooks.stop(keep_loading=target != whole)
         if target != whole:
-            warnings.warn(
-                f"the run ends in epoch {max(0, self.epoch)} of {self.epochs}, and the network is not at its full size "
-                f"({_compared(self.network, target)}); run.end(grow=True) brings it there",
-                stacklevel=2,
-            )
+            self.ending.say_early()
         return self._receipt
 
     def follow(self, ema: nn.Module) -> None:
@@ -171,8 +185,8 @@ class Run:
         PyTorch's and timm's averages (all that have `update` or `update_parameters`) are found without, where they are
         deep copies of the model made after `attach`.
         """
-        self._ema.append(ema)
-        self._hooks.put_on(averaged(ema))
+        self.following.ema.append(ema)
+        self._hooks.put_on(averaged(ema, self.network.model))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the run goes on from, between two steps: the sub-network, weights, optimizers, averages, and
@@ -182,6 +196,7 @@ class Run:
         the tensors are the run's own, not copies. The random numbers and the position in the data are the loop's.
         """
         self._hooks.settle()
+        self._follow_new_averages()
         with self.own_state():
             return state_of(self)
 
@@ -195,14 +210,14 @@ class Run:
         Raises:
             CheckpointError: the state is damaged, or of another run; nothing is changed then.
         """
-        for average in self._hooks.averages():
-            self.follow(average)
+        self._follow_new_averages()
         restore(self, state)
+        self.ending.forget()
         if self.ended:
             self._hooks.stop(keep_loading=False)
         else:
             self._hooks.start()
-        self._wrap_anew()
+        self.following.wrap_anew()
 
     @property
     def batch_size(self) -> int | None:
@@ -237,11 +252,8 @@ class Run:
             and its maps are brought back to the size of these.
         """
         if not self.hooked and not self.ended:
-            (images,), _ = self.before_forward((images,), {}, training=True)
-        if not targets:
-            return images
-        size = None if images is None else images.shape[-2:]
-        return images, *(each if size is None else _nearest(each, size) for each in targets)
+            images = self.steps.resized(images)
+        return (images, *self.steps.targets(targets, images)) if targets else images
 
     def end_step(self) -> None:
         """After every optimizer step, where `attach` put on no hooks.
@@ -250,45 +262,12 @@ class Run:
             ConfigError: in a search, without `begin_step`; a step whose loss lacks its penalty.
         """
         if not self.hooked and not self.ended:
-            self.before_step()
-            self.after_step()
+            self.steps.before()
+            self.steps.after(self.steps_now)
 
     def swapped(self) -> AbstractContextManager[None]:
         """Put this around a call of another method of the model than its `forward` (`forward_features`, say)."""
         return next((own for part in self.assembly if (own := part.swapped()) is not None), nullcontext())
-
-    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
-        """The arguments of a forward pass, as all parts in order would have them."""
-        if training:
-            self._watch.begins_step()
-        for part in self.assembly:
-            args, kwargs = part.before_forward(args, kwargs, training)
-        return args, kwargs
-
-    def after_forward(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of a forward pass, as all parts in order would have it."""
-        for part in self.assembly:
-            output = part.after_forward(output, args, kwargs)
-        return output
-
-    def begins_step(self) -> None:
-        """Raise ConfigError where no epoch has begun."""
-        self._watch.begins_step()
-
-    def before_step(self) -> None:
-        """An optimizer is about to step; raises ConfigError where the loop has left something out."""
-        self._watch.begins_step()
-        for part in self.assembly:
-            part.before_step()
-
-    def after_step(self) -> None:
-        """All optimizers have stepped."""
-        for part in self.assembly:
-            part.end_step()
-        told = self.steps_in(self.network.current, self.steps_per_epoch)
-        self._watch.took_step(told)
-        if self.hooked and self._watch.is_last_step(told):
-            self.end()
 
     # What parts, the trainer and reports ask.
 
@@ -340,15 +319,13 @@ class Run:
         """
         if epoch <= self.epoch:
             raise ConfigError("the epoch is past", expected=f"one above {self.epoch}", found=f"{epoch}")
-        growing = [part for part in self.assembly if part.stages]
-        beginning = [part for part in growing if any(stage.start == epoch for stage in part.stages[1:])]
-        for part in beginning or growing[:1]:
-            part.postpone(epoch, option)
+        self.assembly.postpone(epoch, option)
 
     def detach(self) -> None:
         """Take the hooks off a run that does not go on, and leave the model to another one."""
         if not self.ended:
             self.close()
+            self.ending.forget()
             self._hooks.stop(keep_loading=False)
 
     def close(self) -> None:
@@ -361,76 +338,64 @@ class Run:
         """Optimizer steps in an epoch: as `attach` was told, or as the last whole one had."""
         return self.steps_per_epoch or self._watch.usual or None
 
+    @property
+    def steps_now(self) -> int | None:
+        """Optimizer steps of the present epoch, as far as `attach` was told."""
+        return self.steps_in(self.network.current, self.steps_per_epoch)
+
     def steps_in(self, subnetwork: SubNetwork, steps: int | None) -> int | None:
         """Optimizer steps of an epoch of a sub-network, None where they are not known."""
-        for part in self.assembly:
-            steps = None if steps is None else part.steps_in(subnetwork, steps)
-        return steps
+        return None if steps is None else self.assembly.steps_in(subnetwork, steps)
 
     @property
     def followers(self) -> tuple[list[nn.Module], list[Optimizer]]:
         """The model and its averages, and its optimizers."""
-        return [self.network.model, *self._ema], self._optimizers
+        return self.following.trees, self.following.optimizers
 
     @property
     def averages(self) -> list[nn.Module]:
         """The averages that parts keep."""
-        return [own for part in self.assembly if (own := part.average) is not None]
+        return self.following.averages
 
-    @contextmanager
-    def measuring(self) -> Iterator[None]:
+    def measuring(self) -> AbstractContextManager[None]:
         """Forward passes in here are no steps, and their images have the right size already."""
-        before, self.is_measuring = self.is_measuring, True
-        try:
-            yield
-        finally:
-            self.is_measuring = before
+        return self._while("is_measuring")
+
+    def own_state(self) -> AbstractContextManager[None]:
+        """States that come and go in here are the run's own."""
+        return self._while("has_own_state")
 
     @contextmanager
-    def own_state(self) -> Iterator[None]:
-        """States that come and go in here are the run's own."""
-        before, self.has_own_state = self.has_own_state, True
+    def _while(self, flag: str) -> Iterator[None]:
+        before = getattr(self, flag)
+        setattr(self, flag, True)
         try:
             yield
         finally:
-            self.has_own_state = before
+            setattr(self, flag, before)
 
     def go_to(self, target: SubNetwork) -> None:
         """Morph at once, on the way to a state whose values come next."""
         if target != self.network.current:
             self._morph(target, grows=True)
 
-    def state_was_loaded(self, progress: Mapping[str, int] | None = None) -> None:
+    def state_was_loaded(self, progress: Mapping[str, float] | None = None) -> None:
         """A state has come: the next epoch may be any; with `progress` the run is where that says."""
+        if progress is not None:
+            self._hooks.forget()
         self._watch.state_was_loaded(progress)
 
     def has_another_size(self) -> None:
         """A state has changed the network's size."""
-        self._wrap_anew()
-        if self.ended and self.network.current != self.network.dense:
-            warnings.warn(
-                "the state that is loaded is of a smaller network, and the run is over "
-                f"({_compared(self.network, self.network.current)}); run.end(grow=True) brings it to its full size",
-                stacklevel=6,
-            )
-
-    def as_data(self, subnetwork: SubNetwork) -> dict[str, Any]:
-        """A sub-network of this run as JSON types; made once, since averages are updated by way of state dicts."""
-        if subnetwork not in self._as_data:
-            self._as_data[subnetwork] = subnetwork.to_dict()
-        return self._as_data[subnetwork]
+        self.following.wrap_anew()
+        self.ending.check_size()
 
     def progress(self) -> dict[str, Any]:
         """Where the run is, as JSON types."""
         return {**self._watch.progress(), "ended": self.ended}
 
-    @property
-    def label(self) -> str:
-        """The method and its settings, the same in every process."""
-        return describe(self.method)
-
     def _begin(self, epoch: int) -> None:
-        first, busy, self._receipt = self.epoch < 0, self._busy, None
+        first, busy, self._receipt = self.epoch < 0, self.assembly.busy, None
         entered = [part.before_epoch(epoch) for part in self.assembly]
         scale, regularisation = self.network.drop_path_scale, self.regularisation(epoch)
         self.network.drop_path_scale = regularisation.drop_path
@@ -438,7 +403,11 @@ class Run:
         if target != self.network.current:
             kept = intersection([self.network.current, target])
             if first and epoch > 0 and replace(kept, resolution=None) != replace(self.network.current, resolution=None):
-                self._warn_of_joining(epoch, target)
+                warnings.warn(
+                    f"the run is joined at epoch {epoch}, whose stage is smaller than the model "
+                    f"({compared(target, self.network.dense)}): what it has learnt beyond that is dropped",
+                    stacklevel=2,
+                )
             self._morph(target, grows=any(entered) or not contains(self.network.current, target))
         if any(entered) or self._receipt is not None or not self.history:
             self.history.append((epoch, target))
@@ -447,80 +416,22 @@ class Run:
             part.begin_epoch(epoch)
         if regularisation.drop_path != scale:
             lay_out_drop_path(self.network)
-        if self._receipt is not None or busy or self._busy:
-            self._wrap_anew()
-        self._watch.begun(epoch)
-
-    @property
-    def _counts_steps(self) -> bool:
-        return any(part.counts_steps for part in self.assembly)
-
-    @property
-    def _busy(self) -> bool:
-        return any(part.busy for part in self.assembly)
+        if self._receipt is not None or busy or self.assembly.busy:
+            self.following.wrap_anew()
+        self._watch.begun(epoch, grew=self._receipt is not None and _grows(self._receipt))
 
     def _intersection(self, wanted: Sequence[SubNetwork]) -> SubNetwork:
         return intersection([self.network.dense, *wanted])
 
     def _morph(self, target: SubNetwork, *, grows: bool) -> None:
+        self._follow_new_averages()
+        self._receipt = self.following.morph(target, grows=grows)
+
+    def _follow_new_averages(self) -> None:
         for average in self._hooks.averages():
             self.follow(average)
-        for part in self.assembly if grows else ():
-            part.before_growth(target)
-        sources, averages = self.averages, list(self._ema)
-        if not grows:  # averages like any other: nothing comes from them
-            sources, averages = [], [*averages, *sources]
-        self._receipt = morph(
-            self.network,
-            target,
-            optimizer=self._optimizers,
-            ema=averages,
-            operator=self.assembly.operator,
-            depth_operator=self.assembly.depth_operator,
-            momentum=sources[0] if sources else None,
-        )
-        self._align(target)
-
-    def _align(self, target: SubNetwork) -> None:
-        """What the ranks filled each with its own random numbers becomes rank 0's."""
-        trees = [*self.followers[0], *self.averages]
-        tensors = [tensor for tree in trees for tensor in (*tree.parameters(), *tree.buffers())]
-        spread(tensors)
-        check_same("the network after a morph", tensors, target.to_json())
-
-    def _wrap_anew(self) -> None:
-        wrap_anew(self.network.model, searching=self._busy)
-
-    def _warn_of_joining(self, epoch: int, target: SubNetwork) -> None:
-        warnings.warn(
-            f"the run is joined at epoch {epoch}, whose stage is smaller than the model "
-            f"({_compared(self.network, target)}): what it has learnt beyond that is dropped",
-            stacklevel=3,
-        )
 
 
-def _nearest(target: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """A map of classes, or of anything else, at another size; its values stay the ones that it had."""
-    if target.shape[-2:] == size:
-        return target
-    maps = target if target.ndim == 4 else target.unsqueeze(1)
-    sides = zip(size, maps.shape[-2:], strict=True)
-    rows, columns = (((torch.arange(new, device=target.device) + 0.5) * old / new).long() for new, old in sides)
-    maps = maps[..., rows, :][..., columns]
-    return maps if target.ndim == 4 else maps.squeeze(1)
-
-
-def _compared(network: Network, target: SubNetwork) -> str:
-    """How much of the dense network a sub-network has, in a few words."""
-    dense, parts = network.dense, []
-    for what, mine, all_of_it in (
-        ("channels", target.channels, dense.channels),
-        ("blocks", target.blocks, dense.blocks),
-    ):
-        have, there = (sum(map(len, each.values())) for each in (mine, all_of_it))
-        if have != there:
-            parts.append(f"{have} of {there} {what}")
-    if target.resolution != dense.resolution and target.resolution and dense.resolution:
-        sizes = (" x ".join(map(str, size)) for size in (target.resolution, dense.resolution))
-        parts.append(" of ".join(sizes) + " pixels")
-    return ", ".join(parts)
+def _grows(receipt: Receipt) -> bool:
+    """Whether channels or blocks have come in."""
+    return not contains(replace(receipt.before, resolution=receipt.after.resolution), receipt.after)

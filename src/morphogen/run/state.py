@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
@@ -17,7 +18,7 @@ from ..export.weights import check_tensors
 from ..morph.commit import averaged, morph
 from ..morph.exchange import put_factors
 from ..morph.rezero import FACTOR, has_factor
-from .values import check_optimizer, load_optimizer, load_tree, optimizer_state, parameter_names, tree_state
+from .values import as_data, check_optimizer, load_optimizer, load_tree, optimizer_state, tree_state
 
 if TYPE_CHECKING:
     from .part import Part
@@ -32,7 +33,7 @@ DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigEr
 def state_of(run: Run) -> dict[str, Any]:
     """See `Run.state_dict`: what a run is made of, and the states of its parts."""
     trees, optimizers = run.followers
-    names = parameter_names(run.network.model)
+    names = run.following.names
     return {
         **_what(run),
         "initial": {name: list(pair) for name, pair in run.network.initial.items()},
@@ -52,11 +53,11 @@ def _what(run: Run) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "dense": run.network.structure.fingerprint(),
-        "method": run.label,
+        "method": describe(run.method),
         "epochs": run.epochs,
         "progress": run.progress(),
-        "current": run.as_data(run.network.current),
-        "history": [[epoch, run.as_data(subnetwork)] for epoch, subnetwork in run.history],
+        "current": as_data(run.network.current),
+        "history": [[epoch, as_data(subnetwork)] for epoch, subnetwork in run.history],
     }
 
 
@@ -114,9 +115,10 @@ def subnetwork_from(network: Network, data: Mapping[str, Any]) -> SubNetwork:
     return subnetwork
 
 
-def progress_from(state: Mapping[str, Any]) -> dict[str, int]:
+def progress_from(state: Mapping[str, Any]) -> dict[str, float]:
     """Where a run is, see `Watch.progress`."""
-    return {key: int(state["progress"][key]) for key in ("epoch", "steps", "usual", "wrong")}
+    progress = {key: int(state["progress"][key]) for key in ("epoch", "steps", "usual", "wrong")}
+    return progress | {"peak": float(state["progress"].get("peak", 0.0))}
 
 
 def check_same_run(run: Run, state: Mapping[str, Any]) -> None:
@@ -130,7 +132,7 @@ def check_same_run(run: Run, state: Mapping[str, Any]) -> None:
         )
     for what, theirs, ours in (
         ("model", state["dense"], run.network.structure.fingerprint()),
-        ("method", state["method"], run.label),
+        ("method", state["method"], describe(run.method)),
         ("length, in epochs,", state["epochs"], run.epochs),
     ):
         if theirs != ours:
@@ -153,7 +155,7 @@ def bring_to(run: Run, subnetwork: SubNetwork, factors: Sequence[str]) -> None:
     trees, optimizers = run.followers
     if subnetwork != run.network.current or any(map(has_factor, run.network.model.modules())):
         morph(run.network, subnetwork, optimizer=optimizers, ema=trees[1:], operator="random")
-    put_factors(factors, [averaged(tree) for tree in trees], optimizers)
+    put_factors(factors, [averaged(tree, run.network.model) for tree in trees], optimizers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Snapshot:
     @staticmethod
     def of(run: Run, without: Part) -> Snapshot:
         """Copies of all; the part that asks keeps its own state."""
-        (trees, optimizers), names = run.followers, parameter_names(run.network.model)
+        (trees, optimizers), names = run.followers, run.following.names
         return Snapshot(
             run.network.current,
             copy.deepcopy([tree_state(tree) for tree in trees]),
@@ -212,7 +214,7 @@ class Snapshot:
 
 def load_values(run: Run, trees: Sequence[Mapping[str, Any]], optimizers: Sequence[Mapping[str, Any]]) -> None:
     """Weights, buffers and moments, where all has the right size."""
-    ours, names = run.followers, parameter_names(run.network.model)
+    ours, names = run.followers, run.following.names
     for tree, saved in zip(ours[0], trees, strict=True):
         load_tree(tree, saved)
     for optimizer, saved in zip(ours[1], optimizers, strict=True):
@@ -228,7 +230,7 @@ def check_values(run: Run, subnetwork: SubNetwork, state: Mapping[str, Any]) -> 
             expected=f"{len(trees) - 1} and {len(optimizers)}, as attached",
             found=f"{len(state['trees']) - 1} and {len(state['optimizers'])}",
         )
-    prefixes = ["" if averaged(tree) is tree else "module." for tree in trees]
+    prefixes = [_prefix(tree, averaged(tree, network.model)) for tree in trees]
     copies = [(prefix, saved["state"]) for prefix, saved in zip(prefixes, state["trees"], strict=True)]
     averages = [part["network"] for part in state["parts"].values() if part.get("network") is not None]
     copies += [("module.", average["state"]) for average in averages]
@@ -237,9 +239,15 @@ def check_values(run: Run, subnetwork: SubNetwork, state: Mapping[str, Any]) -> 
         own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         plain = {n: t for n, t in own.items() if n.rpartition(".")[0] not in factors or not n.endswith(FACTOR)}
         check_tensors(plain, network, subnetwork)
-    names = parameter_names(network.model)
+    names = run.following.names
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         check_optimizer(optimizer, names, saved, whole=False)
+
+
+def _prefix(tree: nn.Module, inner: nn.Module) -> str:
+    """What stands before the names of a copy of the model inside an average."""
+    path = next(path for path, module in tree.named_modules() if module is inner)
+    return f"{path}." if path else ""
 
 
 def check_origin(run: Run, state: Mapping[str, Any]) -> None:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..dense.subnet import SubNetwork
 from ..errors import CheckpointError
 
 
-def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
-    """The names of a model's parameters."""
-    return {parameter: name for name, parameter in model.named_parameters()}
+def parameter_names(model: nn.Module, *optimizers: Optimizer) -> dict[nn.Parameter, str]:
+    """The names of a model's parameters; those of others in its optimizers (a loss's own, say) go by their places."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for i, optimizer in enumerate(optimizers):
+        for j, group in enumerate(optimizer.param_groups):
+            for k, parameter in enumerate(group["params"]):
+                names.setdefault(parameter, f"optimizer {i}, group {j}, parameter {k}")
+    return names
+
+
+@lru_cache(maxsize=64)
+def as_data(subnetwork: SubNetwork) -> dict[str, Any]:
+    """A sub-network as JSON types; made once, since averages are updated by way of state dicts."""
+    return subnetwork.to_dict()
 
 
 def tree_state(tree: nn.Module) -> dict[str, dict[str, torch.Tensor]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from ..errors import ConfigError
+from ..machine.ranks import ranks
 
 PROBES = 3
 """Parameters whose values are looked at, the smallest there are."""
@@ -25,23 +27,25 @@ class Watch:
         usual: steps of the last whole epoch, 0 before there is one.
     """
 
-    def __init__(self, model: nn.Module, epochs: int, hooked: bool):
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], epochs: int, hooked: bool):
         self._model, self._epochs, self._hooked = model, epochs, hooked
+        self._rates = Rates(optimizers)
         self.epoch, self.steps, self.usual = -1, 0, 0
-        self._anew, self._wrong, self._loaded = True, False, 0
+        self._anew, self._wrong, self._loaded, self._read = True, False, 0, -1
         self._probes: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def state_was_loaded(self, progress: Mapping[str, int] | None = None) -> None:
+    def state_was_loaded(self, progress: Mapping[str, float] | None = None) -> None:
         """The next epoch may be any; with `progress` the run is where that says."""
         self._anew = True
         if progress is not None:
-            self.epoch, self.steps, self.usual = progress["epoch"], progress["steps"], progress["usual"]
-            self._wrong = bool(progress["wrong"])
+            self.epoch, self.steps, self.usual = (int(progress[key]) for key in ("epoch", "steps", "usual"))
+            self._wrong, self._rates.peak = bool(progress["wrong"]), progress["peak"]
         self._loaded = self.steps
 
-    def progress(self) -> dict[str, int]:
+    def progress(self) -> dict[str, float]:
         """Where the run is, as JSON types."""
-        return {"epoch": self.epoch, "steps": self.steps, "usual": self.usual, "wrong": int(self._wrong)}
+        where = {"epoch": self.epoch, "steps": self.steps, "usual": self.usual, "wrong": int(self._wrong)}
+        return where | {"peak": self._rates.peak}
 
     def checked(self, epoch: Any, expected: int, told: int | None, *, matters: bool) -> int:
         """The number of an epoch that begins.
@@ -57,6 +61,7 @@ class Watch:
                 the epoch before was trained by an optimizer that the run does not know.
         """
         number = whole(epoch)
+        self.check_rates()
         if not self._anew:
             self._check_training()
             self._check_order(number, expected)
@@ -75,9 +80,15 @@ class Watch:
             )
         return number
 
-    def begun(self, epoch: int) -> None:
-        """An epoch begins."""
-        self.epoch, self.steps, self._anew, self._loaded = epoch, 0, False, 0
+    def check_rates(self) -> None:
+        """Warn, once, where the epoch that is over grew the network at a low learning rate."""
+        if self.steps:
+            self._rates.check(self.epoch)
+
+    def begun(self, epoch: int, *, grew: bool = False) -> None:
+        """An epoch begins; `grew` where it brings channels or blocks."""
+        self._rates.begin_epoch(grew)
+        self.epoch, self.steps, self._anew, self._loaded, self._read = epoch, 0, False, 0, -1
         small = sorted((p for p in self._model.parameters() if p.requires_grad and p.numel()), key=torch.numel)
         self._probes = [(p, p.detach().clone()) for p in small[:PROBES]]
 
@@ -92,7 +103,8 @@ class Watch:
     def took_step(self, told: int | None) -> None:
         """A step is over; warns, once, where an epoch has more of them than it should."""
         self.steps += 1
-        expected = self.usual if told is None or self._wrong else told
+        self._rates.took_step()
+        expected = self._expected(told)
         if expected and self.steps == expected + max(2, expected // 5) and self.epoch < self._epochs - 1:
             warnings.warn(
                 f"epoch {self.epoch} has more than its {expected} steps; call run.begin_epoch(epoch) before the first "
@@ -101,9 +113,32 @@ class Watch:
             )
 
     def is_last_step(self, told: int | None) -> bool:
-        """Whether the run's last step is over, as far as `attach` or the epoch before say how many there are."""
-        expected = self.usual if told is None or self._wrong else told
-        return self.epoch == self._epochs - 1 and self.steps == expected
+        """Whether the run's last step is over, as `attach` was told; between ranks, which cannot wait to see, as the
+        epoch before says too."""
+        certain = ranks() > 1 or (told is not None and not self._wrong)
+        return certain and self.is_last_epoch and self.steps == self._expected(told)
+
+    def seems_over(self, told: int | None, *, trains: bool) -> bool:
+        """Whether the run's training is over by the look of it, when its model is evaluated or its state is read.
+
+        Of those that are expected a tenth may be missing, as a GradScaler leaves steps out. The state of a model in
+        training mode (`trains`) may be read after every step, by an average that follows it.
+        """
+        expected, read = self._expected(told), self._read
+        if trains:
+            self._read = self.steps
+            if not expected or read == self.steps - 1:
+                return False
+        least = expected if trains else expected - expected // 10
+        return self.is_last_epoch and self.steps >= max(1, least)
+
+    @property
+    def is_last_epoch(self) -> bool:
+        """Whether the last epoch is at work, or over."""
+        return self.epoch == self._epochs - 1
+
+    def _expected(self, told: int | None) -> int:
+        return self.usual if told is None or self._wrong else told
 
     def _check_order(self, number: int, expected: int) -> None:
         if number == expected or (number == self.epoch and not self.steps):
@@ -145,6 +180,42 @@ class Watch:
                 f"attach(..., steps_per_epoch={self.steps})",
                 stacklevel=5,
             )
+
+
+class Rates:
+    """The learning rates of a run's optimizers, the highest of their groups.
+
+    Attributes:
+        peak: the highest so far.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer]):
+        self._optimizers, self.peak, self._told = optimizers, 0.0, False
+        self._before, self._epoch, self._waits = 0.0, 0.0, True
+
+    def begin_epoch(self, grew: bool) -> None:
+        """Begin to look for the epoch's own; `grew` where the network has just grown."""
+        self._before, self._epoch = self.peak if grew else 0.0, 0.0
+        self._waits = True
+
+    def took_step(self) -> None:
+        """Look at the rates; at one that a GPU holds, which has to be waited for, in an epoch's first step alone."""
+        rates = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
+        known = [rate for rate in rates if self._waits or not (isinstance(rate, torch.Tensor) and rate.is_cuda)]
+        highest, self._waits = max(map(float, known), default=0.0), False
+        self._epoch, self.peak = max(self._epoch, highest), max(self.peak, highest)
+
+    def check(self, epoch: int) -> None:
+        """Warn, once, where the network grew in an epoch whose rates were less than a tenth of the highest before."""
+        if self._told or self._epoch >= self._before / 10:
+            return
+        self._told = True
+        warnings.warn(
+            f"the network grew in epoch {epoch}, at a learning rate of {self._epoch:.2g} at most, where it has been "
+            f"{self._before:.2g}: what is new hardly trains; grow earlier, or take a schedule of the learning rate "
+            "that stays flat until the last growth",
+            stacklevel=5,
+        )
 
 
 def whole(epoch: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
+from ..machine.private import in_backward
 from ..machine.timing import StepClock
 from ..schedule.stages import Stage
 from .candidates import Found, Probe, Resize
@@ -48,6 +49,12 @@ class Searching:
 
     def begin_step(self) -> SubNetwork:
         """Run the next step as its candidate, or this one again (gradients may be accumulated)."""
+        if not self._begun and in_backward():
+            raise ConfigError(
+                "this step's forward pass ran without gradients, as the whole supernet, and runs anew for them",
+                where=type(self.supernet.network.model).__name__,
+                expected="torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+            )
         number = self.drawn(self.steps)
         self.supernet.run_as(number)
         self._clock.start(number)
@@ -70,9 +77,9 @@ class Searching:
         self.supernet.run_as(None)
         self.steps += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the search is between two steps, as JSON types."""
-        seconds = self._clock.read()
+    def state_dict(self, *, wait: bool = True) -> dict[str, Any]:
+        """Where the search is between two steps, as JSON types; without `wait`, without steps still at work."""
+        seconds = self._clock.read(wait=wait)
         return {
             "before": self.before,
             "steps": self.steps,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,9 +20,9 @@ from ..dense.bypass import bypass
 from ..dense.fake import tensor_named
 from ..dense.network import Network, attributes_in
 from ..dense.subnet import DropPath, SubNetwork, contains, within
-from ..errors import SubNetworkError
+from ..errors import ConfigError, SubNetworkError
 from ..machine.hook import Hook
-from ..machine.private import more_compilations
+from ..machine.private import in_backward, more_compilations
 from ..morph.drop_path import rates_in
 from ..morph.tensors import TensorMap, map_tensors
 
@@ -65,8 +65,8 @@ class ElasticSupernet:
     places for the time of the forward pass alone, through hooks on the model. Where another method of the model than
     its `forward` is called, put `with supernet.swapped():` around it. Under `DistributedDataParallel` parameters of
     blocks that are off get no gradient: without `attach`, which sees to it, set `find_unused_parameters=True`.
-    Activation checkpointing computes anew when the whole tensors are back, so checkpointed blocks must not have tensors
-    of another size.
+    Activation checkpointing computes anew when the whole tensors are back: a checkpointed module with tensors of
+    another size is refused.
 
     Attributes:
         network: `network.current` is the supernet; it must not be morphed while this one is open.
@@ -97,10 +97,12 @@ class ElasticSupernet:
         # after 8, and then for good.
         self._room = 2 * len(self.candidates) + 4
         more_compilations(self._room)
+        swapped = {id(swap.module): swap.module for part in self._parts for swap in part.swaps}
         hooks: list[Any] = [Hook(torch.compiler.disable(hook), self) for hook in (self._enter, self._leave)]
         self._hooks = [
             model.register_forward_pre_hook(hooks[0]),  # behind the run's, which says what runs
             model.register_forward_hook(hooks[1], always_call=True),
+            *(each.register_forward_pre_hook(cast(Any, Hook(self._check, self))) for each in swapped.values()),
         ]
 
     def run_as(self, number: int | None) -> None:
@@ -143,6 +145,17 @@ class ElasticSupernet:
             return
         for swap in self._now.swaps:
             swap.place[swap.leaf] = swap()
+
+    def _check(self, module: nn.Module, *_: Any) -> None:
+        if torch.compiler.is_compiling() or self._inside or not any(s.module is module for s in self._now.swaps):
+            return
+        raise ConfigError(
+            "a module of an elastic supernet runs outside of the model's forward pass, where it has its whole tensors",
+            where=type(module).__name__,
+            expected="no activation checkpointing of it in a search"
+            if in_backward()
+            else "with run.swapped(): around a call of another method than the model's forward",
+        )
 
     def _leave(self, *_: Any) -> None:
         self._inside -= 1

@@ -1,8 +1,8 @@
 """A small network in the manner of airbench (K. Jordan, 94 % on CIFAR-10 in 3.29 seconds, arXiv 2404.00498).
 
-Written anew. What makes it hard to narrow: the first convolution is frozen, with the eigenvectors of the images' patches
-and their negatives as filters; the first filters of every later one are an identity (`dirac_`), the rest random; batch
-norm has an epsilon of 1e-12, and its scales are frozen.
+Written anew. What makes it hard to narrow: the first convolution is frozen, with the eigenvectors of the images'
+patches and their negatives as filters; the first filters of every later one are an identity (`dirac_`), the rest
+random; batch norm has an epsilon of 1e-12, and its scales are frozen.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def shift_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def whitening(images: torch.Tensor) -> nn.Conv2d:
-    """Patches of 2 x 2 pixels in the basis of their covariance's eigenvectors, each at variance 1, and their negatives."""
+    """Patches of 2 x 2 pixels in the basis of their covariance, each at variance 1, and their negatives."""
     patches = images.unfold(2, 2, 1).unfold(3, 2, 1).transpose(1, 3).reshape(-1, 12)
     values, vectors = torch.linalg.eigh(patches.mT @ patches / len(patches))
     filters = (vectors / (values + 5e-4).sqrt()).mT.flip(0).view(12, 3, 2, 2)

@@ -6,10 +6,13 @@ gamma / sigma times the filter, gamma the norm's scale and sigma its running dev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..dense.fake import tensor_named
 from ..dense.network import Network
+from ..dense.subnet import FIXED
 from .alike import wide
 
 
@@ -32,3 +35,29 @@ def folded_weight(network: Network, name: str) -> torch.Tensor:
         return weight
     factor = wide(norm[0].detach()) * norm[1].rsqrt()
     return weight * factor.view(-1, *[1] * (weight.ndim - 1))
+
+
+def same_channels(network: Network, names: Sequence[str]) -> torch.Tensor | None:
+    """Which of the batch norms behind these weights write the same channel group: an (N, N) matrix of zeros and ones.
+
+    None without any. A product with it adds up in the same order every time, unlike what is scattered on a GPU.
+    """
+    if not names:
+        return None
+    groups = network.structure.unit_groups()
+    layouts = [network.structure.tensors[name] for name in names]
+    units = [layout.axes[layout.role.out_axis] for layout in layouts]
+    group = [-1 - i if each is None else int(groups[each[each != FIXED][0]]) for i, each in enumerate(units)]
+    own = torch.tensor(group, device="cpu")
+    device = tensor_named(network.model, names[0]).device
+    return (own[:, None] == own[None, :]).float().to(device)
+
+
+def sums_over(
+    shared: torch.Tensor | None, ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """For each of N scales the sum of the products of two lists, over all scales that write the same channel group."""
+    if shared is None:
+        return torch.empty(0)
+    products = torch.stack([torch.dot(wide(one), wide(other)) for one, other in zip(ones, others, strict=True)])
+    return shared.to(products.dtype) @ products

@@ -13,7 +13,7 @@ from ..dense.fake import tensor_named
 from ..dense.network import Network
 from .alike import Alike, alike, stacked, wide
 from .axes import ChannelAxis, channel_axes
-from .folded import scale_and_variance
+from .folded import same_channels, scale_and_variance, sums_over
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class GroupLasso:
         norms = {name: scale_and_variance(network, name) for name in self.axes if self.folded}
         self.scales = {name: norm[0] for name, norm in norms.items() if norm is not None}
         self._kinds = alike(self.weights, self.axes, self.scales)
+        names = [name for kind in self._kinds for name in kind.names if name in self.scales]
+        self._shared = same_channels(network, names)
 
     def follow(self) -> None:
         """Be that of the present sub-network, where the network has morphed."""
@@ -85,7 +87,7 @@ class GroupLasso:
         scales = [self.scales[name] for name in names if name in self.scales]
         variances = [self._variances(kind) for kind in self._kinds]
         weights = [self.weights[name] for name in names]
-        return _Penalty.apply(self._kinds, variances, *weights, *scales)  # pyright: ignore[reportReturnType]
+        return _Penalty.apply(self._kinds, variances, self._shared, *weights, *scales)  # pyright: ignore[reportReturnType]
 
     @torch.no_grad()
     def shrink(self, steps: Mapping[str, Step]) -> None:
@@ -98,6 +100,8 @@ class GroupLasso:
             steps: for each parameter of `trained` by name how far.
         """
         self.follow()
+        scales = [self.scales[name] for kind in self._kinds for name in kind.names if name in self.scales]
+        before = sums_over(self._shared, scales, scales)
         for kind in self._kinds:
             weights = [self.weights[name] for name in kind.names]
             variance = self._variances(kind)
@@ -111,13 +115,16 @@ class GroupLasso:
                 kept = (1 - lengths / norms).clamp_(min=0)  # of an empty channel: 1 - inf, or 1 - 0 / 0
                 values = values * kind.spread(kept.nan_to_num_(1.0), axis, 1.0, weights[0].ndim)
             torch._foreach_copy_(weights, list(values.unbind()))
+        if scales:
+            grown = (before / sums_over(self._shared, scales, scales)).sqrt_().nan_to_num_(1.0, posinf=1.0)
+            torch._foreach_mul_(scales, list(grown.to(scales[0].dtype).unbind()))
 
     def _shrink_folded(
         self, kind: Alike, weights: list[torch.Tensor], variance: torch.Tensor, steps: Mapping[str, Step]
     ) -> None:
         """The same of weights with a batch norm folded in: output channels by their scales, input channels by weights.
 
-        A norm moves by as much as it would by the gradient: `rates` times the step.
+        A norm moves by as much as it would by the gradient: `rates` times the step. Filters keep their size.
         """
         scales, values = [self.scales[name] for name in kind.names], stacked(weights)
         names = [self.network.structure.norms[name].scale for name in kind.names]
@@ -135,6 +142,9 @@ class GroupLasso:
                 gammas = gammas * kind.spread(kept, axis, 1.0, 1)
             else:
                 values = values * kind.spread(kept, axis, 1.0, weights[0].ndim)
+                size = squares.sum(2) / (squares * kind.spread(kept, axis, 1.0, 2).square()).sum(2)
+                size = size.sqrt_().nan_to_num_(1.0, posinf=1.0)
+                values = values * size.view(*size.shape, *[1] * (values.ndim - 2))
         torch._foreach_copy_(scales, list(gammas.unbind()))
         torch._foreach_copy_(weights, list(values.unbind()))
 
@@ -165,12 +175,18 @@ class _Penalty(torch.autograd.Function):
 
     With a batch norm folded in, the norms are those of gamma / sigma times the weight. Sigma is taken to follow the
     size of each filter, as it does: the gradient of the filter has no part along the filter itself, which would shrink
-    it for nothing, and an output channel's norm pulls at gamma alone.
+    it for nothing, and an output channel's norm pulls at gamma alone. The same holds one layer on: all scales that
+    write a channel group, made smaller together, are made up for by the batch norms behind it. So their gradient has no
+    part along them all: the penalty chooses between channels, and shrinks no layer as a whole.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, kinds: list[Alike], variances: list[torch.Tensor | None], *tensors: torch.Tensor
+        ctx: Any,
+        kinds: list[Alike],
+        variances: list[torch.Tensor | None],
+        shared: torch.Tensor | None,
+        *tensors: torch.Tensor,
     ) -> torch.Tensor:
         norms, folded, rest = [], list[torch.Tensor](), iter(tensors)
         weights = [[next(rest) for _ in kind.names] for kind in kinds]
@@ -183,6 +199,7 @@ class _Penalty(torch.autograd.Function):
                 squares = squares * gains[:, :, None]
             norms += [kind.sums(squares, axis).flatten() for axis in kind.axes]
         lengths = torch.cat(norms).sqrt_()
+        ctx.shared = shared
         ctx.kinds, ctx.sizes, ctx.count = kinds, [len(each) for each in norms], len(tensors)
         ctx.folds = [variance is not None for variance in variances]
         ctx.save_for_backward(lengths, *tensors, *folded)
@@ -195,7 +212,7 @@ class _Penalty(torch.autograd.Function):
         factors = iter(torch.where(lengths > 0, grad_outputs[0] / lengths, 0).split(ctx.sizes))
         rest, folded = iter(saved[: ctx.count]), iter(saved[ctx.count :])
         weights = [[next(rest) for _ in kind.names] for kind in ctx.kinds]
-        of_weights, of_scales = list[torch.Tensor](), list[torch.Tensor]()
+        of_weights, of_scales, scales = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
         for kind, own, folds in zip(ctx.kinds, weights, ctx.folds, strict=True):
             ndim = own[0].ndim
             each = [
@@ -208,10 +225,15 @@ class _Penalty(torch.autograd.Function):
                 along = torch.where(sizes > 0, pulls / sizes, 0)
                 factor = (factor - along[:, :, None]) * gains[:, :, None]
                 factor = factor.view(*factor.shape, *[1] * (ndim - 2))
-                scales = [next(rest) for _ in own]
-                of_scales += _products(scales, pulls / variance)
+                mine = [next(rest) for _ in own]
+                of_scales += _products(mine, pulls / variance)
+                scales += mine
             of_weights += _products(own, factor)
-        return None, None, *of_weights, *of_scales
+        if scales:
+            along = sums_over(ctx.shared, scales, of_scales) / sums_over(ctx.shared, scales, scales)
+            common = torch._foreach_mul(scales, list(along.nan_to_num_(0.0).to(scales[0].dtype).unbind()))
+            torch._foreach_sub_(of_scales, common)
+        return None, None, None, *of_weights, *of_scales
 
 
 def _products(tensors: list[torch.Tensor], factors: torch.Tensor) -> list[torch.Tensor]:

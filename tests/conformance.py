@@ -153,6 +153,7 @@ METHODS = [
     # What these take out is read off the weights, which `test_prunetrain.py` plants; here nothing is sparse.
     MethodRow(morphogen.PruneTrain(interval=2)),
     MethodRow(morphogen.PruneTrain(interval=3, start=0.25, multiple_of=4, proximal=True)),
+    MethodRow(morphogen.PruneTrain(interval=1, folded=True, target=0.5, finetune=0.3, proximal=True)),
     MethodRow(morphogen.OneTime()),
     MethodRow(morphogen.SSL()),
     MethodRow(morphogen.GrowThenPrune(start=0.5), channels=(6, 6, 9, 9, 12, 12, 12, 12)),

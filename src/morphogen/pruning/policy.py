@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 
-STEP = 0.1
-"""So much more of the FLOPs left than wanted doubles the coefficient."""
+STEP, GAIN = 0.1, 1.3
+"""So much more of the FLOPs left than wanted multiplies the coefficient by the gain. Two is too much: it takes some
+reconfigurations until channels are zero, and then all would go together."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Pruning:
         """The coefficient after a reconfiguration before an epoch.
 
         From the start of the penalty to its stop the network is to lose FLOPs linearly, down to the target. A tenth of
-        the dense network's FLOPs above that doubles the coefficient, a tenth below it halves it, never by more than
-        that at once; with the target reached it is 0.
+        the dense network's FLOPs above that makes the coefficient 1.3 times larger, a tenth below it as much smaller,
+        never by more than that at once; with the target reached it is 0.
 
         Args:
             coefficient: before.
@@ -89,4 +90,4 @@ class Pruning:
             return 0.0
         done = (epoch - self.start) / ((self.at[-1] if self.stop is None else self.stop) - self.start)
         excess = left - (1 - min(1.0, done) * (1 - self.target))
-        return coefficient * 2 ** max(-1.0, min(1.0, excess / STEP))
+        return coefficient * GAIN ** max(-1.0, min(1.0, excess / STEP))

@@ -49,6 +49,7 @@ class Training:
         self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, momentum=0.9)
         self.net = morphogen.trace(self.model, self.images(2, options.side))
         self.lasso = morphogen.GroupLasso(self.net)
+        self.folded = morphogen.GroupLasso(self.net, folded=True)
         self.labels = torch.randint(1000, (options.batch_size,), device=self.device)
         self.batch = self.images(options.batch_size, options.side)
 
@@ -77,6 +78,14 @@ class Training:
         """What the proximal variant does after a step."""
         self.lasso.shrink(dict.fromkeys(self.lasso.weights, Step(COEFFICIENT)))
 
+    def folded_penalty(self) -> None:
+        """The same two with the batch norms folded in: the penalty."""
+        (COEFFICIENT * self.folded()).backward()
+
+    def folded_proximal(self) -> None:
+        """And the proximal step."""
+        self.folded.shrink(dict.fromkeys(self.folded.trained, Step(COEFFICIENT)))
+
     def _update(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad()
         loss.backward()
@@ -89,6 +98,8 @@ def costs(training: Training, seconds: float) -> dict[str, float]:
         "step": training.step,
         "penalty": training.penalty,
         "proximal step": training.proximal,
+        "folded penalty": training.folded_penalty,
+        "folded proximal step": training.folded_proximal,
     }
     if training.device.type == "cuda":
         pieces["step with penalty"] = training.penalised_step

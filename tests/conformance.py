@@ -127,7 +127,7 @@ METHODS = [
     MethodRow(morphogen.StackBERT(), blocks=(2, 2, 2, 2, 4, 4, 4, 4)),
     MethodRow(morphogen.ProgStack(), blocks=(1, 2, 2, 4, 4, 4, 4, 4)),
     MethodRow(morphogen.ProgStack(depth_operator="mostack"), blocks=(1, 2, 2, 4, 4, 4, 4, 4)),
-    MethodRow(morphogen.EfficientTrain(), side=(3, 3, 6, 6, 6, 7, 8, 8)),
+    MethodRow(morphogen.EfficientTrain(), side=(3, 3, 3, 3, 6, 6, 6, 8)),
     MethodRow(morphogen.ProgressiveResizing(stages=2), side=(4, 4, 4, 4, 8, 8, 8, 8)),
     MethodRow(
         morphogen.Combined((morphogen.Prog(stages=2), morphogen.NetworkExpansion(width=0.5, stages=4))),
@@ -160,6 +160,7 @@ METHODS = [
     # What these take out is read off the weights, which `test_prunetrain.py` plants; here nothing is sparse.
     MethodRow(morphogen.PruneTrain(interval=2)),
     MethodRow(morphogen.PruneTrain(interval=3, start=0.25, multiple_of=4, proximal=True)),
+    MethodRow(morphogen.PruneTrain(interval=1, folded=True, target=0.5, finetune=0.3, proximal=True)),
     MethodRow(morphogen.OneTime()),
     MethodRow(morphogen.SSL()),
     MethodRow(morphogen.GrowThenPrune(start=0.5), channels=(6, 6, 9, 9, 12, 12, 12, 12)),

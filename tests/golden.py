@@ -114,6 +114,7 @@ class Golden:
 
 
 PROXIMAL = "PruneTrain(interval=2, proximal=True, ratio=0.5)"
+TARGET = "PruneTrain(interval=1, ratio=0.4, folded=True, target=0.8, finetune=0.3, proximal=True)"
 WIDE = "NetworkExpansion(width=0.5, stages=3)"
 DEEP = "NetworkExpansion(depth=0.5, stages=2)"
 
@@ -131,6 +132,7 @@ RUNS = {
     "ProgressiveResizing": Golden("ProgressiveResizing(stages=3)", {"model": "nets:Residual", "ema": 0.9}),
     "PruneTrain": Golden("PruneTrain(interval=2, threshold=0.012)", PRUNED),
     "PruneTrain proximal": Golden(PROXIMAL, {**PRUNED_MORE, **ADAMW}),
+    "PruneTrain to a target": Golden(TARGET, {**PRUNED, "ema": 0.9}),
     "OneTime": Golden("OneTime(threshold=0.012)", {**PRUNED, "ema": 0.9}),
     "SSL": Golden("SSL(threshold=0.012)", PRUNED),
     "GrowThenPrune": Golden("GrowThenPrune(start=0.34, interval=2, proximal=True, ratio=0.4, threshold=0.005)", PRUNED),
@@ -150,6 +152,7 @@ RUNS = {
     "plain NetworkExpansion": Golden(WIDE, {"model": "nets:Residual"}, plain=True),
     "plain Prog": Golden("Prog(stages=3)", {"model": TOWER, **ADAMW}, plain=True),
     "plain PruneTrain proximal": Golden(PROXIMAL, PRUNED, plain=True),
+    "plain PruneTrain to a target": Golden(TARGET, {**PRUNED_MORE, **ADAMW}, plain=True),
     "plain AutoProg": Golden("AutoProg(stages=3, search_epochs=1)", {"model": TOWER, **SEARCH}, plain=True),
 }
 """What is written down, by name."""

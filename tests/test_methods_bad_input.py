@@ -67,6 +67,14 @@ AT_ONCE = {
     "an interval of 0": (lambda: morphogen.PruneTrain(interval=0), r"PruneTrain: interval.*at least 1, found 0"),
     "half an interval": (lambda: morphogen.PruneTrain(interval=2.5), r"interval.*found 2\.5"),  # pyright: ignore
     "a penalty from the end on": (lambda: morphogen.PruneTrain(start=1.0), r"PruneTrain: start.*0 <= start < 1"),
+    "a target of all": (
+        lambda: morphogen.PruneTrain(target=1.0),
+        r"the target is out of range.*0 < target < 1.*found 1\.0",
+    ),
+    "nothing but the last part": (
+        lambda: morphogen.PruneTrain(finetune=1.0),
+        r"PruneTrain: finetune.*0 <= finetune < 1",
+    ),
     "a threshold of 0": (lambda: morphogen.PruneTrain(threshold=0.0), r"threshold above 0.*found threshold 0\.0"),
     "multiples of 0": (lambda: morphogen.PruneTrain(multiple_of=0), r"from 1, found .*multiple_of 0"),
     "OneTime at the end": (lambda: morphogen.OneTime(at=1.0), r"OneTime: at out of range.*found 1\.0"),

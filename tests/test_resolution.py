@@ -304,3 +304,38 @@ def test_no_images_no_resolution():
     net = morphogen.trace(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(2, 4))
     with pytest.raises(morphogen.SubNetworkError, match="not a batch of images"):
         net.subnetwork(resolution=0.5)
+
+
+CURRICULA = [
+    # Epochs of a part: its tenths of the compute by (224 / r)^2. Of 200: 10.889 : 7.84 : 4 of 22.729 begin at 95.8 and
+    # 164.8; with DeiT's step of 192 pixels 10.889 : 7.84 : 2.722 : 2 of 23.451 at 92.9, 159.7 and 182.9.
+    (False, 224, 1, [(0, 96), (96, 160), (165, 224)]),
+    (True, 224, 1, [(0, 96), (93, 160), (160, 192), (183, 224)]),
+    # The same shares of 32 pixels, 13.7 and 22.9, are rounded; lengths go by what is taken:
+    # 2 / 196 : 4 / 529 : 4 / 1024, of 200 begin at 94.2 and 163.9.
+    (False, 32, 1, [(0, 14), (94, 23), (164, 32)]),
+    # To whole patches of 4, 2 / 144 : 4 / 576 : 4 / 1024, at 112.2 and 168.4.
+    (False, 32, 4, [(0, 12), (112, 24), (168, 32)]),
+]
+
+
+@pytest.mark.parametrize("deit, side, patch, expected", CURRICULA)
+@pytest.mark.filterwarnings("ignore:resolution")
+def test_efficient_train_gives_each_size_its_share_of_the_compute(deit, side, patch, expected):
+    layers = [nn.Conv2d(3, 4, patch, patch), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)]
+    model = vit(img_size=side, patch_size=patch) if patch > 1 else nn.Sequential(*layers)
+    net = morphogen.trace(model, image(size=side))
+    stages = morphogen.EfficientTrain(deit=deit).schedule(net, 200)
+    assert [(stage.start, stage.subnetwork.resolution) for stage in stages] == [(at, (r, r)) for at, r in expected]
+    assert all(stage.subnetwork.channels == net.dense.channels for stage in stages)
+
+
+def test_efficient_train_raises_randaugment_by_tenths_of_the_compute():
+    """In ten epochs; the middle of epoch 4, 0.45, is 2 x 0.45 / 0.479 = 1.88 tenths in, and so on."""
+    method = morphogen.EfficientTrain()
+    assert [round(9 * method.regularisation(epoch, 10).randaugment, 9) for epoch in range(10)] == [
+        *(0, 0, 1, 1, 1, 2, 3, 5, 6, 8)
+    ]
+    assert method.regularisation(499, 500).randaugment == 1
+    deit = morphogen.EfficientTrain(deit=True)  # 2 + 4 x (0.75 - 0.4643) / 0.3343 = 5.42 tenths
+    assert deit.regularisation(7, 10).randaugment == 5 / 9

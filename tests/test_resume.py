@@ -107,6 +107,10 @@ RUNS = {
     "width by copies": ("cnn", "Net2Net"),
     "pruning": ("cnn", "PruneTrain(ratio=0.5, interval=2, threshold=0.02)"),
     "pruning by steps": ("cnn", "PruneTrain(ratio=0.9, interval=2, proximal=True)"),
+    "pruning to a target": (
+        "cnn",
+        "PruneTrain(ratio=0.9, interval=1, folded=True, target=0.3, finetune=0.3, proximal=True)",
+    ),
     "growth, then pruning, and batches": (
         "cnn",
         "GrowThenPrune(stages=2, ratio=0.5, interval=1, threshold=0.02) + DynamicBatch(step=2, limit=8)",

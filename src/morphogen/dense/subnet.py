@@ -202,6 +202,20 @@ class TensorLayout(Layout):
 
 
 @dataclass(frozen=True)
+class BatchNorm:
+    """The batch norm right behind a layer.
+
+    Attributes:
+        scale, variance: names of its learned scale (gamma) and of its running variance.
+        eps: what it adds to the variance.
+    """
+
+    scale: str
+    variance: str
+    eps: float
+
+
+@dataclass(frozen=True)
 class AttributeLayout:
     """A size that a module keeps (`in_channels`, `groups`, `normalized_shape`) and the axes it counts.
 
@@ -273,6 +287,8 @@ class Structure:
     products: torch.Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.long))
     """Units that are alive where several others are (position 6 of head 1), one a row: the numbers of those, filled
     up with FIXED. Their own numbers follow those of the groups' units."""
+    norms: Mapping[str, BatchNorm] = field(default_factory=dict)
+    """The batch norm that alone reads what a convolution or linear layer makes, by the name of the layer's weight."""
     layers: tuple[str, ...] = ()
     """Paths of the layers that were read as a whole, by a rule of their own."""
 

@@ -30,6 +30,7 @@ from ..dense.subnet import (
 from ..errors import TraceError, first_line
 from ..machine.private import tree_leaves, tree_map
 from .groups import derive_groups
+from .norms import batch_norms
 from .numbers import Attribute, Numbers
 from .refusals import cannot_export, check_model
 from .residual import residual_branches
@@ -70,7 +71,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     program, numbers = _export(model, example, training=False)
     forward = {False: walk.read(program, numbers)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
-    branches = residual_branches(program, parameters)
+    branches, norms = residual_branches(program, parameters), batch_norms(program, walk.named_inputs(program))
     try:
         program, numbers = _export(model, example, training=True)
     except TraceError as error:
@@ -100,6 +101,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         unread=walk.unruled,
         exclude=exclude,
         products=derived.products,
+        norms=norms,
         layers=tuple(walk.layers),
     )
     return Network(model, structure, fake)

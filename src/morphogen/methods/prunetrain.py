@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..dense.network import Network
 from ..errors import ConfigError
@@ -49,12 +50,8 @@ class Sparsifying(Method):
     def pruning(self, epochs: int) -> Pruning:
         """When the penalty is at work, and when what is sparse goes."""
 
-    def _policy(
-        self, at: tuple[int, ...], start: int = 0, stop: int | None = None, *, from_the_first_batch: bool = False
-    ) -> Pruning:
-        return Pruning(
-            self.ratio, at, start, stop, self.threshold, self.multiple_of, self.proximal, from_the_first_batch
-        )
+    def _policy(self, at: tuple[int, ...], start: int = 0, stop: int | None = None, **more: Any) -> Pruning:
+        return Pruning(self.ratio, at, start, stop, self.threshold, self.multiple_of, self.proximal, **more)
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,12 @@ class PruneTrain(Sparsifying):
         interval: the reconfiguration interval in epochs; None is an eighteenth of the run, the paper's 10 of 182 and 5
             of 90 epochs.
         start: the share of the run before which there is no penalty, in [0, 1).
+        finetune: the share of the run, at its end, that trains on without the penalty, in [0, 1); what has been pruned
+            stays out. The paper has 0, and fine-tunes in epochs of their own.
+        folded: penalise weights with the batch norm behind them folded in: gamma times the weight by the running
+            deviation. A filter's own size means nothing there. The paper has False.
+        target: the share of the dense network's FLOPs to be left at the end, in (0, 1): lambda is steered to it at
+            every reconfiguration. The paper has None: lambda stays as the ratio has set it.
 
     The other settings are those of `Sparsifying`.
 
@@ -74,12 +77,20 @@ class PruneTrain(Sparsifying):
 
     interval: int | None = None
     start: float = 0.0
+    finetune: float = 0.0
+    folded: bool = False
+    target: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         who = type(self).__name__
         if not 0 <= self.start < 1:
             raise ConfigError("start out of range", where=who, expected="0 <= start < 1", found=f"{self.start}")
+        if not 0 <= self.finetune < 1:
+            raise ConfigError(
+                "finetune out of range", where=who, expected="0 <= finetune < 1", found=f"{self.finetune}"
+            )
+        self._policy((1,), target=self.target)
         if self.interval is not None and not (isinstance(self.interval, int) and self.interval >= 1):
             raise ConfigError(
                 "interval out of range", where=who, expected="epochs, at least 1", found=f"{self.interval}"
@@ -91,16 +102,17 @@ class PruneTrain(Sparsifying):
         Raises:
             ConfigError: the interval is longer than what is left of the run.
         """
-        start = round(self.start * epochs)
+        start, stop = round(self.start * epochs), epochs - round(self.finetune * epochs)
         interval = self.interval or max(1, round(epochs / 18))
-        if start + interval > epochs:
+        if start + interval > stop:
             raise ConfigError(
                 "the reconfiguration interval is longer than the run",
                 where=type(self).__name__,
-                expected=f"at most {epochs - start} epochs",
+                expected=f"at most {stop - start} epochs, which have the penalty",
                 found=f"{interval}",
             )
-        return self._policy((*range(start + interval, epochs, interval), epochs), start)
+        at = (*range(start + interval, stop, interval), stop)
+        return self._policy(at, start, stop if self.finetune else None, folded=self.folded, target=self.target)
 
 
 @dataclass(frozen=True)

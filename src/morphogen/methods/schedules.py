@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, prod
 
 from ..dense.network import Network
-from ..errors import ConfigError
+from ..errors import ConfigError, SubNetworkError
 from ..morph.entry import DepthOperator, depth_named
 from ..morph.growth import GrowthOperator
 from ..parts import Grow, Regularise, Resize
@@ -65,35 +65,60 @@ class ProgressiveResizing(Method):
         return growth(network, starts, epochs, resolution=ratios, who="ProgressiveResizing")
 
 
-EFFICIENT_PARTS = (2, 4, 2, 2)
-EFFICIENT_SIZES = (96 / 224, 160 / 224, 192 / 224, 1.0)
+EFFICIENT = ((96, 2), (160, 4), (224, 4))
+EFFICIENT_DEIT = ((96, 2), (160, 4), (192, 2), (224, 2))
+"""Side of the images in pixels of 224, and tenths of the run's compute."""
 
 
 @dataclass(frozen=True)
 class EfficientTrain(Method):
     """Low frequencies first (Wang et al., EfficientTrain, ICCV 2023, and EfficientTrain++, TPAMI 2024).
 
-    Crop the image's spectrum to 96, 160, 192, 224 of 224 pixels for 2 : 4 : 2 : 2 of the epochs.
+    Crop the image's spectrum to 96, 160, 224 of 224 pixels for 2 : 4 : 4 of the run's *compute*: a part at r pixels has
+    (224 / r)^2 times as many epochs as one of equal share at 224. RandAugment's magnitude rises from 0 to the recipe's
+    own, in ten steps, one for each tenth of the compute.
 
-    RandAugment's magnitude rises linearly from 0 to the recipe's own.
+    Attributes:
+        deit: 96, 160, 192, 224 for 2 : 4 : 2 : 2, which the authors have for DeiT alone.
     """
+
+    deit: bool = False
+
+    @property
+    def _curriculum(self) -> tuple[tuple[int, int], ...]:
+        return EFFICIENT_DEIT if self.deit else EFFICIENT
 
     def parts(self) -> Sequence[Part]:
         """Resolution by low frequencies, and RandAugment along."""
         return [Grow(self.schedule), Resize("low-frequency"), Regularise(self.regularisation)]
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
-        """Four stages of the whole network, at growing resolution.
+        """Three or four stages of the whole network, at growing resolution.
+
+        A size is a share of the model's own, rounded to what the model can take; a stage's length follows the size that
+        is taken.
 
         Raises:
             ConfigError: too few epochs, or a model that takes no images.
         """
-        starts = starts_by_ratio(epochs, EFFICIENT_PARTS)
-        return growth(network, starts, epochs, resolution=EFFICIENT_SIZES, who="EfficientTrain")
+        sizes = [side / 224 for side, _ in self._curriculum]
+        try:
+            pixels = [prod(network.subnetwork(resolution=size).resolution or (1,)) for size in sizes]
+        except SubNetworkError as error:
+            raise ConfigError(str(error), where="EfficientTrain") from error
+        lengths = [tenths / each for (_, tenths), each in zip(self._curriculum, pixels, strict=True)]
+        starts = starts_by_ratio(epochs, lengths)
+        return growth(network, starts, epochs, resolution=sizes, who="EfficientTrain")
 
     def regularisation(self, epoch: int, epochs: int) -> Regularisation:
-        """RandAugment from 0 to its full magnitude."""
-        return Regularisation(randaugment=epoch / max(1, epochs - 1))
+        """RandAugment's magnitude in ninths, by the tenth of the compute that the middle of the epoch is in."""
+        left, tenths = (epoch + 0.5) / epochs, 0.0
+        total = sum(share / side**2 for side, share in self._curriculum)
+        for side, share in self._curriculum:
+            length = share / side**2 / total
+            tenths += share * min(1.0, max(0.0, left) / length)
+            left -= length
+        return Regularisation(randaugment=min(9, int(tenths)) / 9)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
+
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..morph.entry import DepthOperator, depth_named
@@ -13,6 +15,7 @@ from ..run.assembly import distinct
 from ..run.part import Part
 from ..schedule.revision import revised
 from ..schedule.stages import Stage
+from .revive import filter_norms, revive
 
 Schedule = Callable[[Network, int], Sequence[Stage]]
 """A network and a number of epochs to the stages of a run, the first at epoch 0, in order."""
@@ -56,6 +59,7 @@ class Grow(Part):
         self._stages: list[Stage] = []
         self.revisions: list[tuple[int, str]] = []
         self._stage: Stage | None = None
+        self._filters: dict[str, torch.Tensor] | None = None
 
     def plan(self, network: Network, epochs: int) -> None:
         """Make the schedule; raises ConfigError where it does not fit."""
@@ -70,7 +74,16 @@ class Grow(Part):
     def before_epoch(self, epoch: int) -> bool:
         """Look the stage of the epoch up."""
         before, self._stage = self._stage, self._at(epoch)
+        network = self.run.network
+        begins = self.run.epoch < 0 and network.current == network.dense
+        self._filters = filter_norms(network) if begins else None
         return self._stage != before
+
+    def begin_epoch(self, epoch: int) -> None:
+        """The first network is one that somebody would train: filters that it has emptied begin anew."""
+        if self._filters is not None:
+            revive(self.run.network, self._filters, [*self.run.followers[0][1:], *self.run.averages])
+            self._filters = None
 
     def wants(self, epoch: int) -> SubNetwork:
         """The stage's sub-network."""

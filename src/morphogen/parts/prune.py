@@ -77,6 +77,7 @@ class Prune(Part):
             left = decided(self.pruner.left())  # on another rank a rounding could differ
             if left != old:
                 self.left = _without(self.left, old, left)
+            self.pruner.steer(self.left, epoch)
 
     def wants(self, epoch: int) -> SubNetwork:
         """What has not been pruned."""

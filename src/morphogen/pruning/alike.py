@@ -5,7 +5,7 @@ A network has far fewer shapes than weights, and on small tensors an operation c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,13 +41,16 @@ class Alike:
         return by_channel.view(len(self.names), *[-1 if dim == axis.dim else 1 for dim in range(ndim)])
 
 
-def alike(weights: Mapping[str, torch.Tensor], axes: Mapping[str, tuple[ChannelAxis, ...]]) -> list[Alike]:
-    """All weights, those that are alike together."""
+def alike(
+    weights: Mapping[str, torch.Tensor], axes: Mapping[str, tuple[ChannelAxis, ...]], apart: Container[str] = ()
+) -> list[Alike]:
+    """All weights, those that are alike together; those named in `apart` never with others."""
     kinds: dict[tuple, list[str]] = {}
     for name, weight in weights.items():
         alone = name if any(axis.index is not None for axis in axes[name]) else ""
         dims = tuple(axis.dim for axis in axes[name])
-        kinds.setdefault((weight.shape, weight.stride(), weight.dtype, weight.device, dims, alone), []).append(name)
+        key = (weight.shape, weight.stride(), weight.dtype, weight.device, dims, alone, name in apart)
+        kinds.setdefault(key, []).append(name)
     return [Alike(tuple(names), axes[names[0]]) for names in kinds.values()]
 
 

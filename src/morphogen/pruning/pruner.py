@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.optim import Optimizer
 
+from ..cost.flops import cost
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError, TrainingError
@@ -16,6 +17,9 @@ from .lasso import GroupLasso
 from .policy import Pruning
 from .proximal import ADAPTIVE, check_known, proximal_steps
 from .sparsity import sparse_part
+
+SHORT = 0.05
+"""By so much more of the FLOPs than wanted a network may end without a warning."""
 
 NEAR = 64
 """Nodes of a loss's graph, from the loss on, that are looked through for a penalty: it is added last."""
@@ -26,7 +30,8 @@ class Pruner:
 
     Attributes:
         policy: how to prune.
-        coefficient: lambda, set on the first batch with the penalty and fixed from then on; None before.
+        coefficient: lambda, set on the first batch with the penalty and fixed from then on, or steered to the policy's
+            target; None before, 0 once the target is reached.
     """
 
     def __init__(self, network: Network, policy: Pruning, optimizers: Sequence[Optimizer]):
@@ -37,7 +42,7 @@ class Pruner:
         """
         self.network, self.policy, self.optimizers = network, policy, optimizers
         self.coefficient: float | None = None
-        self._lasso = GroupLasso(network)
+        self._lasso = GroupLasso(network, folded=policy.folded)
         if not self._lasso.axes:
             raise ConfigError(
                 "nothing of this model can be pruned",
@@ -86,15 +91,27 @@ class Pruner:
         with torch.autocast(loss.device.type, enabled=False):
             if sets:
                 self.coefficient = self._coefficient(loss)
-            if self.policy.proximal or not penalises or self.coefficient is None:
+            if self.policy.proximal or not penalises or not self.coefficient:
                 return loss
             return loss + self.coefficient * self._lasso()
 
     def end_step(self, epoch: int) -> None:
         """After an optimizer step of an epoch: the proximal one."""
-        if self.policy.proximal and self.coefficient is not None and self.policy.penalises(epoch):
+        if self.policy.proximal and self.coefficient and self.policy.penalises(epoch):
             self._lasso.follow()
-            self._lasso.shrink(proximal_steps(self._lasso.weights, self.optimizers, self.coefficient))
+            self._lasso.shrink(proximal_steps(self._lasso.trained, self.optimizers, self.coefficient))
+
+    def steer(self, left: SubNetwork, epoch: int) -> None:
+        """Set the coefficient by what a reconfiguration before an epoch has left of the dense network."""
+        if self.coefficient and self.policy.target is not None:
+            share = cost(self.network, left).forward / cost(self.network, self.network.dense).forward
+            self.coefficient = self.policy.steered(self.coefficient, share, epoch)
+            if epoch == self.policy.at[-1] and share > self.policy.target + SHORT:
+                warnings.warn(
+                    f"the penalty ends with {share:.0%} of the FLOPs left, and {self.policy.target:.0%} were wanted; "
+                    "a larger ratio, or a longer run, prunes more",
+                    stacklevel=5,
+                )
 
     def left(self) -> SubNetwork:
         """The sub-network without what is sparse now."""
@@ -104,7 +121,8 @@ class Pruner:
                 "instead of loss.backward()",
                 stacklevel=4,
             )
-        return sparse_part(self.network, self.policy.threshold, self.policy.multiple_of)
+        policy = self.policy
+        return sparse_part(self.network, policy.threshold, policy.multiple_of, folded=policy.folded)
 
     def _coefficient(self, loss: torch.Tensor) -> float:
         task, penalty = mean(loss.detach().double()), self._lasso().detach().double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,10 +13,11 @@ from ..dense.network import Network
 from ..dense.subnet import FIXED, BlockStack, ChannelGroup, SubNetwork, within
 from ..machine.placement import on_cpu
 from .axes import channel_axes
+from .folded import folded_weight
 
 
 @on_cpu
-def sparse_part(network: Network, threshold: float, multiple_of: int = 1) -> SubNetwork:
+def sparse_part(network: Network, threshold: float, multiple_of: int = 1, *, folded: bool = False) -> SubNetwork:
     """The present sub-network without what is sparse.
 
     A block goes when each of its residual branches leads through a convolution or linear layer that is empty, which the
@@ -27,11 +29,16 @@ def sparse_part(network: Network, threshold: float, multiple_of: int = 1) -> Sub
     Args:
         network: at the sub-network in question; nothing is changed.
         threshold: a channel, or a layer, is sparse where no weight's absolute value is as large. NaN counts as large.
+        folded: judge weights with the batch norm behind them folded in.
         multiple_of: channels of a group stay at a multiple of this, or all: of those about to go the strongest stay.
     """
     current = network.current
+
+    def weight(name: str) -> torch.Tensor:
+        return folded_weight(network, name) if folded else tensor_named(network.model, name).detach()
+
     blocks = {
-        stack.name: _blocks_left(network, stack, current.blocks[stack.name], threshold) for stack in network.stacks
+        stack.name: _blocks_left(weight, stack, current.blocks[stack.name], threshold) for stack in network.stacks
     }
     left = replace(current, blocks=blocks)
     gone = frozenset(network.structure.absent(left))
@@ -41,9 +48,8 @@ def sparse_part(network: Network, threshold: float, multiple_of: int = 1) -> Sub
     for name, axes in channel_axes(network).items():
         if within(name, gone):
             continue
-        weight = tensor_named(network.model, name).detach()
         for axis in axes:
-            strength.scatter_reduce_(0, axis.units, axis.maxima(weight).double().cpu(), "amax")
+            strength.scatter_reduce_(0, axis.units, axis.maxima(weight(name)).double().cpu(), "amax")
     for factor in products.unbind(1):  # a head is as strong as the strongest of its channels
         known = factor != FIXED
         strength.scatter_reduce_(0, factor[known], strength[total:][known], "amax")
@@ -58,11 +64,13 @@ def sparse_part(network: Network, threshold: float, multiple_of: int = 1) -> Sub
     return replace(left, channels=channels)
 
 
-def _blocks_left(network: Network, stack: BlockStack, alive: tuple[int, ...], threshold: float) -> tuple[int, ...]:
+def _blocks_left(
+    weight: Callable[[str], torch.Tensor], stack: BlockStack, alive: tuple[int, ...], threshold: float
+) -> tuple[int, ...]:
     """The positions of a stack's units that do something."""
 
     def largest(name: str) -> float:
-        return float(tensor_named(network.model, name).detach().abs().max().nan_to_num(float("inf")))
+        return float(weight(name).abs().max().nan_to_num(float("inf")))
 
     def weakest_link(unit: int) -> float:
         """Of its strongest branch, the largest weight of the layer that lets through least."""

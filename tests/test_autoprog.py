@@ -408,7 +408,7 @@ def test_compilations_are_bounded(monkeypatch):
         loop.epoch(number)
         counts.append(len(graphs))
     candidates = [len(found.candidates) for found in loop.searches]
-    assert counts[0] == candidates[0]
+    assert counts[0] == 2 * candidates[0]  # it is compared while it trains, too
     assert counts[-1] <= 2 * sum(candidates) + 2
     assert len(ran) == len(called), counts  # PyTorch has not given up compiling
     loop.run.end()
@@ -419,7 +419,9 @@ def test_compilations_are_bounded(monkeypatch):
 def test_the_predicted_speedup_by_hand(recycle, total, monkeypatch):
     """Two, three and four blocks take 1, 2 and 4 seconds; two are found, then three. Dense: 9 epochs of 4."""
     plant_times(monkeypatch, lambda number: (1.0, 2.0, 4.0)[number])
-    method = morphogen.AutoProg(stages=3, search_epochs=1, dimensions=("depth",), recycle=recycle)
+    method = morphogen.AutoProg(
+        stages=3, search_epochs=1, dimensions=("depth",), recycle=recycle, scoring="literal"
+    )
     loop = Loop("tower", method, 9, 3)
     loop.run.probe = Planted(loop.model, [(12, 2, 8), (12, 3, 8)]).probe
     loop.finish()
@@ -468,7 +470,7 @@ def test_a_found_schedule_keeps_its_shares(epochs, starts, file):
 SPOILED = {
     "truncated": lambda data, text: text[: len(text) // 2],
     "empty": lambda data, text: "",
-    "another format": lambda data, text: text.replace("schedule 1", "schedule 2"),
+    "another format": lambda data, text: text.replace("schedule 2", "schedule 1"),
     "a list": lambda data, text: "[1, 2]",
     "null": lambda data, text: "null",
     "no stages": lambda data, text: json.dumps(data | {"stages": []}),
@@ -504,8 +506,6 @@ def test_schedules_that_do_not_fit_are_one_line(file, tmp_path):
     with pytest.raises(morphogen.ConfigError, match=r"not a growth schedule \(IsADirectoryError"):
         morphogen.Retrain(file=str(tmp_path))
     method = morphogen.Retrain(file=str(file))
-    with pytest.raises(morphogen.ConfigError, match=r"schedule.json: the schedule is of another model .* Retrain with"):
-        Loop("vit", method, 8)
     with pytest.raises(morphogen.ConfigError, match=r"its last stage would have no epoch; expected at least 4 epochs"):
         Loop("tower", method, 2)
     data = json.loads(file.read_text())
@@ -582,12 +582,13 @@ def test_widths_that_no_multiple_divides_still_end_whole(monkeypatch):
 
 
 def test_a_space_of_ones_own(monkeypatch):
-    """The dense network is a candidate although it is not listed; what lacks something of the present one is not."""
+    """The dense network is a candidate of the first search although it is not listed; later what lacks something of the
+    present network is none."""
     plant_choices(monkeypatch, 0, 1)
     net = morphogen.trace(Tower(), image())
     space = [net.subnetwork(depth=d, width=w) for d, w in ((0.5, 1.0), (1.0, 0.5), (0.75, 0.5), (0.75, 1.0))]
     loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=1, space=tuple(space)), 6, 5).finish()
     first, second = ([c.subnetwork for c in found.candidates] for found in loop.searches)
     assert first == [*space, net.dense]
-    assert second == [space[0], space[3], net.dense]
+    assert second == [space[0], space[3]]
     loop.assert_whole()

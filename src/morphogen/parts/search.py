@@ -262,15 +262,23 @@ class Search(Part):
         return self.run.probe, resize.resized, None if network is None else network.module
 
     def _decide(self) -> None:
-        """Measure the candidates; the stages that follow from the best one are known then."""
+        """Measure the candidates; the stages that follow from the best one are known then.
+
+        It goes on with the supernet's weights; the average of them stays where the next supernet grows from it.
+        """
         assert self.searching is not None
         with self.run.measuring():
             self.searches.append(self.searching.decide(*self._measured_with, self.fitted))
+        stage, average = self.searching.stage, self.run.part(Average)
         self.close()
+        stages = list(self.continued([found.subnetwork for found in self.searches]))
+        grows_on = any(each.start == stage.choose_at and each.candidates for each in stages)
+        if average is not None and (self._kept is not None or not grows_on):
+            average.network = None
         if self._kept is not None:
             self._kept.restore(self.run)
             self._kept = None
-        self._stages = list(self.continued([found.subnetwork for found in self.searches]))
+        self._stages = stages
 
     def _check(self, stage: Stage, epoch: int) -> None:
         if stage.choose_at is not None and stage.start != epoch:

@@ -77,9 +77,8 @@ def fading(num_classes: int, net: str = "nets:Residual") -> nn.Module:
 
 
 SCHEDULE: dict[str, Any] = {
-    "format": "morphogen schedule 2",
+    "format": "morphogen schedule 1",
     "epochs": 6,
-    "dense": {"channels": {"conv1": "0:12"}, "blocks": {"blocks": "0:4"}, "resolution": [8, 8]},
     "stages": [
         {
             "epoch": epoch,

@@ -29,8 +29,8 @@ def test_a_square_by_hand():
     """Blocks 1 and e, 1 and e tokens (in logarithms 0 and 1): log losses 0, 0, 0 and 4.
 
     The plane through them is -1 + 2 x + 2 y: -1, 1, 1, 3, each 1 off. One degree of freedom: the variance is 4. The hat
-    matrix has 3/4 on its diagonal, 1/4 between neighbours and -1/4 between opposites; so the variance of the difference is
-    4 (3/2 - 1/2) = 4 between neighbours, and 4 (3/2 + 1/2) = 8 between opposites.
+    matrix has 3/4 on its diagonal, 1/4 between neighbours and -1/4 between opposites; so the variance of the difference
+    is 4 (3/2 - 1/2) = 4 between neighbours, and 4 (3/2 + 1/2) = 8 between opposites.
     """
     square = [of(1, 1), of(10, 1), of(1, 10), of(10, 10)]
     fit = fit_losses(square, [1.0, 1.0, 1.0, math.exp(4)])

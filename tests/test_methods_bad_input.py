@@ -183,7 +183,7 @@ WHEN_ATTACHED = {
         SEARCH,
         r"AutoProg: a search longer than its stage.*at least 5 epochs",
     ),
-    "more stages than epochs": (
+    "more stages of AutoProg than epochs": (
         Tower,
         morphogen.AutoProg(stages=9, search_epochs=1),
         SEARCH,

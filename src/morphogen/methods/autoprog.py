@@ -158,10 +158,12 @@ class AutoProg(Method):
         return space
 
     def _check_lengths(self, starts: Sequence[int], epochs: int) -> None:
-        """A search is over when the next stage begins (a stage may be all search: supplement, Table V); one whose epochs
-        come on top may go on beyond, but not beyond the run."""
+        """A search is over when the next stage begins; a stage may be all search (supplement, Table V).
+
+        One whose epochs come on top may go on beyond, but not into the run's last.
+        """
         shortest = min(b - a for a, b in pairwise([*starts, epochs]))
-        if shortest < (self.search_epochs if self.recycle else 1) or starts[-2] + self.search_epochs > epochs:
+        if shortest < (self.search_epochs if self.recycle else 1) or starts[-2] + self.search_epochs >= epochs:
             raise ConfigError(
                 "a search longer than its stage" if shortest else "more stages than epochs",
                 where="AutoProg",
@@ -171,13 +173,11 @@ class AutoProg(Method):
             )
 
 
-def _candidates(
-    space: GrowthSpace | ListedSpace, dense: SubNetwork, current: SubNetwork | None
-) -> list[SubNetwork]:
+def _candidates(space: GrowthSpace | ListedSpace, dense: SubNetwork, current: SubNetwork | None) -> list[SubNetwork]:
     """Lambda_k, after the sub-network of the stage before.
 
-    The full network is among the first ones. Later it is one only where it is the next level in all dimensions: the last
-    stage trains it anyway (supplement, section B), and a supernet without it is smaller.
+    The full network is among the first ones. Later it is one only where it is the next level in all dimensions: the
+    last stage trains it anyway (supplement, section B), and a supernet without it is smaller.
     """
     if current is None:
         candidates = space.first()

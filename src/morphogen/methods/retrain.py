@@ -14,6 +14,7 @@ from ..parts import Grow, Regularise, Resize
 from ..run.part import Part
 from ..schedule.saved import SavedSchedule, shares_of
 from ..schedule.stages import Regularisation, Stage
+from ..search.candidates import describe
 from .method import Method, average_for
 
 
@@ -51,16 +52,9 @@ class Retrain(Method):
         """The saved stages, at their share of this run; of another model, their shares of it, which is told.
 
         Raises:
-            ConfigError: the run is too short, the schedule cannot be followed by this model, or the saved run was stopped
-                before its network was whole.
+            ConfigError: the run is too short, or this model cannot follow the schedule.
         """
         saved = self.saved
-        if saved.stages[-1][1] != saved.dense:
-            raise ConfigError(
-                "this schedule does not end with the dense network",
-                where=self.file,
-                expected="the schedule of a run that was finished",
-            )
         table = depth_named(saved.settings["depth_operator"]).table
         try:
             stages = saved.for_network(network, epochs, table)
@@ -70,8 +64,8 @@ class Retrain(Method):
             shares = [shares_of(subnetwork, saved.dense) for _, subnetwork in saved.stages]
             followed = "; ".join(", ".join(f"{share:.2f}" for share in each) for each in shares)
             warnings.warn(
-                f"{self.file} is the schedule of another model; its shares of depth, side of the image and width are "
-                f"followed: {followed}",
+                f"{self.file} is the schedule of another model ({describe(saved.dense)}); its shares of depth, side of "
+                f"the image and width are followed: {followed}",
                 stacklevel=2,
             )
         return stages

@@ -35,8 +35,8 @@ class Search(Part):
     Attributes:
         recycle: whether the epochs of a search are epochs of the run; otherwise they are thrown away.
         subset: training images to compare candidates on; None leaves it to the loop.
-        fitted: whether candidates are compared by a model of their losses, measured several times with an average of the
-            supernet; otherwise by their losses at the end, with the weights as they are.
+        fitted: whether candidates are compared by a model of their losses, measured several times with an average of
+            the supernet; otherwise by their losses at the end, with the weights as they are.
         searching: the elastic supernet at work, in a stage with candidates.
         searches: the outcome of every search so far.
     """

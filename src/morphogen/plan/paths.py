@@ -61,7 +61,9 @@ def keeps_momentum(assembly: Assembly, spans: Sequence[Span], number: int) -> bo
     operator = depth_named(assembly.depth_operator)
     blocks = [span.stage.subnetwork.blocks for span in spans[number:]]
     return operator.momentum and any(
-        operator.everything or set(after[name]) - set(before[name]) for before, after in pairwise(blocks) for name in after
+        operator.everything or set(after[name]) - set(before[name])
+        for before, after in pairwise(blocks)
+        for name in after
     )
 
 

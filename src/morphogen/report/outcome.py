@@ -12,7 +12,8 @@ from ..schedule.saved import SavedSchedule, found_stages
 def saved_schedule(run: Run) -> SavedSchedule | None:
     """The schedule of a run, what was searched as if it had been known.
 
-    None for a supernet that never chose, and for a run that pruned: what it left out was read off its own weights.
+    None for a supernet that never chose, for a run that was stopped in a search, and for one that pruned: what it left
+    out was read off its own weights.
     """
     if run.part(Prune) is not None or any(stage.candidates and stage.choose_at is None for stage in run.stages):
         return None
@@ -27,7 +28,10 @@ def saved_schedule(run: Run) -> SavedSchedule | None:
     strengths = [astuple(run.regularisation(epoch)) for epoch in range(run.epochs)]
     search = run.part(Search)
     found = [] if search is None or not search.recycle else [each.subnetwork for each in search.searches]
-    return SavedSchedule(run.epochs, run.network.dense, found_stages(run.stages, found), settings, tuple(strengths))
+    stages = found_stages(run.stages, found)
+    if not stages or stages[-1][1] != run.network.dense:
+        return None
+    return SavedSchedule(run.epochs, stages, settings, tuple(strengths))
 
 
 def predicted_speedup(run: Run) -> float | None:

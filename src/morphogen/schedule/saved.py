@@ -16,7 +16,7 @@ from ..errors import ConfigError, MorphogenError
 from .growth import growth
 from .stages import Stage
 
-FORMAT = "morphogen schedule 2"
+FORMAT = "morphogen schedule 1"
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,20 @@ class SavedSchedule:
 
     Attributes:
         epochs: of the run it comes from; in a run of another length stages keep their share of it.
-        dense: the dense network of that run.
-        stages: (first epoch, sub-network) each.
+        stages: (first epoch, sub-network) each; the last is that run's dense network.
         settings: `operator`, `depth_operator`, `decay`, `horizon`, `resizing` of the method, see `Method`.
         regularisation: for each epoch, shares of RandAugment, random erasing and stochastic depth.
     """
 
     epochs: int
-    dense: SubNetwork
     stages: tuple[tuple[int, SubNetwork], ...]
     settings: Mapping[str, Any]
     regularisation: tuple[tuple[float, float, float], ...]
+
+    @property
+    def dense(self) -> SubNetwork:
+        """The dense network of the run that it comes from."""
+        return self.stages[-1][1]
 
     def over(self, epochs: int) -> list[Stage]:
         """The stages in a run of so many epochs; one that would have none is left out.
@@ -90,7 +93,6 @@ class SavedSchedule:
         return {
             "format": FORMAT,
             "epochs": self.epochs,
-            "dense": self.dense.to_dict(),
             "stages": [{"epoch": start, "subnetwork": subnetwork.to_dict()} for start, subnetwork in self.stages],
             "settings": dict(self.settings),
             "regularisation": [list(strengths) for strengths in self.regularisation],
@@ -109,7 +111,6 @@ class SavedSchedule:
                 raise ValueError(f"format {data['format']!r}")
             schedule = SavedSchedule(
                 int(data["epochs"]),
-                SubNetwork.from_dict(data["dense"]),
                 tuple((int(s["epoch"]), SubNetwork.from_dict(s["subnetwork"])) for s in data["stages"]),
                 dict(data["settings"]),
                 tuple((float(a), float(b), float(c)) for a, b, c in data["regularisation"]),
@@ -149,13 +150,13 @@ def shares_of(subnetwork: SubNetwork, dense: SubNetwork) -> tuple[float, float, 
     """What of a dense network a sub-network is: its share of the blocks, of the image's side and of the channels.
 
     Raises:
-        ConfigError: block stacks, channel groups or the two sides have shares that differ by more than an eighth, and more
-            than rounding to one whole block or channel explains.
+        ConfigError: block stacks, channel groups or the two sides have shares that differ by more than an eighth, and
+            by more than rounding to whole blocks or channels explains.
     """
-    sides = [dict(enumerate(each.resolution or ())) for each in (subnetwork, dense)]
+    side, dense_side = (dict(enumerate(each.resolution or ())) for each in (subnetwork, dense))
     return (
         _share(_counts(subnetwork.blocks), _counts(dense.blocks), "depth"),
-        _share(*sides, "resolution"),
+        _share(side, dense_side, "resolution"),
         _share(_counts(subnetwork.channels), _counts(dense.channels), "width"),
     )
 

@@ -1,9 +1,9 @@
 """A model of the candidates' losses, so that each is judged by all of them.
 
-log loss = a + b log depth + c log tokens (and d log width, where width is a dimension), by least squares on all candidates
-at once. After a few steps of supernet training losses differ by less than their noise; the three parameters of nine losses
-do not. Of a model without interactions the best score is at an end of each dimension, as in the schedules that AutoProg
-found (supplement, Table VII: all blocks, few tokens).
+log loss = a + b log depth + c log tokens (and d log width, where width is a dimension), by least squares on all
+candidates at once. After a few steps of supernet training losses differ by less than their noise; the three parameters
+of nine losses do not. As nothing in the model interacts, the best score is at an end of each dimension, as in the
+schedules that AutoProg found (supplement, Table VII: all blocks, few tokens).
 """
 
 from __future__ import annotations

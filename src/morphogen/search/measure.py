@@ -106,10 +106,8 @@ def search(
     return Found(epoch, epochs, candidates, exponent, chosen)
 
 
-def _smoothed(
-    candidates: Sequence[SubNetwork], losses: list[float]
-) -> tuple[list[float], list[list[float]] | None]:
-    """Losses by the model of all that are finite, and their standard errors; as they are where nothing can be fitted."""
+def _smoothed(candidates: Sequence[SubNetwork], losses: list[float]) -> tuple[list[float], list[list[float]] | None]:
+    """Losses by the model of all that are finite, and their standard errors; as they are where none can be fitted."""
     finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
     if not finite or min(losses[i] for i in finite) <= 0:
         return losses, None

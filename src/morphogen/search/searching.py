@@ -18,7 +18,6 @@ from .candidates import Found, Probe, Resize
 from .measure import Losses, measured, search
 from .supernet import ElasticSupernet
 
-
 PROBES = 5
 """How often the losses are measured in a search, as in the authors' code: once in its middle and four times after."""
 

@@ -4,11 +4,11 @@
     python benchmarks/autoprog_scoring.py --toy                      # one seed on synthetic images, to try it
 
 Runs `morphogen compare` with autoprog_scoring.yaml, which trains dense, AutoProg (`fitted`), AutoProg (`literal`) and
-Prog, and dense runs in the time of each; then, seed by seed, what is left in the time of AutoProg (`fitted`): each other
-method whose own time differs from it by more than 5 % once more, as a complete run shortened or lengthened to it.
-Finished runs are kept in runs.jsonl and equal_time.jsonl, so it goes on where it was stopped. Writes equal_time.md beside
-them: accuracy at that time, with the standard error over seeds, the differences from Prog seed by seed, and what the
-searches found.
+Prog, and dense runs in the time of each; then, seed by seed, what is left in the time of AutoProg (`fitted`): each
+other method whose own time differs from it by more than 5 % once more, as a complete run shortened or lengthened to it.
+Finished runs are kept in runs.jsonl and equal_time.jsonl, so it goes on where it was stopped. Writes equal_time.md
+beside them: accuracy at that time, with the standard error over seeds, the differences from Prog seed by seed, and what
+the searches found.
 """
 
 from __future__ import annotations

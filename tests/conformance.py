@@ -137,25 +137,26 @@ METHODS = [
     ),
     # Blocks of AutoProg's levels: 2, 3, 4; sides: 4, 5, 7, 8; every other epoch is the supernet's.
     MethodRow(
-        morphogen.AutoProg(stages=4, search_epochs=1),
+        morphogen.AutoProg(stages=4, search_epochs=1, scoring="literal"),
         blocks=(4, 2, 4, 3, 4, 3, 4, 4),
-        side=(8, 4, 8, 5, 8, 7, 8, 8),
+        side=(8, 4, 5, 5, 7, 7, 8, 8),
         found=((12, 2, 4), (12, 3, 5), (12, 3, 7)),
     ),
     MethodRow(
-        morphogen.AutoProg(stages=4, search_epochs=1, depth_operator="rezero", recycle=False),
+        morphogen.AutoProg(stages=4, search_epochs=1, depth_operator="rezero", recycle=False, scoring="literal"),
         channels=(12,) * 11,
         blocks=(4, 2, 2, 4, 3, 3, 4, 4, 4, 4, 4),
-        side=(8, 4, 4, 8, 5, 5, 8, 7, 7, 8, 8),
+        side=(8, 4, 4, 5, 5, 5, 7, 7, 7, 8, 8),
         found=((12, 2, 4), (12, 3, 5), (12, 4, 7)),
     ),
     MethodRow(
-        morphogen.AutoProg(stages=2, dimensions=("width", "depth"), depth_operator="interpolate"),
+        morphogen.AutoProg(stages=2, dimensions=("width", "depth"), depth_operator="interpolate", scoring="literal"),
         channels=(12, 12, 10, 10, 12, 12, 12, 12),
         blocks=(4, 4, 3, 3, 4, 4, 4, 4),
         found=((10, 3, 8),),
     ),
-    MethodRow(morphogen.AutoProg(stages=4, search_epochs=1), found=((12, 4, 8),)),  # whole: no more searches
+    # Whole: no more searches.
+    MethodRow(morphogen.AutoProg(stages=4, search_epochs=1, scoring="literal"), found=((12, 4, 8),)),
     MethodRow(morphogen.Supernet(dimensions=("depth", "resolution", "width"))),
     # What these take out is read off the weights, which `test_prunetrain.py` plants; here nothing is sparse.
     MethodRow(morphogen.PruneTrain(interval=2)),

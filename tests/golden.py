@@ -314,6 +314,10 @@ def plain_loop(method: morphogen.Method, recipe: Recipe) -> Outcome:
     return Outcome(model, optimizer, [average], losses, run.history, searches, {"steps": in_a_row(counts)}, {})
 
 
+TIMED = ("seconds", "within_steps")
+"""What of a search's record is a time."""
+
+
 # --- what of them is written down --------------------------------------------------------------------------
 
 
@@ -385,7 +389,7 @@ def written(found: Outcome) -> dict[str, Any]:
             "averages": [digest_of_tensors(average.state_dict().items()) for average in found.averages],
             "optimizer": digest_of_optimizer(found.optimizer, found.model),
             "losses": digest(found.losses),
-            "searches": digest([{k: v for k, v in search.items() if k != "seconds"} for search in found.searches]),
+            "searches": digest([{k: v for k, v in search.items() if k not in TIMED} for search in found.searches]),
             "figures": digest(found.figures),
         },
     }

@@ -34,6 +34,8 @@ def steps_of(run: morphogen.Run) -> int:
 class Planted:
     """A probe for a `Tower`: in each search the loss is 0.1 at one size and 1 at all others, whatever the weights.
 
+    For searches that measure once (`scoring="literal"`).
+
     Attributes:
         best: the size that is to win in each search.
         seen: for each search what its loss was called with: the size that ran, images, labels.
@@ -79,7 +81,7 @@ def found_schedule(folder: Path, best: Sequence[Size]) -> Path:
     """The file of a short run of AutoProg whose searches found these sizes; times are to be planted."""
     model = Tower()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    method = morphogen.AutoProg(stages=len(best) + 1, search_epochs=1)
+    method = morphogen.AutoProg(stages=len(best) + 1, search_epochs=1, scoring="literal")
     epochs = 2 * method.stages
     probe = Planted(model, best).probe
     run = morphogen.attach(

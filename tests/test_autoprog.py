@@ -9,15 +9,17 @@ import pytest
 import timm
 import torch
 from timm.utils.model_ema import ModelEmaV3
+from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import morphogen
-from morphogen.dense.subnet import contains
+from morphogen.dense.subnet import SubNetwork, contains
 from morphogen.parts import Average, Search
 from morphogen.report.outcome import predicted_speedup, saved_schedule
 from morphogen.run.assembly import Assembly
 from morphogen.run.state import Snapshot
+from morphogen.schedule.saved import SavedSchedule
 from morphogen.search.measure import search
 
 from checks import assert_optimizer_holds_model, assert_survivors_equal, snapshot
@@ -275,6 +277,112 @@ def test_without_recycling_a_search_leaves_no_trace_but_its_choice(search_epochs
     loop.assert_whole()
 
 
+def test_fifty_stages_of_two_epochs_are_all_search():
+    """Supplement, Table V: "there are only supernet training phases (2 epochs per stage)"; the last stage is dense."""
+    net = morphogen.trace(Tower(), image())
+    method = morphogen.AutoProg(stages=50, search_epochs=2)
+    found, stages = [], method.continued(net, 100, ())
+    while stages[-1].choose_at is not None and len(found) < 6:
+        assert stages[-1].choose_at == stages[-1].start + 2 == 2 * len(stages)
+        found.append(stages[-1].candidates[min(1, len(stages[-1].candidates) - 1)])
+        stages = method.continued(net, 100, found)
+    starts = [stage.start for stage in stages]
+    assert starts == sorted({*starts}) and starts[-1] == 98 and stages[-1].subnetwork == net.dense
+    with pytest.raises(morphogen.ConfigError, match="a search longer than its stage; expected stages of at least 2"):
+        method.continued(net, 98, ())
+
+
+@pytest.mark.parametrize("operator", ["mogrow", "interpolate"])
+@pytest.mark.parametrize("scoring", ["fitted", "literal"])
+def test_stages_that_are_all_search(scoring, operator, monkeypatch, tmp_path):
+    """One supernet grows into the next; what each found is in the schedule that another run follows."""
+    plant_choices(monkeypatch, 0, 4, 1)  # (2, 4), then of depths 2, 3, 4 and sides 4, 5 (3, 5), then (4, 5)
+    plant_times(monkeypatch)
+    method = morphogen.AutoProg(stages=4, search_epochs=1, scoring=scoring, depth_operator=operator)
+    loop = Loop("tower", method, 4, 9)
+    averaged = []
+    for number in range(4):
+        loop.epoch(number)
+        averaged.append(loop.momentum is not None)
+    loop.run.end()
+    loop.assert_whole()
+    assert averaged == ([True] * 3 if scoring == "fitted" or operator == "mogrow" else [False] * 3) + [False]
+    assert [(epoch, s.resolution[0]) for epoch, s in loop.run.history] == [(0, 8), (1, 5), (2, 7), (3, 8)]
+    saved = saved_schedule(loop.run)
+    sizes = [(start, len(s.blocks["blocks"]), s.resolution[0]) for start, s in saved.stages]
+    assert sizes == [(0, 2, 4), (1, 3, 5), (2, 4, 5), (3, 4, 8)]
+    assert predicted_speedup(loop.run) == pytest.approx(1)  # all of them take a second
+    file = tmp_path / "schedule.json"
+    file.write_text(json.dumps(saved.to_dict()))
+    again = Loop("tower", morphogen.Retrain(file=str(file)), 4, 1).finish()
+    assert tuple(again.run.history) == saved.stages
+
+
+def test_a_search_on_top_may_be_longer_than_its_stage(monkeypatch):
+    """Its epochs are thrown away, so that the stage keeps all of its own: stages of 2 epochs, searches of 3."""
+    plant_choices(monkeypatch, 0, 1)
+    loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=3, recycle=False), 6, 9).finish()
+    assert loop.visited == [0, 1, 2, 0, 1, 2, 3, 4, 2, 3, 4, 5] and [found.epoch for found in loop.searches] == [3, 5]
+    assert loop.optimizer.state[loop.model.fc.bias]["step"] == 6 * 9
+    loop.assert_whole()
+
+
+def test_an_average_of_the_supernet_is_measured_five_times(monkeypatch):
+    """Momentum 1 - 1/9 in a search of 18 steps: a tenth of them, but at least a step of each of nine candidates."""
+    loop = Loop("tower", morphogen.AutoProg(stages=2, search_epochs=2), 8, 9)
+    measured, decays = [], []
+    average = copy.deepcopy(loop.model)
+
+    def loss(images, labels):
+        size = (len([b for b in loop.model.blocks if "forward" not in b.__dict__]), images.shape[-1])
+        measured.append((loop.taken, size, loop.model.fc.bias.clone()))
+        return loop.loss(images, labels)
+
+    loop.run.probe = morphogen.Probe(loss, [loop.batch])
+    for number in range(2):
+        loop.run.begin_epoch(number)
+        for _ in range(9):
+            loop.step()
+            decays.append(loop.momentum.decay)
+            average.fc.bias.data.lerp_(loop.model.fc.bias.data, 1 / 9)
+            if measured and loop.taken - 1 == measured[-1][0]:
+                torch.testing.assert_close(measured[-1][2], average.fc.bias)
+    assert set(decays) == {1 - 1 / 9}
+    loop.run.begin_epoch(2)
+    torch.testing.assert_close(measured[-1][2], average.fc.bias)
+    assert not torch.equal(measured[-1][2], loop.model.fc.bias)
+    steps = [step for step, _, _ in measured]
+    assert steps == [at for at in (8, 11, 13, 15, 18) for _ in range(9)]  # the step at work is counted when it is over
+    assert len({size for _, size, _ in measured}) == 9
+    (found,) = loop.searches
+    assert found.seconds > found.within_steps > 0 and any(c.loss != c.fitted for c in found.candidates)
+
+
+def test_after_a_search_the_weights_are_the_supernets_and_not_their_average(monkeypatch):
+    plant_choices(monkeypatch, 0)
+    loop = Loop("tower", morphogen.AutoProg(stages=2, search_epochs=1), 8, 9)
+    loop.epoch(0)
+    trained = loop.model.fc.bias.clone()
+    loop.run.begin_epoch(1)
+    assert torch.equal(loop.model.fc.bias, trained)
+    assert torch.equal(loop.momentum.module.fc.bias, trained)  # the momentum network begins anew
+
+
+def test_the_full_network_is_searched_for_in_the_first_stage_alone(monkeypatch):
+    plant_choices(monkeypatch, 0, 0, 1)
+    loop = Loop("tower", morphogen.AutoProg(stages=4, search_epochs=1), 8, 9).finish()
+    dense = loop.run.network.dense
+    sizes = [
+        [(len(c.subnetwork.blocks["blocks"]), c.subnetwork.resolution[0]) for c in f.candidates] for f in loop.searches
+    ]
+    assert (
+        sizes[0] == [(d, s) for s in (4, 7, 8) for d in (2, 3, 4)]
+        and loop.searches[0].candidates[-1].subnetwork == dense
+    )
+    assert sizes[1] == sizes[2] == [(d, s) for s in (4, 5) for d in (2, 3, 4)]
+    assert [s.resolution[0] for _, s in loop.run.history] == [8, 4, 5, 4, 5, 4, 8]  # the supernets are smaller, too
+
+
 def test_a_whole_network_loses_no_epochs_to_search(monkeypatch):
     plant_choices(monkeypatch, 8)
     loop = Loop("tower", morphogen.AutoProg(stages=4, search_epochs=1), 8, 9)
@@ -408,7 +516,7 @@ def test_compilations_are_bounded(monkeypatch):
         loop.epoch(number)
         counts.append(len(graphs))
     candidates = [len(found.candidates) for found in loop.searches]
-    assert counts[0] == candidates[0]
+    assert counts[0] == 2 * candidates[0]  # it is compared while it trains, too
     assert counts[-1] <= 2 * sum(candidates) + 2
     assert len(ran) == len(called), counts  # PyTorch has not given up compiling
     loop.run.end()
@@ -419,7 +527,7 @@ def test_compilations_are_bounded(monkeypatch):
 def test_the_predicted_speedup_by_hand(recycle, total, monkeypatch):
     """Two, three and four blocks take 1, 2 and 4 seconds; two are found, then three. Dense: 9 epochs of 4."""
     plant_times(monkeypatch, lambda number: (1.0, 2.0, 4.0)[number])
-    method = morphogen.AutoProg(stages=3, search_epochs=1, dimensions=("depth",), recycle=recycle)
+    method = morphogen.AutoProg(stages=3, search_epochs=1, dimensions=("depth",), recycle=recycle, scoring="literal")
     loop = Loop("tower", method, 9, 3)
     loop.run.probe = Planted(loop.model, [(12, 2, 8), (12, 3, 8)]).probe
     loop.finish()
@@ -504,14 +612,118 @@ def test_schedules_that_do_not_fit_are_one_line(file, tmp_path):
     with pytest.raises(morphogen.ConfigError, match=r"not a growth schedule \(IsADirectoryError"):
         morphogen.Retrain(file=str(tmp_path))
     method = morphogen.Retrain(file=str(file))
-    with pytest.raises(morphogen.ConfigError, match=r"schedule.json: the schedule is of another model .* Retrain with"):
-        Loop("vit", method, 8)
     with pytest.raises(morphogen.ConfigError, match=r"its last stage would have no epoch; expected at least 4 epochs"):
         Loop("tower", method, 2)
-    data = json.loads(file.read_text())
-    file.write_text(json.dumps(data | {"stages": data["stages"][:2]}))
-    with pytest.raises(morphogen.ConfigError, match="does not end with the dense network"):
-        Loop("tower", morphogen.Retrain(file=str(file)), 8)
+
+
+def test_a_run_that_was_stopped_has_no_schedule(monkeypatch):
+    loop = Loop("tower", morphogen.AutoProg(stages=2, search_epochs=1), 4, 9)
+    loop.epoch(0)
+    assert saved_schedule(loop.run) is None
+    loop.epoch(1)
+    assert saved_schedule(loop.run).dense == loop.run.network.dense  # what follows is known
+
+
+# ---------------------------------------------------------------- the schedule of another model
+
+
+def schedule_of(*stages, path):
+    """A file of stages of one epoch each."""
+    usual = {
+        "operator": "quiet",
+        "depth_operator": "interpolate",
+        "decay": None,
+        "horizon": 0.1,
+        "resizing": "bilinear",
+    }
+    strengths = tuple((1.0, 1.0, 1.0) for _ in stages)
+    path.write_text(json.dumps(SavedSchedule(len(stages), tuple(enumerate(stages)), usual, strengths).to_dict()))
+    return path
+
+
+def followed(model, side, path, epochs=4):
+    """(blocks in each stack, side) of each stage of another model that follows a file."""
+    net = morphogen.trace(model, torch.zeros(2, 3, side, side))
+    with pytest.warns(UserWarning, match="is the schedule of another model"):
+        stages = morphogen.Retrain(file=str(path)).schedule(net, epochs)
+    assert stages[-1].subnetwork == net.dense
+    sizes = [
+        ([len(s.subnetwork.blocks[stack.name]) for stack in net.stacks], s.subnetwork.resolution[0]) for s in stages
+    ]
+    return net, [s.start for s in stages], sizes
+
+
+def test_a_vits_schedule_trains_a_resnet(tmp_path):
+    """l = 0.5, 1, 1, 1 and n = 0.5, 0.75, 0.75, 1 of four blocks and 32 pixels, for stacks of 3 and 2 and 64 pixels.
+
+    By hand: half of 3 and 2 blocks are 2 (halves go up) and 1; sides are 32, 48, 48 and 64.
+    """
+    net = morphogen.trace(vit(), torch.zeros(2, 3, 32, 32))
+    stages = [net.subnetwork(depth=d, resolution=n) for d, n in ((0.5, 16), (1.0, 24), (1.0, 24), (1.0, 32))]
+    path = schedule_of(*stages, path=tmp_path / "schedule.json")
+    other = timm.create_model("resnet18", num_classes=10, layers=(1, 4, 3, 1), channels=(8, 8, 16, 16))
+    _, starts, sizes = followed(other, 64, path, epochs=8)
+    assert starts == [0, 2, 4, 6]
+    assert sizes == [([2, 1], 32), ([3, 2], 48), ([3, 2], 48), ([3, 2], 64)]
+
+
+def test_a_deeper_and_wider_model_follows_by_shares(tmp_path):
+    """2, 3 and 4 of 4 blocks are 3, 5 (4.5) and 6 of 6; heads and channels stay whole."""
+    net = morphogen.trace(vit(), torch.zeros(2, 3, 32, 32))
+    stages = [net.subnetwork(depth=d, resolution=n) for d, n in ((0.5, 16), (0.75, 24), (1.0, 32))]
+    path = schedule_of(*stages, path=tmp_path / "schedule.json")
+    wider = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=6, num_heads=4, num_classes=10
+    )
+    other, _, sizes = followed(wider, 32, path)
+    assert sizes == [([3], 16), ([5], 24), ([6], 32)]
+    with pytest.warns(
+        UserWarning, match=r"\(4 blocks, 32 x 32\).*0.50, 0.50, 1.00; 0.75, 0.75, 1.00; 1.00, 1.00, 1.00"
+    ):
+        schedule = morphogen.Retrain(file=str(path)).schedule(other, 3)
+    assert all(stage.subnetwork.channels == other.dense.channels for stage in schedule)
+    nested = [set(stage.subnetwork.blocks["blocks"]) for stage in schedule]
+    assert nested[0] < nested[1] < nested[2]
+
+
+def test_a_schedule_of_widths_is_followed_by_shares(tmp_path):
+    """6 and 9 of 12 channels are 10 and 15 of 20."""
+    net = morphogen.trace(Tower(), image())
+    path = schedule_of(*(net.subnetwork(width=w) for w in (0.5, 0.75, 1.0)), path=tmp_path / "schedule.json")
+    other = morphogen.trace(Tower(3, 20), image())
+    with pytest.warns(UserWarning, match=r"1.00, 1.00, 0.50; 1.00, 1.00, 0.75; 1.00, 1.00, 1.00"):
+        stages = morphogen.Retrain(file=str(path)).schedule(other, 3)
+    assert [len(stage.subnetwork.channels["conv1"]) for stage in stages] == [10, 15, 20]
+
+
+def test_what_cannot_be_translated_is_refused(tmp_path):
+    """Stacks at unlike shares; a depth for a model without stacks; a side for a model without images."""
+    net = morphogen.trace(resnet(), torch.zeros(2, 3, 32, 32))
+    for subnetwork, text in (
+        (
+            SubNetwork({}, {"a": (0,), "b": (0, 1, 2, 3)}),
+            r"the depth .* about 0.62 of each, found 1 of 4 in a\. Retrain",
+        ),
+        (
+            SubNetwork({}, {"a": (0, 1), "b": (0, 1)}, (8, 16)),
+            r"the resolution .* about 0.75 of each, found 8 of 16 in 0",
+        ),
+    ):
+        dense = SubNetwork({}, {"a": (0, 1, 2, 3), "b": (0, 1, 2, 3)}, subnetwork.resolution and (16, 16))
+        path = schedule_of(subnetwork, dense, path=tmp_path / "schedule.json")
+        with pytest.raises(
+            morphogen.ConfigError, match=f"schedule.json: this model cannot follow the schedule .*{text}"
+        ):
+            morphogen.Retrain(file=str(path)).schedule(net, 2)
+    tower = morphogen.trace(Tower(), image())
+    path = schedule_of(tower.subnetwork(depth=0.5), tower.dense, path=tmp_path / "schedule.json")
+    flat = morphogen.trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), image())
+    with pytest.raises(morphogen.ConfigError, match=r"cannot follow the schedule .*no block stack, so its depth"):
+        morphogen.Retrain(file=str(path)).schedule(flat, 2)
+    path = schedule_of(tower.subnetwork(resolution=4), tower.dense, path=tmp_path / "schedule.json")
+    words = morphogen.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)), torch.zeros(2, 4))
+    with pytest.raises(morphogen.ConfigError, match=r"cannot follow the schedule .*resolution cannot change"):
+        morphogen.Retrain(file=str(path)).schedule(words, 2)
 
 
 # ---------------------------------------------------------------- what goes wrong in a run
@@ -582,12 +794,13 @@ def test_widths_that_no_multiple_divides_still_end_whole(monkeypatch):
 
 
 def test_a_space_of_ones_own(monkeypatch):
-    """The dense network is a candidate although it is not listed; what lacks something of the present one is not."""
+    """The dense network is a candidate of the first search although it is not listed; later what lacks something of the
+    present network is none."""
     plant_choices(monkeypatch, 0, 1)
     net = morphogen.trace(Tower(), image())
     space = [net.subnetwork(depth=d, width=w) for d, w in ((0.5, 1.0), (1.0, 0.5), (0.75, 0.5), (0.75, 1.0))]
     loop = Loop("tower", morphogen.AutoProg(stages=3, search_epochs=1, space=tuple(space)), 6, 5).finish()
     first, second = ([c.subnetwork for c in found.candidates] for found in loop.searches)
     assert first == [*space, net.dense]
-    assert second == [space[0], space[3], net.dense]
+    assert second == [space[0], space[3]]
     loop.assert_whole()

@@ -57,6 +57,10 @@ AT_ONCE = {
     "no dimension": (lambda: morphogen.AutoProg(dimensions=()), r"AutoProg: no such dimension"),
     "a dimension that is a text": (lambda: morphogen.Supernet(dimensions="depth"), r"Supernet: no such dimension"),
     "AutoProg with two shares": (lambda: morphogen.AutoProg(adaptive=(0.5, 0.5)), r"AutoProg: adaptive.*three shares"),
+    "AutoProg scored by magic": (
+        lambda: morphogen.AutoProg(scoring="magic"),
+        r"AutoProg: no such scoring; expected fitted or literal, found 'magic'",
+    ),
     "AutoProg by magic": (lambda: morphogen.AutoProg(depth_operator="magic"), r"no depth operator 'magic'"),
     "Supernet of ratio 2": (lambda: morphogen.Supernet(ratio=2), r"Supernet: ratio out of range.*found 2"),
     "Retrain without a file": (lambda: build_method("Retrain(file='none.json')"), r"none.json: not a growth schedule"),
@@ -175,17 +179,23 @@ WHEN_ATTACHED = {
         SEARCH | {"epochs": 12},
         r"AutoProg: .*nothing to search",
     ),
-    "a search as long as its stage": (
+    "a search longer than its stage": (
         Tower,
-        morphogen.AutoProg(stages=4),
+        morphogen.AutoProg(stages=4, search_epochs=3),
         SEARCH,
         r"AutoProg: a search longer than its stage.*at least 3 epochs, found 8 epochs in 4 stages, the shortest of 2",
     ),
-    "a search longer than its stage, thrown away": (
+    "a search longer than the run, thrown away": (
         Tower,
-        morphogen.AutoProg(stages=4, search_epochs=3, recycle=False),
+        morphogen.AutoProg(stages=4, search_epochs=5, recycle=False),
         SEARCH,
-        r"AutoProg: a search longer than its stage.*at least 3 epochs",
+        r"AutoProg: a search longer than its stage.*at least 5 epochs",
+    ),
+    "more stages of AutoProg than epochs": (
+        Tower,
+        morphogen.AutoProg(stages=9, search_epochs=1),
+        SEARCH,
+        r"AutoProg: more stages than epochs.*found 8 epochs in 9 stages",
     ),
     "a search of too few steps": (
         Tower,

@@ -20,8 +20,10 @@ from morphogen.parts.resizing import resized
 from morphogen.report.searches import draw_searches, search_rows
 from morphogen.schedule.linear import linear_ratios
 from morphogen.schedule.space import growth_space
-from morphogen.search.measure import search
+from morphogen.schedule.stages import Stage
+from morphogen.search.measure import measured, search
 from morphogen.search.score import choose, fit_exponent
+from morphogen.search.searching import Searching
 
 from checks import snapshot, take_steps
 from nets import Block, DropPath, Tower, image
@@ -36,9 +38,15 @@ def supernet_of(model, dimensions=("depth", "resolution"), ratio=0.5, every=1):
     return morphogen.ElasticSupernet(net, space.candidates()[::every])
 
 
-def searched(supernet, probe, seconds=None, usual=None):
+def at_size(images, size):
+    return resized(images, size, "bilinear")
+
+
+def searched(supernet, probe, seconds=None, usual=None, average=None, fitted=False):
+    """Measured once, and each candidate by itself."""
     equal = dict.fromkeys(range(len(supernet.candidates)), 1.0)
-    return search(supernet, probe, seconds or equal, lambda x, size: resized(x, size, "bilinear"), 2, 2, usual)
+    probes = [measured(supernet, probe, at_size, average)]
+    return search(supernet, probes, seconds or equal, 2, 2, usual, fitted)
 
 
 # ---------------------------------------------------------------- the exponent and the choice
@@ -145,7 +153,8 @@ def everything(model, optimizer):
     return snapshot(model, optimizer), [m.training for m in model.modules()], states
 
 
-def test_a_search_changes_nothing():
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_search_changes_nothing(averaged):
     model = Counting()
     optimizer = torch.optim.AdamW(model.parameters())
     take_steps(model, optimizer, image(4))
@@ -160,7 +169,12 @@ def test_a_search_changes_nothing():
         scale = torch.rand(()) + random.random() + np.random.rand()
         return F.cross_entropy(model(images), labels) * scale
 
-    searched(supernet, morphogen.Probe(loss, batches))
+    average = None
+    if averaged:
+        average = copy.deepcopy(model)
+        for tensor in [*average.parameters(), average.blocks[1].norm.running_mean]:
+            tensor.data.add_(1)
+    searched(supernet, morphogen.Probe(loss, batches), average=average)
     after = everything(model, optimizer)
     assert before[0].keys() == after[0].keys()
     assert all(torch.equal(value, after[0][key]) for key, value in before[0].items())
@@ -237,6 +251,50 @@ def test_losses_are_means_over_images_in_training_mode_without_dropout():
                 F.cross_entropy(other(resized(x, candidate.subnetwork.resolution, "bilinear")), y) for x, y in batches
             )
         assert candidate.loss == pytest.approx(float(total) / 3, rel=1e-5)
+
+
+def test_an_average_is_measured_in_place_of_the_weights():
+    """To the last bit what is measured of a model that has the average's weights."""
+    model, other = Counting(), Counting()
+    batches = [(image(4), torch.randint(10, (4,)))]
+    for norm in (model.blocks[1].norm, other.blocks[1].norm):
+        norm.eval()
+        norm.running_mean.uniform_()
+    supernets = [supernet_of(each, ("depth", "resolution", "width"), every=5) for each in (model, other)]
+
+    def probe(net):
+        return morphogen.Probe(lambda x, y: F.cross_entropy(net(x), y), batches)
+
+    expected = measured(supernets[1], probe(other), at_size)
+    assert measured(supernets[0], probe(model), at_size, other) == expected
+    assert measured(supernets[0], probe(model), at_size) != expected
+
+
+def test_probes_are_averaged_batch_by_batch():
+    supernet = supernet_of(Tower(), ("depth",), ratio=0.25)
+    probes = [[[1.0, 3.0], [2.0, 2.0], [4.0, 4.0], [8.0, 8.0]], [[3.0, 5.0], [2.0, 2.0], [4.0, 4.0], [8.0, 8.0]]]
+    seconds = dict.fromkeys(range(4), 1.0)
+    found = search(supernet, probes, seconds, 2, 2, None, False)
+    assert [c.loss for c in found.candidates] == [3.0, 2.0, 4.0, 8.0] == [c.fitted for c in found.candidates]
+    assert [c.error for c in found.candidates] == pytest.approx([1.0, 0.0, 0.0, 0.0])  # of 2 - 2 and 4 - 2
+    with pytest.raises(morphogen.ConfigError, match=r"the probes search on subsets of different length.*found 2, 1 b"):
+        search(supernet, [probes[0], [[1.0]] * 4], seconds, 2, 2)
+
+
+@pytest.mark.parametrize("steps, moments", [(16, [8, 10, 12, 14]), (9, [5, 6, 7, 8]), (2500, [1250, 1563, 1875, 2188])])
+def test_when_the_losses_are_measured(steps, moments):
+    """At 4, 5, 6 and 7 eighths of the search, rounded up, whatever the epochs' length; the fifth time is at its end."""
+    net = morphogen.trace(Tower(), image(4))
+    searching = Searching(net, Stage(0, net.dense, (net.dense, net.subnetwork(depth=0.5)), 2))
+    due = []
+    for epoch in range(2):
+        searching.begin_epoch()
+        for _ in range(steps - steps // 2 if epoch == 0 else steps // 2):
+            searching.steps += 1
+            if searching.is_due(steps):
+                due.append(searching.before + searching.steps)
+    assert due == moments
+    searching.supernet.close()
 
 
 def test_whatever_the_loss_draws_is_the_same_for_all_candidates():

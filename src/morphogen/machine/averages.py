@@ -1,12 +1,15 @@
-"""Averaged copies of a model, found by the objects that update them."""
+"""Averaged copies of a model: found by the objects that update them, and what of a model they average."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
+
+from .private import NormBase
 
 UPDATES = ("update_parameters", "update")
 """How PyTorch's AveragedModel, timm's ModelEma, V2 and V3, and their like are told to follow the model."""
@@ -53,3 +56,21 @@ def _held(owner: Any) -> dict[str, Any]:
         return {}
     inside = [own for name in ("_modules", "_buffers") if isinstance(own := values.get(name), dict)]
     return {name: value for each in (values, *inside) for name, value in each.items()}
+
+
+def averaged_and_copied(tree: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What an average of a model averages, its parameters and running statistics, and the buffers that it copies."""
+    averaged: list[torch.Tensor] = [parameter.detach() for parameter in tree.parameters()]
+    copied: list[torch.Tensor] = []
+    for module in tree.modules():
+        for buffer in module.buffers(recurse=False):
+            learned = isinstance(module, NormBase) and buffer.is_floating_point()
+            (averaged if learned else copied).append(buffer)
+    return averaged, copied
+
+
+@torch.no_grad()
+def put(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    """Give tensors these values, in one fused operation."""
+    if tensors:
+        torch._foreach_copy_(list(tensors), list(values))

@@ -11,7 +11,7 @@ from ..dense.network import Network
 from ..dense.subnet import SubNetwork, union
 from ..errors import ConfigError
 from ..morph.entry import DepthOperator, depth_named
-from ..parts import Regularise, Resize, Search
+from ..parts import Average, Regularise, Resize, Search
 from ..run.part import Part
 from ..schedule.adaptive import adaptive_regularisation, check_adaptive
 from ..schedule.linear import equal_starts, linear_ratios
@@ -38,6 +38,9 @@ class AutoProg(Method):
         adaptive: Adaptive Regularisation, see `Prog`.
         space: a growth space of one's own, in place of `ratio`, `dimensions` and `multiple_of`. Only candidates
             that have all of the current sub-network are considered in a stage.
+        scoring: `fitted` compares the candidates by a model of all their losses (`search.fit`), measured five times in
+            the second half of a search with an average of the supernet; `literal` by their losses at its end, with the
+            weights as they are, as the paper has it.
 
     Raises:
         ConfigError: a setting out of range.
@@ -56,6 +59,7 @@ class AutoProg(Method):
     horizon: float = 0.1
     adaptive: tuple[float, float, float] = (1.0, 1.0, 1.0)
     space: tuple[SubNetwork, ...] = ()
+    scoring: str = "fitted"
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1 or self.stages < 2 or self.search_epochs < 1:
@@ -69,6 +73,10 @@ class AutoProg(Method):
             raise ConfigError(
                 "subset out of range", where="AutoProg", expected="images, 1 or more", found=f"{self.subset}"
             )
+        if self.scoring not in ("fitted", "literal"):
+            raise ConfigError(
+                "no such scoring", where="AutoProg", expected="fitted or literal", found=f"{self.scoring!r}"
+            )
         check_dimensions(self.dimensions, "AutoProg")
         check_adaptive(self.adaptive, "AutoProg")
         self.parts()
@@ -81,9 +89,13 @@ class AutoProg(Method):
             depth_operator=self.depth_operator,
             recycle=self.recycle,
             subset=self.subset,
+            fitted=self.scoring == "fitted",
         )
-        average = average_for(self.depth_operator, self.decay, self.horizon)
-        return [search, *average, Resize(), Regularise(self.regularisation)]
+        if search.fitted:
+            averages = [Average(self.decay, self.horizon)]
+        else:
+            averages = average_for(self.depth_operator, self.decay, self.horizon)
+        return [search, *averages, Resize(), Regularise(self.regularisation)]
 
     def continued(self, network: Network, epochs: int, found: Sequence[SubNetwork]) -> Sequence[Stage]:
         """Each stage's supernet and the sub-network it found; the last stage is the dense network.
@@ -95,11 +107,12 @@ class AutoProg(Method):
         """
         starts = equal_starts(epochs, self.stages)
         self._check_lengths(starts, epochs)
+        space = self._space(network)
         outcomes, stages = iter(found), list[Stage]()
         current: SubNetwork | None = None
         for number, start in enumerate(starts[:-1]):
-            candidates = self._candidates(network, current)
-            usual = self._space(network).at(number / (self.stages - 1))
+            candidates = _candidates(space, network.dense, current)
+            usual = space.at(number / (self.stages - 1))
             if len(candidates) == 1:
                 current = candidates[0]
                 stages.append(Stage(start, current))
@@ -110,7 +123,9 @@ class AutoProg(Method):
                 stages.append(searching)
             if current is None:
                 return stages
-            stages.append(Stage(start + self.search_epochs if self.recycle else start, current))
+            begin = start + self.search_epochs if self.recycle else start
+            if begin < starts[number + 1]:  # of a stage that is all search nothing is left
+                stages.append(Stage(begin, current))
         return [*stages, Stage(starts[-1], network.dense)]
 
     def possible(self, network: Network) -> Sequence[SubNetwork]:
@@ -142,27 +157,32 @@ class AutoProg(Method):
             )
         return space
 
-    def _candidates(self, network: Network, current: SubNetwork | None) -> list[SubNetwork]:
-        """Lambda_k, after the sub-network of the stage before; the full network is always among them.
-
-        The supplement has it in the first stage alone. With it there are at most nine, as the supplement wants.
-        """
-        space = self._space(network)
-        candidates = space.first() if current is None else space.following(current)
-        return candidates if network.dense in candidates else [*candidates, network.dense]
-
     def _check_lengths(self, starts: Sequence[int], epochs: int) -> None:
-        """The last stage does not search."""
-        shortest = min(b - a for a, b in pairwise(starts))
-        least = self.search_epochs + self.recycle
-        if shortest < least or starts[-1] >= epochs:
+        """A search is over when the next stage begins; a stage may be all search (supplement, Table V).
+
+        One whose epochs come on top may go on beyond, but not into the run's last.
+        """
+        shortest = min(b - a for a, b in pairwise([*starts, epochs]))
+        if shortest < (self.search_epochs if self.recycle else 1) or starts[-2] + self.search_epochs >= epochs:
             raise ConfigError(
-                "a search longer than its stage leaves nothing of it",
+                "a search longer than its stage" if shortest else "more stages than epochs",
                 where="AutoProg",
-                expected=f"stages of at least {least} epochs",
+                expected=f"stages of at least {self.search_epochs} epochs",
                 found=f"{epochs} epochs in {self.stages} stages, the shortest of {shortest}",
                 todo="Train longer, or set fewer stages or search_epochs",
             )
+
+
+def _candidates(space: GrowthSpace | ListedSpace, dense: SubNetwork, current: SubNetwork | None) -> list[SubNetwork]:
+    """Lambda_k, after the sub-network of the stage before.
+
+    The full network is among the first ones. Later it is one only where it is the next level in all dimensions: the
+    last stage trains it anyway (supplement, section B), and a supernet without it is smaller.
+    """
+    if current is None:
+        candidates = space.first()
+        return candidates if dense in candidates else [*candidates, dense]
+    return [dense] if current == dense else space.following(current)
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..dense.network import Network
 from ..errors import ConfigError, SubNetworkError
+from ..morph.entry import depth_named
 from ..parts import Grow, Regularise, Resize
 from ..run.part import Part
-from ..schedule.saved import SavedSchedule
+from ..schedule.saved import SavedSchedule, shares_of
 from ..schedule.stages import Regularisation, Stage
+from ..search.candidates import describe
 from .method import Method, average_for
 
 
 @dataclass(frozen=True)
 class Retrain(Method):
-    """Follow the stages, operators and regularisation that another run of the same model wrote down.
+    """Follow the stages, operators and regularisation that another run wrote down, of the same model or of another.
 
     Attributes:
         file: `schedule.json`, as `morphogen train` and `compare` write it.
@@ -46,27 +49,24 @@ class Retrain(Method):
         ]
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
-        """The saved stages, at their share of this run.
+        """The saved stages, at their share of this run; of another model, their shares of it, which is told.
 
         Raises:
-            ConfigError: the schedule is of another model, the run is too short, or the saved run was stopped before
-                its network was whole.
+            ConfigError: the run is too short, or this model cannot follow the schedule.
         """
-        stages = self.saved.over(epochs)
+        saved = self.saved
+        table = depth_named(saved.settings["depth_operator"]).table
         try:
-            for stage in stages:
-                network.check(stage.subnetwork)
-        except SubNetworkError as error:
-            raise ConfigError(
-                f"the schedule is of another model ({error})",
-                where=self.file,
-                todo="Retrain with the model, and the image size, that the schedule was found with",
-            ) from error
-        if stages[-1].subnetwork != network.dense:
-            raise ConfigError(
-                "this schedule does not end with the dense network",
-                where=self.file,
-                expected="the schedule of a run that was finished",
+            stages = saved.for_network(network, epochs, table)
+        except (ConfigError, SubNetworkError) as error:
+            raise ConfigError(f"this model cannot follow the schedule ({error})", where=self.file) from error
+        if network.dense != saved.dense:
+            shares = [shares_of(subnetwork, saved.dense) for _, subnetwork in saved.stages]
+            followed = "; ".join(", ".join(f"{share:.2f}" for share in each) for each in shares)
+            warnings.warn(
+                f"{self.file} is the schedule of another model ({describe(saved.dense)}); its shares of depth, side of "
+                f"the image and width are followed: {followed}",
+                stacklevel=2,
             )
         return stages
 

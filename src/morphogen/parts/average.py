@@ -1,9 +1,10 @@
-"""The momentum network: an average of the weights that grown blocks are taken from."""
+"""The momentum network: an average of the weights that grown blocks are taken from, and searches measure."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from torch import nn
@@ -15,7 +16,7 @@ from .momentum import Momentum, MomentumNetwork, momentum_from, momentum_state
 
 
 class Average(Part):
-    """Keep a momentum network in every stage that a later one grows from.
+    """Keep a momentum network in every search, and in every stage that a later one grows from.
 
     Attributes:
         momentum: how fast it follows.
@@ -69,32 +70,41 @@ class Average(Part):
 
     def begin_epoch(self, epoch: int) -> None:
         """Begin, go on or stop, as the stages to come have it."""
-        run, stages = self.run, self.run.stages
-        number = max(i for i, stage in enumerate(stages) if stage.start <= epoch)
-        nexts = [i for i in range(number + 1, len(stages)) if self._grows(i)]
-        if not nexts:
+        run = self.run
+        number = max(i for i, stage in enumerate(run.stages) if stage.start <= epoch)
+        spans = self._followed(number)
+        if not spans:
             self.network = None
             return
         if self.network is None:
             with run.own_state():
                 self.network = MomentumNetwork(run.network.model, self.momentum.decay or 0.0)
-        spans = zip(stages[number : nexts[0]], stages[number + 1 : nexts[0] + 1], strict=True)
-        epochs = [(stage.subnetwork, after.start - stage.start) for stage, after in spans]
-        lengths = [run.steps_in(subnetwork, run.steps_known) for subnetwork, _ in epochs]
+        lengths = [run.steps_in(subnetwork, run.steps_known) for subnetwork, _ in spans]
         known = [length for length in lengths if length is not None]
         self._counted = None
         if len(known) < len(lengths):
             self._counted = 0
         else:
-            steps = sum(count * length for (_, count), length in zip(epochs, known, strict=True))
-            self.network.decay = self.momentum.decay_over(steps)
+            steps = sum(count * length for (_, count), length in zip(spans, known, strict=True))
+            self.network.decay = self.momentum.decay_over(steps, len(run.stages[number].candidates))
+
+    def _followed(self, number: int) -> list[tuple[SubNetwork, int]]:
+        """The sub-networks from a stage on until the average is read, and their epochs; empty where it never is."""
+        first, spans = self.run.stages[number], list[tuple[SubNetwork, int]]()
+        if first.choose_at is not None:
+            return [(first.subnetwork, first.choose_at - first.start)]
+        for later, (stage, after) in enumerate(pairwise(self.run.stages[number:]), number + 1):
+            spans.append((stage.subnetwork, after.start - stage.start))
+            if self._grows(later):
+                return spans
+        return []
 
     def _grows(self, number: int) -> bool:
         """Whether a stage takes weights from the average: new blocks, or, in Momentum Growth, all."""
         before, after = (self.run.stages[i].subnetwork.blocks for i in (number - 1, number))
-        return depth_named(self.run.assembly.depth_operator).everything or any(
-            set(after[name]) - set(before[name]) for name in after
-        )
+        operator = depth_named(self.run.assembly.depth_operator)
+        enters = any(set(after[name]) - set(before[name]) for name in after)
+        return operator.momentum and (operator.everything or enters)
 
     def end_step(self) -> None:
         """Follow the weights; in a first epoch of unknown length, over the horizon's share of the steps so far."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..machine.private import NormBase
+from ..machine.averages import averaged_and_copied, put
 from ..run.values import load_tree, tree_state
 
 
@@ -39,9 +39,9 @@ class Momentum:
                 found=f"decay {self.decay}, horizon {self.horizon}",
             )
 
-    def decay_over(self, steps: int) -> float:
-        """m in a stage of so many steps."""
-        return self.decay if self.decay is not None else 1 - 1 / max(1.0, self.horizon * steps)
+    def decay_over(self, steps: int, candidates: int = 0) -> float:
+        """m in a stage of so many steps; in a search it reaches back over a step of every candidate at least."""
+        return self.decay if self.decay is not None else 1 - 1 / max(1.0, self.horizon * steps, candidates)
 
 
 class MomentumNetwork(nn.Module):
@@ -62,10 +62,9 @@ class MomentumNetwork(nn.Module):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Follow the model by one step, in two fused operations."""
-        theirs, ours = (_averaged_and_copied(tree) for tree in (self.module, model))
+        theirs, ours = (averaged_and_copied(tree) for tree in (self.module, model))
         torch._foreach_lerp_(theirs[0], ours[0], 1 - self.decay)
-        if theirs[1]:
-            torch._foreach_copy_(theirs[1], ours[1])
+        put(theirs[1], ours[1])
 
 
 def momentum_state(momentum: MomentumNetwork | None) -> dict[str, Any] | None:
@@ -80,13 +79,3 @@ def momentum_from(state: Mapping[str, Any] | None, model: nn.Module) -> Momentum
     momentum = MomentumNetwork(model, float(state["decay"]))
     load_tree(momentum, state)
     return momentum
-
-
-def _averaged_and_copied(tree: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    averaged: list[torch.Tensor] = [parameter.detach() for parameter in tree.parameters()]
-    copied: list[torch.Tensor] = []
-    for module in tree.modules():
-        for buffer in module.buffers(recurse=False):
-            learned = isinstance(module, NormBase) and buffer.is_floating_point()
-            (averaged if learned else copied).append(buffer)
-    return averaged, copied

@@ -62,7 +62,7 @@ def revive(network: Network, dense: Mapping[str, torch.Tensor], copies: Iterable
             weight.copy_(torch.where(empty.view(by_filter), fresh.to(weight.dtype), weight))
             spread([weight])
             for copy in copies:
-                tensor_named(averaged(copy), name).copy_(weight)
+                tensor_named(averaged(copy, network.model), name).copy_(weight)
     if filled:
         _tell(filled, "They begin anew at random, at the norm they had")
     if frozen:

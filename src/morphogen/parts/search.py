@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+import torch
+from torch import nn
+
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import CheckpointError, ConfigError
@@ -17,8 +20,9 @@ from ..run.part import Call, Part
 from ..run.run import Run
 from ..run.state import Snapshot
 from ..schedule.stages import Stage
-from ..search.candidates import Found
+from ..search.candidates import Found, Probe
 from ..search.searching import Searching
+from .average import Average
 from .resize import Resize
 
 Continued = Callable[[Network, int, Sequence[SubNetwork]], Sequence[Stage]]
@@ -31,6 +35,8 @@ class Search(Part):
     Attributes:
         recycle: whether the epochs of a search are epochs of the run; otherwise they are thrown away.
         subset: training images to compare candidates on; None leaves it to the loop.
+        fitted: whether candidates are compared by a model of their losses, measured several times with an average of
+            the supernet; otherwise by their losses at the end, with the weights as they are.
         searching: the elastic supernet at work, in a stage with candidates.
         searches: the outcome of every search so far.
     """
@@ -48,20 +54,21 @@ class Search(Part):
         depth_operator: str | DepthOperator | None = None,
         recycle: bool = True,
         subset: int | None = None,
+        fitted: bool = True,
     ):
         """
         Args:
             continued: the schedule.
             everything: every sub-network that may be found; by default those of the first stages.
             depth_operator: fills new blocks.
-            recycle, subset: see above.
+            recycle, subset, fitted: see above.
 
         Raises:
             MorphError: an operator that does not exist.
         """
         if depth_operator is not None:
             depth_named(depth_operator)
-        self.depth_operator, self.recycle, self.subset = depth_operator, recycle, subset
+        self.depth_operator, self.recycle, self.subset, self.fitted = depth_operator, recycle, subset, fitted
         self._continued, self._everything = continued, everything
         self._stages: list[Stage] = []
         self.searching: Searching | None = None
@@ -152,9 +159,17 @@ class Search(Part):
             self.searching.check_begun()
 
     def end_step(self) -> None:
-        """The whole supernet again; raises ConfigError where the step has not begun."""
-        if self.searching is not None:
-            self.searching.end_step()
+        """The whole supernet again, measured where it is time to; raises ConfigError where the step has not begun."""
+        searching = self.searching
+        if searching is None:
+            return
+        searching.end_step()
+        stage, steps = searching.stage, self.run.steps_in(self.run.network.current, self.run.steps_known)
+        if stage.choose_at is None or steps is None or not self.fitted:
+            return
+        if searching.is_due((stage.choose_at - stage.start) * steps):
+            with self.run.measuring():
+                searching.measure(*self._measured_with)
 
     def close(self) -> None:
         """An ordinary network."""
@@ -244,17 +259,32 @@ class Search(Part):
             )
         return epoch == stage.start and last == stage.choose_at - 1 and searching.steps > 0
 
+    @property
+    def _measured_with(self) -> tuple[Probe, Callable[..., torch.Tensor], nn.Module | None]:
+        """The loop's loss and data, what makes images smaller, and what is measured in place of the weights."""
+        assert self.run.probe is not None
+        resize, average = self.run.part(Resize) or Resize(), self.run.part(Average)
+        network = None if average is None or not self.fitted else average.network
+        return self.run.probe, resize.resized, None if network is None else network.module
+
     def _decide(self) -> None:
-        """Measure the candidates; the stages that follow from the best one are known then."""
-        assert self.searching is not None and self.run.probe is not None
-        resize = self.run.part(Resize) or Resize()
+        """Measure the candidates; the stages that follow from the best one are known then.
+
+        It goes on with the supernet's weights; the average of them stays where the next supernet grows from it.
+        """
+        assert self.searching is not None
         with self.run.measuring():
-            self.searches.append(self.searching.decide(self.run.probe, resize.resized))
+            self.searches.append(self.searching.decide(*self._measured_with, self.fitted))
+        stage, average = self.searching.stage, self.run.part(Average)
         self.close()
+        stages = list(self.continued([found.subnetwork for found in self.searches]))
+        grows_on = any(each.start == stage.choose_at and each.candidates for each in stages)
+        if average is not None and (self._kept is not None or not grows_on):
+            average.network = None
         if self._kept is not None:
             self._kept.restore(self.run)
             self._kept = None
-        self._stages = list(self.continued([found.subnetwork for found in self.searches]))
+        self._stages = stages
 
     def _check(self, stage: Stage, epoch: int) -> None:
         if stage.choose_at is not None and stage.start != epoch:

@@ -53,13 +53,17 @@ def runs_in(stage: Stage) -> tuple[SubNetwork, ...]:
 
 
 def keeps_momentum(assembly: Assembly, spans: Sequence[Span], number: int) -> bool:
-    """Whether a momentum network follows the weights in a stage: a later one takes weights from it."""
+    """Whether a momentum network follows the weights in a stage: a search measures it, or a later one takes weights."""
     if assembly.of(Average) is None:
         return False
-    everything = depth_named(assembly.depth_operator).everything
+    if spans[number].stage.choose_at is not None:
+        return True
+    operator = depth_named(assembly.depth_operator)
     blocks = [span.stage.subnetwork.blocks for span in spans[number:]]
-    return any(
-        everything or set(after[name]) - set(before[name]) for before, after in pairwise(blocks) for name in after
+    return operator.momentum and any(
+        operator.everything or set(after[name]) - set(before[name])
+        for before, after in pairwise(blocks)
+        for name in after
     )
 
 

@@ -16,6 +16,7 @@ def search_rows(search: Record) -> list[dict[str, str]]:
             "blocks": str(candidate["blocks"]),
             "resolution": _size(candidate["resolution"]),
             "loss": "not finite: dropped" if candidate["loss"] is None else f"{candidate['loss']:.4f}",
+            "fitted": "" if candidate["fitted"] is None else f"{candidate['fitted']:.4f}",
             "ms": f"{1000 * candidate['seconds']:.1f}",
             "score": "" if candidate["score"] is None else f"{candidate['score']:.4f}",
             "error": f"{candidate['error']:.4f}",

@@ -9,8 +9,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from ..dense.depth import Table
+from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError, MorphogenError
+from .growth import growth
 from .stages import Stage
 
 FORMAT = "morphogen schedule 1"
@@ -22,7 +25,7 @@ class SavedSchedule:
 
     Attributes:
         epochs: of the run it comes from; in a run of another length stages keep their share of it.
-        stages: (first epoch, sub-network) each.
+        stages: (first epoch, sub-network) each; the last is that run's dense network.
         settings: `operator`, `depth_operator`, `decay`, `horizon`, `resizing` of the method, see `Method`.
         regularisation: for each epoch, shares of RandAugment, random erasing and stochastic depth.
     """
@@ -31,6 +34,11 @@ class SavedSchedule:
     stages: tuple[tuple[int, SubNetwork], ...]
     settings: Mapping[str, Any]
     regularisation: tuple[tuple[float, float, float], ...]
+
+    @property
+    def dense(self) -> SubNetwork:
+        """The dense network of the run that it comes from."""
+        return self.stages[-1][1]
 
     def over(self, epochs: int) -> list[Stage]:
         """The stages in a run of so many epochs; one that would have none is left out.
@@ -46,6 +54,39 @@ class SavedSchedule:
                 found=f"{epochs}",
             )
         return [Stage(start, subnetwork) for start, subnetwork in starts.items()]
+
+    def for_network(self, network: Network, epochs: int, table: Table) -> list[Stage]:
+        """The stages in a run of so many epochs of any network.
+
+        Of a network like the saved run's they are its sub-networks. Another one (of other depth, width or image size)
+        follows its shares of depth, of the image's side and of width, rounded to what it can be (AutoProg, supplement,
+        Table IX: a schedule found on ViTs trains a ResNet-50).
+
+        Args:
+            network: to train.
+            epochs: length of its run.
+            table: the index table of the depth operator.
+
+        Raises:
+            ConfigError: the run is too short; the saved sub-networks are no one share of depth, side or width, or this
+                network cannot change what they change.
+        """
+        stages = self.over(epochs)
+        if network.dense == self.dense:
+            for stage in stages:
+                network.check(stage.subnetwork)
+            return stages
+        shares = [shares_of(stage.subnetwork, self.dense) for stage in stages]
+        depth, side, width = zip(*shares, strict=True)
+        return growth(
+            network,
+            [stage.start for stage in stages],
+            epochs,
+            depth=depth if min(depth) < 1 else None,
+            resolution=side if min(side) < 1 else None,
+            width=width if min(width) < 1 else None,
+            table=table,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON types."""
@@ -105,14 +146,53 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
 """What a file keeps of a method, and the kinds of its values."""
 
 
-def found_stages(stages: Sequence[Stage]) -> tuple[tuple[int, SubNetwork], ...]:
-    """The sub-networks of a run without its searches: each begins where the search that found it began."""
+def shares_of(subnetwork: SubNetwork, dense: SubNetwork) -> tuple[float, float, float]:
+    """What of a dense network a sub-network is: its share of the blocks, of the image's side and of the channels.
+
+    Raises:
+        ConfigError: block stacks, channel groups or the two sides have shares that differ by more than an eighth, and
+            by more than rounding to whole blocks or channels explains.
+    """
+    side, dense_side = (dict(enumerate(each.resolution or ())) for each in (subnetwork, dense))
+    return (
+        _share(_counts(subnetwork.blocks), _counts(dense.blocks), "depth"),
+        _share(side, dense_side, "resolution"),
+        _share(_counts(subnetwork.channels), _counts(dense.channels), "width"),
+    )
+
+
+def _counts(alive: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    return {name: len(units) for name, units in alive.items()}
+
+
+def _share(alive: Mapping[Any, int], dense: Mapping[Any, int], what: str) -> float:
+    if alive.keys() != dense.keys():
+        raise ConfigError(f"the {what} of a stage is not a part of the network it was saved from")
+    if not dense:
+        return 1.0
+    share = sum(alive.values()) / sum(dense.values())
+    for name, size in dense.items():
+        if abs(alive[name] - share * size) >= max(1, size / 8):
+            raise ConfigError(
+                f"the {what} of this schedule is no share that another model could follow",
+                expected=f"about {share:.2f} of each",
+                found=f"{alive[name]} of {size} in {name}",
+                todo="Retrain with the model that the schedule was found with",
+            )
+    return share
+
+
+def found_stages(stages: Sequence[Stage], found: Sequence[SubNetwork]) -> tuple[tuple[int, SubNetwork], ...]:
+    """The sub-networks of a run as if its searches' outcomes had been known: each begins where its search began.
+
+    Args:
+        stages: of the run; of a search whose epochs were thrown away only what it found.
+        found: by the searches that are among the stages and over, in order.
+    """
+    outcomes = iter(found)
     merged: list[tuple[int, SubNetwork]] = []
-    start: int | None = None
     for stage in stages:
-        start = stage.start if start is None else start
-        if stage.choose_at is None:
-            if not merged or merged[-1][1] != stage.subnetwork:
-                merged.append((start, stage.subnetwork))
-            start = None
+        subnetwork = stage.subnetwork if stage.choose_at is None else next(outcomes, None)
+        if subnetwork is not None and (not merged or merged[-1][1] != subnetwork):
+            merged.append((stage.start, subnetwork))
     return tuple(merged)

@@ -21,8 +21,8 @@ class Probe:
     Attributes:
         loss: the mean loss of a batch, through the model as it is at that moment: `loss(images, labels)`.
         subset: batches of a fixed part of the training data at full resolution, (images, labels) each, augmented as
-            in training. It is gone through once in every search; all candidates see the same augmented images. With
-            several ranks each has its part of every batch.
+            in training. It is gone through several times in every search; all candidates see the same augmented images.
+            With several ranks each has its part of every batch.
 
     Raises:
         ConfigError: a subset without a batch, or a generator, which could be gone through in one search alone.
@@ -54,13 +54,15 @@ class Candidate:
     Attributes:
         subnetwork: which.
         loss: on the subset; not finite where the candidate was dropped.
+        fitted: the loss that the model of all losses gives it; the same where there is none.
         seconds: of a training step, on this device.
-        score: loss x seconds ^ exponent.
-        error: standard error of the difference between its score and the least one, over the subset's batches.
+        score: fitted loss x seconds ^ exponent.
+        error: standard error of the difference between its score and the least one.
     """
 
     subnetwork: SubNetwork
     loss: float
+    fitted: float
     seconds: float
     score: float
     error: float
@@ -77,6 +79,7 @@ class Found:
         exponent: a of the score.
         chosen: the number of the one that goes on.
         seconds: what measuring them took.
+        within_steps: as much of it as was between two steps of the supernet's training.
     """
 
     epoch: int
@@ -84,7 +87,8 @@ class Found:
     candidates: tuple[Candidate, ...]
     exponent: float
     chosen: int
-    seconds: float
+    seconds: float = 0.0
+    within_steps: float = 0.0
 
     @property
     def subnetwork(self) -> SubNetwork:
@@ -99,11 +103,13 @@ class Found:
             "exponent": self.exponent,
             "chosen": self.chosen,
             "seconds": self.seconds,
+            "within_steps": self.within_steps,
             "candidates": [
                 {
                     "blocks": sum(map(len, c.subnetwork.blocks.values())),
                     "resolution": c.subnetwork.resolution,
                     "loss": c.loss if math.isfinite(c.loss) else None,
+                    "fitted": c.fitted if math.isfinite(c.fitted) else None,
                     "seconds": c.seconds,
                     "score": c.score if math.isfinite(c.score) else None,
                     "error": c.error,
@@ -127,6 +133,7 @@ class Found:
                 Candidate(
                     SubNetwork.from_dict(c["subnetwork"]),
                     number(c["loss"]),
+                    number(c["fitted"]),
                     number(c["seconds"]),
                     number(c["score"]),
                     number(c["error"]),
@@ -136,6 +143,7 @@ class Found:
             float(record["exponent"]),
             int(record["chosen"]),
             float(record["seconds"]),
+            float(record["within_steps"]),
         )
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+from torch import nn
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
 from ..machine.private import in_backward
-from ..machine.timing import StepClock
+from ..machine.timing import StepClock, now
 from ..schedule.stages import Stage
 from .candidates import Found, Probe, Resize
-from .measure import search
+from .measure import Losses, measured, search
 from .supernet import ElasticSupernet
+
+PROBES = 5
+"""How often the losses are measured in a search, as in the authors' code: once in its middle and four times after."""
 
 
 class Searching:
@@ -25,12 +31,17 @@ class Searching:
         supernet: that runs them.
         before: steps of the stage's epochs before the present one.
         steps: taken in the present epoch.
+        probes: the losses measured so far.
+        seconds: what measuring them took.
     """
 
     def __init__(self, network: Network, stage: Stage):
         self.stage, self.before, self.steps = stage, 0, 0
         self.supernet = ElasticSupernet(network, stage.candidates)
-        self._clock = StepClock(next(network.model.parameters()).device)
+        self.probes: list[Losses] = []
+        self.seconds = 0.0
+        self._device = next(network.model.parameters()).device
+        self._clock = StepClock(self._device)
         self._begun = False
 
     def begin_epoch(self) -> None:
@@ -77,30 +88,43 @@ class Searching:
         self.supernet.run_as(None)
         self.steps += 1
 
+    def is_due(self, total: int) -> bool:
+        """Whether the losses are to be measured now, in a search of so many steps; its last probe is at its end.
+
+        At 4, 5, 6 and 7 eighths of its steps.
+        """
+        return self.before + self.steps in {-(-total * eighths // 8) for eighths in range(4, 8)} - {total}
+
+    def measure(self, probe: Probe, resize: Resize, average: nn.Module | None) -> None:
+        """Measure the losses of all candidates; see `measured`."""
+        start = now(self._device)
+        self.probes.append(measured(self.supernet, probe, resize, average))
+        self.seconds += now(self._device) - start
+
     def state_dict(self, *, wait: bool = True) -> dict[str, Any]:
         """Where the search is between two steps, as JSON types; without `wait`, without steps still at work."""
         seconds = self._clock.read(wait=wait)
         return {
             "before": self.before,
             "steps": self.steps,
+            "probes": [[list(own) for own in probe] for probe in self.probes],
+            "measuring": self.seconds,
             "seconds": [seconds.get(number, []) for number in range(len(self.stage.candidates))],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.before, self.steps = int(state["before"]), int(state["steps"])
+        self.probes = [[list(map(float, own)) for own in probe] for probe in state["probes"]]
+        self.seconds = float(state["measuring"])
         self._clock.seconds = {kind: list(map(float, s)) for kind, s in enumerate(state["seconds"]) if s}
 
-    def decide(self, probe: Probe, resize: Resize) -> Found:
-        """Compare the candidates; see `search`."""
+    def decide(self, probe: Probe, resize: Resize, average: nn.Module | None, fitted: bool) -> Found:
+        """Measure for the last time, and compare the candidates; see `search`."""
         assert self.stage.choose_at is not None
+        within_steps = self.seconds
+        self.measure(probe, resize, average)
         epochs = self.stage.choose_at - self.stage.start
-        return search(
-            self.supernet,
-            probe,
-            self._clock.medians(),
-            resize,
-            self.stage.choose_at,
-            epochs,
-            self.stage.usual,
-        )
+        seconds = self._clock.medians()
+        found = search(self.supernet, self.probes, seconds, self.stage.choose_at, epochs, self.stage.usual, fitted)
+        return replace(found, seconds=self.seconds, within_steps=within_steps)

@@ -212,7 +212,8 @@ class Run:
                 self._follow()
         for found in self._searches[searched:]:
             ledger.seconds["search"] += found.seconds
-            ledger.seconds["morph"] -= found.seconds
+            ledger.seconds["step"] -= found.within_steps
+            ledger.seconds["morph"] -= found.seconds - found.within_steps
             ledger.searches.append(found.record())
         if len(attached.history) > len(ledger.history) or self.batch_size != ledger.stages[-1].batch_size:
             self._open_stage(number)

@@ -73,7 +73,7 @@ def test_a_dense_network_that_got_worse_with_time_is_taken_where_it_got_there_fi
 @pytest.mark.parametrize(
     ("runs", "below", "text", "low", "high"),
     [
-        ([(0.5, 80, 30), (1, 89, 60)], 0, "not reached (< 1.67x)", 0, 100 / 60),  # it takes more than 60 s
+        ([(0.5, 80, 30), (1, 89, 60)], 0, "not reached: < 1.67x", 0, 100 / 60),  # it takes more than 60 s
         ([(0.5, 91, 40), (1, 92, 60)], 0, "> 2.50x", 2.5, math.inf),  # its shortest run is better already
         ([(0.5, 70, 20), (1, 85, 40)], 20, "< 1.25x", 0, 1.25),  # dense takes 25 s at most, it 20 s
         ([(0.5, 75, 20), (1, 85, 40)], 20, "no bound", 0, math.inf),  # even the shortest runs of both are better

@@ -112,12 +112,12 @@ class Speedup:
         return self.low if self.low == self.high else None
 
     def __str__(self) -> str:
-        """`1.62x (1.41 to 1.80)`, `> 1.30x`, `not reached (< 0.90x)`."""
+        """`1.62x (1.41 to 1.80)`, `> 1.30x`, `not reached: < 0.90x (below 1.02)`."""
         ends = "" if self.interval is None else f" ({_between(*self.interval)})"
         if self.value is not None:
             return f"{self.value:.2f}x{ends}"
         bound = f"< {self.high:.2f}x" if self.high < math.inf else f"> {self.low:.2f}x" if self.low else "no bound"
-        return bound if self.reached else f"not reached ({bound})"
+        return f"{'' if self.reached else 'not reached: '}{bound}{ends}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types; a bound that is not there is None."""

@@ -83,6 +83,7 @@ def draw_fronts(points: Sequence[Point], path: Path) -> None:
     On no background, in colours that are read on a light and on a dark page.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     methods = _methods(points)
     figure = Figure(figsize=(11, 4.5 + 0.2 * len(methods)), layout="constrained")
@@ -112,10 +113,13 @@ def draw_fronts(points: Sequence[Point], path: Path) -> None:
                 linestyle="none",
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(what)
-        axes.grid(color=GREY, alpha=0.3, which="both")
+        axes.grid(color=GREY, alpha=0.3)
         axes.patch.set_alpha(0)
-        axes.tick_params(which="both", colors=GREY)
+        axes.tick_params(colors=GREY)
         axes.xaxis.label.set_color(GREY)
         for spine in axes.spines.values():
             spine.set_color(GREY)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..machine.files import writable, write_text
-from ..methods import build_method
+from ..methods import Method, build_method
 from ..report.fronts import FULL_LENGTH, Point
 from ..report.records import Record
 from .config import CompareConfig
-from .data import Data
 from .finished import Finished
 from .processes import side_by_side
 from .sources import load_data
@@ -63,11 +63,11 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
         for budget in sorted(config.budgets)
         for label in labels
     ]
-    apart = config.parallel > 1 or any(_timed_apart(finished, task) for task in tasks)
-    if apart:  # methods whose time could not be told are refused before anything is trained
-        times = StepTimes(config, data)
-        for task in tasks:
-            times.spans(methods[task.label], task.steps // data.steps)
+    schedules = {(task.label, task.budget): (methods[task.label], task.steps // data.steps) for task in tasks}
+    times = StepTimes(config, data) if config.parallel > 1 else None
+    if times is not None:
+        for schedule in schedules.values():  # what could not be timed is refused before anything is trained
+            times.spans(*schedule)
     writable(config.output)
     failures: list[str] = []
     todo = [task for task in tasks if task.key not in finished.records]
@@ -78,7 +78,8 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
     else:
         for seed in config.all_seeds:
             failures += in_turn([task for task in todo if task.seed == seed], config, data, finished, progress)
-    seconds = _apart(config, data, tasks) if apart else {}
+    apart = config.parallel > 1 or any(_timed_apart(finished, task) for task in tasks)
+    seconds = _apart(config.output / "step_times.json", schedules, times or StepTimes(config, data)) if apart else {}
     done = [(task, finished.records[task.key]) for task in tasks if task.key in finished.records]
     points = [
         Point(
@@ -98,20 +99,18 @@ def _timed_apart(finished: Finished, task: Task) -> bool:
     return finished.records.get(task.key, {}).get("timed_apart", False)
 
 
-def _apart(config: CompareConfig, data: Data, tasks: list[Task]) -> dict[str, dict[str, float]]:
-    """Training seconds by label and budget, from step times; those of an earlier call where it took all of them."""
-    path = config.output / "step_times.json"
-    lengths = {(task.label, task.budget): task.steps // data.steps for task in tasks}
-    if path.exists():
-        known = json.loads(path.read_text())
-        if all(f"{budget:g}" in known.get(label, {}) for label, budget in lengths):
-            return known
-    times = StepTimes(config, data)
-    for (label, _), epochs in lengths.items():
-        times.measure(build_method(label), epochs)
+def _apart(
+    path: Path, schedules: dict[tuple[str, float], tuple[Method, int]], times: StepTimes
+) -> dict[str, dict[str, float]]:
+    """Training seconds by label and budget, from step times; those in the file where it has all of them."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if all(f"{budget:g}" in known.get(label, {}) for label, budget in schedules):
+        return known
+    for schedule in schedules.values():
+        times.measure(*schedule)
     seconds: dict[str, dict[str, float]] = {}
-    for (label, budget), epochs in lengths.items():
-        seconds.setdefault(label, {})[f"{budget:g}"] = times.seconds(build_method(label), epochs)
+    for (label, budget), schedule in schedules.items():
+        seconds.setdefault(label, {})[f"{budget:g}"] = times.seconds(*schedule)
     write_text(path, json.dumps(seconds, indent=1) + "\n")
     return seconds
 

@@ -8,7 +8,7 @@ import signal
 import warnings
 from collections.abc import Sequence
 from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def side_by_side(tasks: Sequence[Task], config: CompareConfig, finished: Finishe
     Raises:
         Stopped: asked to; every run at work has saved a checkpoint.
     """
-    waiting, going = list(tasks), dict[Any, tuple[Task, SpawnProcess]]()  # by the end of a pipe that is ours
+    waiting, going = list(tasks), dict[Any, tuple[Task, ForkServerProcess]]()  # by the end of a pipe that is ours
     failures, asked = list[str](), list[int]()
 
     def ask(number: int) -> None:
@@ -73,10 +73,12 @@ def side_by_side(tasks: Sequence[Task], config: CompareConfig, finished: Finishe
     return failures
 
 
-def _start(task: Task, config: CompareConfig) -> tuple[Any, SpawnProcess]:
-    ours, theirs = multiprocessing.Pipe(duplex=False)
+def _start(task: Task, config: CompareConfig) -> tuple[Any, ForkServerProcess]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # PyTorch is imported once for all of them
+    ours, theirs = context.Pipe(duplex=False)
     threads = max(1, torch.get_num_threads() // config.parallel)
-    process = multiprocessing.get_context("spawn").Process(target=_train, args=(task, config, threads, theirs))
+    process = context.Process(target=_train, args=(task, config, threads, theirs))
     process.start()
     theirs.close()  # the process has it, and the end of what it sends is seen
     return ours, process

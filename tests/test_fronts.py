@@ -9,6 +9,7 @@ import torch
 from morphogen.errors import ConfigError
 from morphogen.report import fronts
 from morphogen.report.fronts import Point, cost_at, front, isotonic, speedups_at_equal_accuracy
+from morphogen.report.headline import headline_rows
 
 
 def points(method, runs, seeds=1):
@@ -85,6 +86,21 @@ def test_what_cannot_be_read_off_is_a_bound(runs, below, text, low, high):
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
     assert found.reached == ("not reached" not in text)
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_the_headline_is_a_row_a_method_and_accuracy():
+    found = speedups_at_equal_accuracy(DENSE + points("M", [(0.5, 88, 32), (1, 92, 50)]), below=(0.0, 2.0))
+    first, second = headline_rows(found, {"M": (1.9, 2.0)})
+    assert first == {
+        "method": "M",
+        "at accuracy %": "90.00 (dense)",
+        "speedup in time (95 %)": "2.50x",
+        "in FLOPs (95 %)": "2.50x",
+        "equal length, by step times": "2.00x",
+        "end to end": "1.90x",
+    }
+    assert second["at accuracy %"] == "88.00 (dense - 2)" and second["in FLOPs (95 %)"] == "2.21x"  # 50 sqrt(2) / 32
+    assert headline_rows(found, {})[0].keys() == {*first} - {"equal length, by step times", "end to end"}
 
 
 def test_without_a_dense_run_of_full_length_there_is_nothing_to_equal():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,14 +28,14 @@ def headline_rows(speedups: Sequence[Speedup], checks: Mapping[str, tuple[float,
     """
     rows: dict[tuple[str, float], dict[str, str]] = {}
     for each in speedups:
-        first = (each.method, each.below) not in rows
-        row = rows.setdefault((each.method, each.below), {"method": each.method, "at accuracy %": ""})
-        row["at accuracy %"] = f"{each.accuracy:.2f} ({f'dense - {each.below:g}' if each.below else 'dense'})"
+        place = f"{each.accuracy:.2f} ({f'dense - {each.below:g}' if each.below else 'dense'})"
+        row = rows.setdefault((each.method, each.below), {"method": each.method, "at accuracy %": place})
         row["speedup in time (95 %)" if each.cost == "seconds" else "in FLOPs (95 %)"] = str(each)
-        if checks and first and each.method in checks:
-            row["full length, end to end"], row["by step times"] = (f"{value:.2f}x" for value in checks[each.method])
-    columns = dict.fromkeys(key for row in rows.values() for key in row)
-    return [{key: row.get(key, "") for key in columns} for row in rows.values()]
+    if checks:
+        for row in rows.values():
+            end_to_end, by_steps = (f"{value:.2f}x" for value in checks.get(row["method"], (math.nan, math.nan)))
+            row["equal length, by step times"], row["end to end"] = by_steps, end_to_end
+    return list(rows.values())
 
 
 def front_rows(points: Sequence[Point]) -> list[dict[str, str]]:

@@ -7,7 +7,8 @@ mean accuracy over the seeds. How it is read:
   fall with cost (isotonic regression, weighted by the number of seeds; Barlow et al., 1972). The running maximum, which
   would do that too, is biased upwards, the more so the more lengths there are.
 - Between two knots, accuracy is linear in the logarithm of the cost. What a front costs at an accuracy is the least
-  cost at which it gets there, so that a plateau counts from its beginning, for dense as for a method.
+  cost at which it gets there, so that a plateau counts from its beginning, for dense as for a method. A front that
+  bends is read off a little late between knots that are far apart: choose lengths near where it is read.
 - Nothing is extrapolated. Of an accuracy above the last knot is known that it costs more than the last, of one below
   the first that it costs no more than the first: the speedup then has a bound, and no value.
 

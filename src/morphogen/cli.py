@@ -52,8 +52,8 @@ EXAMPLES = {
       --methods "[NetworkExpansion(operator='orthogonal'), NetworkExpansion(operator='random')]"
   morphogen compare --config study.yaml
 speed at equal accuracy, from complete runs of several lengths (a minute on a CPU; then a study):
-  morphogen compare --budgets "[0.5, 0.75, 1]" --seeds 3 --model "resnet8(width=16)" --epochs 12 \\
-      --methods "[ProgressiveResizing(stages=2)]" --output runs/fronts
+  morphogen compare --budgets "[0.5, 1, 1.5]" --seeds 3 --model "resnet8(width=8)" --epochs 10 \\
+      --methods "[ProgressiveResizing(ratio=0.75)]" --output runs/fronts
   morphogen compare --config study.yaml --budgets "[0.3, 0.5, 0.75, 1, 1.25]" --seeds 5 --parallel 2""",
     "plan": """examples:
   morphogen plan resnet50 --method "Prog(ratio=0.5)" --batch_size 128 --images 1281167

@@ -21,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src
 
 import torch  # noqa: E402
 
-from on_gpu import cifar, loops, morphs, steps, trainer  # noqa: E402, F401  (they enter their checks)
+from on_gpu import cifar, loops, morphs, steps, study, trainer  # noqa: E402, F401  (they enter their checks)
 from on_gpu.harness import (  # noqa: E402
     BROKEN,
     CHECKS,

@@ -88,6 +88,47 @@ def test_new_normalisation_is_neutral(operator):
         assert tensor[:6].eq(7).all() and tensor[6:].eq(value).all()
 
 
+def test_quiet_makes_new_channels_as_loud_as_the_old():
+    model = Residual()
+    net = morphogen.trace(model, image())
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    with torch.no_grad():
+        model.bn1.weight.copy_(torch.tensor([0.3, -0.4, 0.0, 0.0, 0.0, 0.0]))
+        model.bn1.bias.fill_(7.0)
+    morphogen.morph(net, net.dense)
+    assert model.bn1.weight[6:].detach().numpy() == pytest.approx(0.5 / 6**0.5)  # sqrt((0.3^2 + 0.4^2) / 6)
+    assert model.bn1.bias[:6].eq(7).all() and model.bn1.bias[6:].eq(0).all()
+
+
+def test_adams_new_entries_take_steps_as_long_as_the_old():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, amsgrad=True)
+    net = morphogen.trace(model, torch.randn(2, 8))
+    morphogen.morph(net, net.subnetwork(width=0.5), optimizer=optimizer)
+
+    def step():
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(torch.randn(16, 8)), torch.randn(16, 4)).backward()
+        optimizer.step()
+
+    for _ in range(400):
+        step()
+    weight = model[2].weight
+    means = {key: optimizer.state[weight][key].mean() for key in ("exp_avg_sq", "max_exp_avg_sq")}
+    morphogen.morph(net, net.dense, optimizer=optimizer, operator="net2net")  # the function stays, so gradients do
+    for key, mean in means.items():
+        assert torch.equal(optimizer.state[weight][key][32:], mean.expand(32, 64))
+    assert optimizer.state[weight]["exp_avg"][32:].eq(0).all() and optimizer.state[weight]["step"] == 400
+    longest = 0.0
+    for _ in range(20):
+        before = weight.detach().clone()
+        step()
+        moved = (weight.detach() - before).square()
+        longest = max(longest, float((moved[32:, 32:].mean() / moved[:32, :32].mean()).sqrt()))
+    assert longest < 2  # from second moments of 0 the first steps are several times as long
+
+
 def test_a_users_own_operator():
     def zeros(gap):
         return gap.map.carry(gap.old)

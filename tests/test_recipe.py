@@ -1,6 +1,7 @@
 """The papers' recipe: schedule, averages, decay, the loop, and the files in recipes/."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from morphogen.errors import ConfigError
 from morphogen.methods import METHODS, Dense
 from morphogen.methods.method import Method
 from morphogen.parts import Grow, Regularise, Resize
-from morphogen.schedule.cosine import cosine_share
+from morphogen.schedule.learning_rate import shape_named, share_of_peak
 from morphogen.schedule.stages import Regularisation, Stage
 from morphogen.train.augment import seeded
 from morphogen.train.data import Data, loader_throughput
@@ -58,7 +59,42 @@ def test_mixed_labels_share_one():
 def test_the_learning_rate_by_hand():
     warmup = [0.001 + 0.999 * step / 4 for step in range(4)]
     cosine = [(1 + math.cos(math.pi * step / 6)) / 2 for step in range(7)]
-    assert [cosine_share(step, 10, 4) for step in range(11)] == pytest.approx(warmup + cosine, abs=1e-12)
+    shares = [share_of_peak(shape_named("cosine"), step, 10, 4) for step in range(11)]
+    assert shares == pytest.approx(warmup + cosine, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "values"),  # at 0, 1/4, 1/2, 3/4 and all of the way behind the warm-up
+    [
+        ("cosine", [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0]),
+        ("linear", [1, 0.75, 0.5, 0.25, 0]),
+        ("wsd(decay=0.5)", [1, 1, 1, 0.5, 0]),
+        ("wsd", [1, 1, 1, 0.25 / 0.35, 0]),
+        ("poly(power=2)", [1, 0.5625, 0.25, 0.0625, 0]),
+        ("milestones", [1, 1, 0.1, 0.01, 0.01]),
+        ("milestones(at=(0.75,), factor=0.5)", [1, 1, 1, 0.5, 0.5]),
+    ],
+)
+def test_the_shapes_of_the_learning_rate_by_hand(shape, values):
+    shares = [share_of_peak(shape_named(shape), 2 + step, 10, 2) for step in (0, 2, 4, 6, 8)]
+    assert shares == pytest.approx(values, abs=1e-12)
+    assert share_of_peak(shape_named(shape), 1, 10, 2) == pytest.approx(0.5005)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ("cosin", "Did you mean cosine"),
+        ("wsd(decay=0)", "0 < decay <= 1"),
+        ("wsd(decya=0.3)", "no setting 'decya'"),
+        ("poly(power=-1)", "above 0"),
+        ("milestones(at=(0.5, 1.5))", "between 0 and 1"),
+        ("milestones(at=0.5)", "tuple such as"),
+    ],
+)
+def test_a_wrong_shape_is_refused_at_once(shape, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        recipe(lr_schedule=shape)
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(None, 4), (5, 2), (1, 0)])  # two fifths, as of the whole run

@@ -6,6 +6,7 @@ from ..spec import build
 from .autoprog import AutoProg, Supernet
 from .combined import Combined
 from .dynamic_batch import DynamicBatch
+from .grow_once import GrowOnce
 from .method import Method
 from .network_expansion import NetworkExpansion
 from .prog import Prog
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "Dense": Dense,
     "DynamicBatch": DynamicBatch,
     "EfficientTrain": EfficientTrain,
+    "GrowOnce": GrowOnce,
     "GrowThenPrune": GrowThenPrune,
     "Net2Net": Net2Net,
     "NetworkExpansion": NetworkExpansion,
@@ -54,6 +56,7 @@ __all__ = [
     "Dense",
     "DynamicBatch",
     "EfficientTrain",
+    "GrowOnce",
     "GrowThenPrune",
     "Method",
     "Net2Net",

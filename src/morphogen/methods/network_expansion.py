@@ -25,8 +25,8 @@ class NetworkExpansion(Method):
             depth is given.
         depth: alpha_0, the share of each block stack in the first stage, in (0, 1].
         stages: n_g, the number of stages of equal length; the last is the dense network.
-        operator: how new channels are filled: `orthogonal` (the paper's), `random`, `replicate`, `net2net`,
-            `bert2bert`, or your own.
+        operator: how new channels are filled: `quiet` (orthogonal to the old ones, and the function stays),
+            `orthogonal` (the paper's literal scale), `random`, `replicate`, `net2net`, `bert2bert`, or your own.
         depth_operator: how new blocks are filled: `momentum` (the paper's), or another.
         decay: of the momentum network; None ties it to the stage's length.
         horizon: the share of a stage's steps that the average then reaches back over.
@@ -40,7 +40,7 @@ class NetworkExpansion(Method):
     width: float | None = None
     depth: float | None = None
     stages: int = 5
-    operator: str | GrowthOperator = "orthogonal"
+    operator: str | GrowthOperator = "quiet"
     depth_operator: str | DepthOperator = "momentum"
     decay: float | None = None
     horizon: float = 0.1

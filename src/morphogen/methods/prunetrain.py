@@ -211,7 +211,7 @@ class GrowThenPrune(PruneTrain):
     start: float = 0.4
     width: float = 0.5
     stages: int = 2
-    operator: str | GrowthOperator = "orthogonal"
+    operator: str | GrowthOperator = "quiet"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -81,7 +81,7 @@ def morph(
     *,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     ema: nn.Module | Iterable[nn.Module] | None = None,
-    operator: str | GrowthOperator = "orthogonal",
+    operator: str | GrowthOperator = "quiet",
     depth_operator: str | DepthOperator = "interpolate",
     momentum: nn.Module | None = None,
     generator: torch.Generator | None = None,

@@ -90,10 +90,18 @@ OF_THE_WEIGHTS = ("ax", "x0", "z")
 averaging's origin, the sequence behind a schedule-free optimizer's average."""
 
 
+SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "exp_inf")
+"""Running means of squared gradients whose bias is corrected by the number of steps (Adam and its relatives). That
+number is the tensor's: after 2,000 steps it corrects nothing, and an entry that begins at 0 would first move by
+(1 - beta1) / sqrt(1 - beta2) = 3 learning rates, ten times as far as the others. What is new begins at the mean of the
+old, so that its first steps are as long as theirs, and its own gradients take over in 1 / (1 - beta2) steps."""
+
+
 def carried_state(
     optimizer: Optimizer, parameter: nn.Parameter, change: TensorMap, new: torch.Tensor, *, rescaled: bool = False
 ) -> dict[str, torch.Tensor]:
-    """The state of one parameter at its new size; new entries get what the optimizer would begin with.
+    """The state of one parameter at its new size; new entries get what the optimizer would begin with, and second
+    moments that of the old ones.
 
     Args:
         optimizer: any optimizer; one that does not hold the parameter has no state for it.
@@ -116,6 +124,8 @@ def carried_state(
         "square_avg": float("lr_in_momentum" in group),  # 1 in timm's RMSpropTF, 0 in PyTorch's
     }
     begin |= {key: new.to(state[key]) for key in OF_THE_WEIGHTS if key in state}
+    if change.grows:
+        begin |= {key: float(state[key].float().mean()) for key in SECOND_MOMENTS if key in state}
     carried = {
         key: change.regrid(change.carry(value, begin.get(key, 0.0)), smooth=False)
         for key, value in state.items()

@@ -4,6 +4,7 @@ from .bert2bert import bert2bert, fpi
 from .depths import identity, interpolate, mogrow, momentum, mostack, random_blocks, rezero, stack
 from .net2net import net2net
 from .orthogonal import orthogonal
+from .quiet import quiet
 from .random import random
 from .replicate import replicate
 
@@ -17,6 +18,7 @@ __all__ = [
     "mostack",
     "net2net",
     "orthogonal",
+    "quiet",
     "random",
     "random_blocks",
     "replicate",

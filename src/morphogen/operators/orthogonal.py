@@ -55,16 +55,6 @@ def orthogonal(gap: Gap, scale: float = 1.0) -> torch.Tensor:
     return like(new, gap.old)
 
 
-@operator("quiet", preserving=True)
-def quiet(gap: Gap) -> torch.Tensor:
-    """Orthogonal growth with new inputs of old outputs at zero: the function stays, and new filters are orthogonal.
-
-    What new channels say is not read by old ones at first; it is learnt, since the gradient of those weights is not
-    zero. With normalisation over channels (layer norm, group norm) the function changes all the same.
-    """
-    return orthogonal(gap, scale=0.0)
-
-
 def orthogonal_rows(gap: Gap, old: torch.Tensor, count: int) -> torch.Tensor:
     """`count` rows orthogonal to the rows of `old` and to each other, of their mean norm.
 

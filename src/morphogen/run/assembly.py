@@ -16,7 +16,7 @@ from .part import Part
 
 P = TypeVar("P", bound=Part)
 
-OPERATOR, DEPTH_OPERATOR = "orthogonal", "interpolate"
+OPERATOR, DEPTH_OPERATOR = "quiet", "interpolate"
 """What fills new channels and blocks where no part says."""
 
 

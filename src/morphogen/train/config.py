@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from ..errors import ConfigError, first_line
+from ..schedule.learning_rate import shape_named
 from ..schedule.revision import Option
 
 CPU = torch.device("cpu")
@@ -44,8 +45,11 @@ class Recipe:
         test_images: use only so many test images, the same for every seed.
         epochs: passes over the training images.
         batch_size: images in a step, of all ranks together.
-        optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`; the learning rate falls to 0 along a cosine.
+        optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`.
         lr: peak learning rate.
+        lr_schedule: how it falls behind the warm-up: `cosine`, `linear`, `poly(power=0.9)`,
+            `milestones(at=(0.5, 0.75), factor=0.1)`, or `wsd(decay=0.35)`, which is flat and linear to 0 in the last
+            part, so that what grows before learns at the full rate.
         warmup_epochs: epochs in which the learning rate rises to its peak, linearly from a thousandth of it.
         weight_decay: as the optimizer defines it; under `adamw` not on biases, norms and tokens.
         clip_grad: largest norm of the gradients; 0 is no limit.
@@ -86,6 +90,7 @@ class Recipe:
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
+    lr_schedule: str = "cosine"
     warmup_epochs: int = 0
     weight_decay: float = 5e-4
     clip_grad: float = 0.0
@@ -131,6 +136,7 @@ class Recipe:
         for key in ("mixup", "cutmix"):
             if 0 < getattr(self, key) < 1e-3:  # the beta distribution of still less is not a number
                 raise ConfigError(f"{key} out of range", expected="0, or 0.001 to 1000", found=f"{getattr(self, key)}")
+        shape_named(self.lr_schedule)
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(
                 "warmup_epochs out of range",

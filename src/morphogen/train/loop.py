@@ -27,7 +27,7 @@ from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun
 from ..report.outcome import predicted_speedup, saved_schedule
 from ..report.sparsity import densities, mapped_layers, output_maxima
 from ..run.attach import attach
-from ..schedule.cosine import cosine_share
+from ..schedule.learning_rate import shape_named, share_of_peak
 from ..search.candidates import Found, Probe
 from ..search.searching import Searching
 from .checkpoint import Checkpoints
@@ -391,7 +391,8 @@ class Run:
         restarts = [epoch * self.data.steps for epoch in self.attached.assembly.restarts]
         begin = max(at for at in (0, *restarts) if at <= done)
         length = min(at for at in (*restarts, self.steps) if at > begin) - begin
-        share = cosine_share(done - begin, length, length * self.recipe.warmup_epochs // self.recipe.epochs)
+        warmup = length * self.recipe.warmup_epochs // self.recipe.epochs
+        share = share_of_peak(shape_named(self.recipe.lr_schedule), done - begin, length, warmup)
         batch = self.attached.part(Batch)
         scale = 1.0 if batch is None else batch.batching.lr_scale_of(images)
         for group in self.optimizer.param_groups:

@@ -19,17 +19,20 @@ from .machine.files import writable, write_text
 from .machine.ranks import rank
 from .methods import build_method
 from .plan.show import stage_rows, told, total, width_rows
+from .report.fronts import speedups_at_equal_accuracy
+from .report.headline import front_rows, headline_rows, write_headline
 from .report.inspect import describe
 from .report.ledger import environment
 from .report.render import as_table, summary, write_results
 from .report.savings.rows import saving_rows
 from .report.savings.write import PICTURES, draw_savings
 from .report.searches import draw_searches, search_rows, search_title
-from .train.checkpoint import Checkpoints, Stopped
+from .train.checkpoint import Checkpoints, Stopped, listening
 from .train.compare import compare
 from .train.config import CompareConfig, ExportConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
 from .train.distributed import joined
 from .train.export import export_run
+from .train.lengths import compare_lengths
 from .train.loop import Run
 from .train.models import build_model
 from .train.planning import plan_recipe
@@ -47,7 +50,11 @@ EXAMPLES = {
   morphogen compare
   morphogen compare --data /data/cifar10 --seeds 3 --epochs 30 \\
       --methods "[NetworkExpansion(operator='orthogonal'), NetworkExpansion(operator='random')]"
-  morphogen compare --config study.yaml""",
+  morphogen compare --config study.yaml
+speed at equal accuracy, from complete runs of several lengths (a minute on a CPU; then a study):
+  morphogen compare --budgets "[0.5, 1, 1.5]" --seeds 3 --model "resnet8(width=8)" --epochs 10 \\
+      --methods "[ProgressiveResizing(ratio=0.75)]" --output runs/fronts
+  morphogen compare --config study.yaml --budgets "[0.3, 0.5, 0.75, 1, 1.25]" --seeds 5 --parallel 2""",
     "plan": """examples:
   morphogen plan resnet50 --method "Prog(ratio=0.5)" --batch_size 128 --images 1281167
   morphogen plan "resnet20(width=32)" --method "NetworkExpansion(stages=3)" --data cifar10:/data/cifar10 --epochs 60
@@ -107,6 +114,7 @@ class InspectConfig:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 or 143 after Ctrl-C or SIGTERM."""
+    command = ""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line
@@ -119,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"morphogen: cannot read or write a file ({first_line(error)})", file=sys.stderr)
         return 2
     except Stopped as stop:
-        print(f"morphogen: {stop}; go on with --resume true", file=sys.stderr)
+        how = "--resume true" if command == "train" else "the same command"
+        print(f"morphogen: {stop}; go on with {how}", file=sys.stderr)
         return 128 + stop.signal
     except KeyboardInterrupt:
         print("morphogen: stopped; what was finished is saved", file=sys.stderr)
@@ -179,7 +188,7 @@ def _train(config: TrainConfig) -> int:
         for path in config.output.glob(pattern):
             path.unlink()
     places = config.track if rank() == 0 else []
-    with checkpoints.listening():  # until all is written
+    with listening(checkpoints.ask):  # until all is written
         try:
             with _bars() as tell, tracking(places, config.output, run.ledger, config.as_text()) as trackers:
                 for epoch in run.epochs():
@@ -219,6 +228,8 @@ def _save(run: Run, config: TrainConfig) -> None:
 
 def run_compare(config: CompareConfig) -> int:
     """Train the dense network and methods side by side; print and write what was saved."""
+    if config.budgets:
+        return _compare_lengths(config)
     with _bars() as tell:
         records, failures = compare(config, tell)
     if not records:
@@ -232,6 +243,25 @@ def run_compare(config: CompareConfig) -> int:
     print(f"results.json, results.csv, summary.md and accuracy.png are in {config.output}")
     if failures:
         raise TrainingError("; ".join(failures))
+    return 0
+
+
+def _compare_lengths(config: CompareConfig) -> int:
+    with _bars() as tell:
+        found = compare_lengths(config, tell)
+    if not any(point.method == "Dense" and point.budget == 1 for point in found.points):
+        raise TrainingError("; ".join(found.failures))
+    speedups = speedups_at_equal_accuracy(found.points)
+    timing = "step times, taken apart" if found.apart else "the runs themselves"
+    head = {**found.head, "seconds_of": timing, "end_to_end": found.end_to_end}
+    write_headline(found.points, speedups, head, config.output)
+    title = f"{config.model} on {found.head['recipe']['data']}, seconds of {timing}"
+    _console().print(as_table(front_rows(found.points), title))
+    if speedups:
+        _console().print(as_table(headline_rows(speedups, found.end_to_end), "speedup at equal accuracy"))
+    print(f"fronts.json, fronts.csv, fronts.md and fronts.png are in {config.output}")
+    if found.failures:
+        raise TrainingError("; ".join(found.failures))
     return 0
 
 

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -134,21 +133,24 @@ class Checkpoints:
         for path in (*self.files()[count:], *self.folder.glob(".epoch-*.part")):
             path.unlink()
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """A first SIGTERM or Ctrl-C ends the run after the step at work; a second Ctrl-C at once."""
+    def ask(self, number: int) -> None:
+        """End the run after the step at work, for this signal; raises KeyboardInterrupt at a second Ctrl-C."""
+        if self._asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = number
 
-        def ask(number: int, _: FrameType | None) -> None:
-            if self._asked is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._asked = number
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+@contextmanager
+def listening(ask: Callable[[int], None]) -> Iterator[None]:
+    """Call `ask` with the signal's number at every SIGTERM and Ctrl-C, which else end the process."""
+    before = {
+        number: signal.signal(number, lambda number, _: ask(number)) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:

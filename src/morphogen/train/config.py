@@ -258,17 +258,23 @@ class CompareConfig(Recipe):
         methods: what to compare with dense training.
         seeds: runs of each.
         first_seed: of these runs, so that several machines can share the work.
-        output: folder for the results; finished runs found there are kept, not run again.
+        budgets: lengths of complete runs as shares of epochs, 1 among them, such as `[0.3, 0.5, 0.75, 1]`: the speedup
+            is read off at equal accuracy. By default all runs are of full length.
+        parallel: runs at a time, each in a process of its own, with budgets; times are then made of step times that
+            are taken when all runs are over.
+        output: folder for the results; finished runs found there are kept, others go on where they were.
     """
 
     methods: list[str] = field(default_factory=lambda: ["NetworkExpansion(multiple_of=8)"])
     seeds: int = 1
     first_seed: int = 0
+    budgets: list[float] = field(default_factory=list)
+    parallel: int = 1
     output: Path = Path("runs/compare")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 1 or self.first_seed < 0 or not self.methods:
+        if self.seeds < 1 or self.first_seed < 0 or not (self.methods or self.budgets):
             raise ConfigError(
                 "nothing to compare",
                 expected="at least one method and one seed, from 0 on",
@@ -277,6 +283,19 @@ class CompareConfig(Recipe):
         if len(set(self.methods)) < len(self.methods) or "Dense" in self.methods:
             raise ConfigError(
                 "a method is there twice", expected="each once; Dense is always there", found=", ".join(self.methods)
+            )
+        lengths = [round(budget * self.epochs) for budget in self.budgets]
+        if self.budgets and (1 not in self.budgets or min(lengths) < 1 or len(set(lengths)) < len(lengths)):
+            raise ConfigError(
+                "budgets out of range",
+                expected=f"shares of {self.epochs} epochs, 1 among them, each of another number of epochs",
+                found=f"{self.budgets}, which is {lengths} epochs",
+            )
+        if self.parallel < 1 or (self.parallel > 1 and (not self.budgets or self.compile)):
+            raise ConfigError(
+                "parallel out of range",
+                expected="1, or more with budgets and without compile, whose steps are not timed apart",
+                found=f"{self.parallel}",
             )
 
     @property

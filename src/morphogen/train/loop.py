@@ -50,7 +50,8 @@ LEAST_SUBSET = 512
 
 
 BESIDE_THE_RUN = (
-    "data output workers sparsity_map resume save_every keep track warn_drop methods seeds first_seed".split()
+    "data output workers sparsity_map resume save_every keep track warn_drop "
+    "methods seeds first_seed budgets parallel".split()
 )
 """Settings that leave the run as it is; of the data the name and the number of images are compared."""
 

@@ -37,26 +37,12 @@ def plan_recipe(config: PlanConfig, progress: Callable[[int, int], None] = lambd
         raise ConfigError("the planner measures steps as they are", where="compile", expected="false", found="true")
     method = build_method(config.method)
     resize = Assembly(method).of(Resize) or Resize()
-    device = config.torch_device()
     data = load_data(config) if config.data else None
     if config.token_labels and data is None:
         raise ConfigError("label maps go with images", where="token_labels", expected="data", found="none")
-    side = config.image_size or 224
-    classes = data.num_classes if data else config.num_classes
-    model = build_model(config.model, classes, config.drop_path).to(device)
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
-    images = torch.randn(config.batch_size, 3, *(data.size if data else (side, side)), device=device)
-    training = Training(
-        images,
-        _labels(config, data, classes, device),
-        optimizer=partial(build_optimizer, recipe=config),
-        loss=partial(_loss, config),
-        clip_grad=config.clip_grad,
-        ema=config.ema > 0,
-    )
+    model, training = measured_step(config, data, config.num_classes)
     steps = data.steps if data else _steps(config)
-    supply = None if data is None else _supply(data, config, resize.kind)
+    supply = None if data is None else supply_of(data, config, resize.kind)
     return plan(
         model,
         method,
@@ -67,6 +53,24 @@ def plan_recipe(config: PlanConfig, progress: Callable[[int, int], None] = lambd
         seconds=config.seconds,
         exclude=config.exclude,
         progress=progress,
+    )
+
+
+def measured_step(recipe: Recipe, data: Data | None, num_classes: int = 0) -> tuple[nn.Module, Training]:
+    """A recipe's model, and its training step on random images; without data, of so many classes."""
+    device, side = recipe.torch_device(), recipe.image_size or 224
+    classes = data.num_classes if data else num_classes
+    model = build_model(recipe.model, classes, recipe.drop_path).to(device)
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
+    images = torch.randn(recipe.batch_size, 3, *(data.size if data else (side, side)), device=device)
+    return model, Training(
+        images,
+        _labels(recipe, data, classes, device),
+        optimizer=partial(build_optimizer, recipe=recipe),
+        loss=partial(_loss, recipe),
+        clip_grad=recipe.clip_grad,
+        ema=recipe.ema > 0,
     )
 
 
@@ -97,7 +101,8 @@ def _steps(config: PlanConfig) -> int | None:
     return config.images // config.batch_size
 
 
-def _supply(data: Data, recipe: Recipe, resizing: str) -> Supply:
+def supply_of(data: Data, recipe: Recipe, resizing: str) -> Supply:
+    """What the data layer alone delivers, images resized as a method does."""
     if not isinstance(data, StreamData):
         return Supply(lambda size: loader_throughput(data, size, 24, resizing), overlapped=False)
     small = copy(data)

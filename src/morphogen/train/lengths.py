@@ -1,0 +1,130 @@
+"""Complete runs of several lengths, dense and by every method: what speed at equal accuracy is read off."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..machine.files import writable, write_text
+from ..methods import Method, build_method
+from ..report.fronts import FULL_LENGTH, Point
+from ..report.records import Record
+from .config import CompareConfig
+from .finished import Finished
+from .processes import side_by_side
+from .sources import load_data
+from .step_times import StepTimes
+from .turns import Progress, Task, in_turn
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the runs of several lengths came to.
+
+    Attributes:
+        points: one a finished run.
+        head: recipe and environment.
+        apart: whether seconds are made of step times.
+        end_to_end: for each method, the speedup of the one run of full length that took turns with the dense one, and
+            what the step times say of the same two; empty where all runs took turns.
+        failures: what stopped those that did not finish.
+    """
+
+    points: list[Point]
+    head: Record
+    apart: bool
+    end_to_end: dict[str, tuple[float, float]]
+    failures: list[str]
+
+
+def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None) -> Lengths:
+    """Train dense and every method with every seed, once for each budget.
+
+    Each is a run of its own, of `round(budget * epochs)` epochs, with a schedule of growth, learning rate and warm-up
+    of its own. One at a time, the runs of a seed take turns after every epoch, and their times count. With
+    `config.parallel` they are trained beside each other, but for those of full length with the first seed, which take
+    turns as a check; the times that count are then made of step times, taken when nothing else runs.
+
+    Finished runs are read from `runs.jsonl` in the output folder, others go on from their checkpoints.
+
+    Raises:
+        MorphogenError: settings, model, data and methods that do not fit, with `parallel` also a method that prunes,
+            searches or changes the batch.
+        Stopped: asked to.
+    """
+    labels = ["Dense", *config.methods]
+    methods = {label: build_method(label) for label in labels}
+    data = load_data(config)
+    finished = Finished(config, data)
+    tasks = [
+        Task(label, label, seed, round(budget * config.epochs) * data.steps, budget)
+        for seed in config.all_seeds
+        for budget in sorted(config.budgets)
+        for label in labels
+    ]
+    schedules = {(task.label, task.budget): (methods[task.label], task.steps // data.steps) for task in tasks}
+    times = StepTimes(config, data) if config.parallel > 1 else None
+    if times is not None:
+        for schedule in schedules.values():  # what could not be timed is refused before anything is trained
+            times.spans(*schedule)
+    writable(config.output)
+    failures: list[str] = []
+    todo = [task for task in tasks if task.key not in finished.records]
+    if config.parallel > 1:
+        pair = [task for task in todo if task.budget == FULL_LENGTH and task.seed == config.first_seed]
+        failures += side_by_side([task for task in todo if task not in pair], config, finished, progress)
+        failures += in_turn(pair, config, data, finished, progress)
+    else:
+        for seed in config.all_seeds:
+            failures += in_turn([task for task in todo if task.seed == seed], config, data, finished, progress)
+    apart = config.parallel > 1 or any(_timed_apart(finished, task) for task in tasks)
+    seconds = _apart(config.output / "step_times.json", schedules, times or StepTimes(config, data)) if apart else {}
+    done = [(task, finished.records[task.key]) for task in tasks if task.key in finished.records]
+    points = [
+        Point(
+            task.label,
+            task.budget,
+            task.seed,
+            record["accuracy"],
+            seconds[task.label][f"{task.budget:g}"] if apart else record["training_seconds"],
+            record["flops"],
+        )
+        for task, record in done
+    ]
+    return Lengths(points, finished.head, apart, _end_to_end(config, finished, seconds), failures)
+
+
+def _timed_apart(finished: Finished, task: Task) -> bool:
+    return finished.records.get(task.key, {}).get("timed_apart", False)
+
+
+def _apart(
+    path: Path, schedules: dict[tuple[str, float], tuple[Method, int]], times: StepTimes
+) -> dict[str, dict[str, float]]:
+    """Training seconds by label and budget, from step times; those in the file where it has all of them."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if all(f"{budget:g}" in known.get(label, {}) for label, budget in schedules):
+        return known
+    for schedule in schedules.values():
+        times.measure(*schedule)
+    seconds: dict[str, dict[str, float]] = {}
+    for (label, budget), schedule in schedules.items():
+        seconds.setdefault(label, {})[f"{budget:g}"] = times.seconds(*schedule)
+    write_text(path, json.dumps(seconds, indent=1) + "\n")
+    return seconds
+
+
+def _end_to_end(
+    config: CompareConfig, finished: Finished, seconds: dict[str, dict[str, float]]
+) -> dict[str, tuple[float, float]]:
+    """Speedup of the runs that took turns, and by step times; see `Lengths`."""
+    if not seconds:
+        return {}
+    full = {label: finished.records.get((label, FULL_LENGTH, config.first_seed)) for label in seconds}
+    alone = {k: record["training_seconds"] for k, record in full.items() if record and not record.get("timed_apart")}
+    return {
+        label: (alone["Dense"] / alone[label], seconds["Dense"]["1"] / seconds[label]["1"])
+        for label in config.methods
+        if {"Dense", label} <= alone.keys()
+    }

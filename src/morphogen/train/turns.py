@@ -1,0 +1,136 @@
+"""Runs that take turns after every epoch, so that a noisy machine hits all alike."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError, MorphogenError
+from ..methods import build_method
+from ..report.ledger import Epoch
+from ..report.records import Record, by_file_name
+from .checkpoint import Checkpoints, Stopped, listening
+from .config import CompareConfig
+from .data import Data
+from .finished import Finished, Key
+from .loop import Run
+
+Progress = Callable[[str, int, int, float], None]
+"""Told after every epoch: the run's name, epochs done, epochs in all, accuracy."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a comparison.
+
+    Attributes:
+        label: its method, in tables.
+        method: its method, as `build_method` reads it.
+        seed: of the run.
+        steps: its length.
+        budget: the same as a share of the recipe's; 1 for a run that is not one of several lengths.
+    """
+
+    label: str
+    method: str
+    seed: int
+    steps: int
+    budget: float = 1.0
+
+    def __str__(self) -> str:
+        """For messages."""
+        length = f", {self.budget:g} of the length" if self.budget != 1 else ""
+        return f"{self.label}, seed {self.seed}{length}"
+
+    @property
+    def key(self) -> Key:
+        """What its record is known by."""
+        return self.label, self.budget, self.seed
+
+
+class Resumable:
+    """A run of a comparison that keeps checkpoints in the output folder, and goes on from them.
+
+    Attributes:
+        checkpoints: its own.
+        timed_apart: whether others ran beside it, now or when it was begun.
+    """
+
+    def __init__(self, task: Task, config: CompareConfig, *, alone: bool = True):
+        self.task, self.config = task, config
+        self.folder = Path(config.output) / "checkpoints" / by_file_name(f"{task.label} {task.budget:g} {task.seed}")
+        self.checkpoints = Checkpoints(self.folder)
+        mark = self.folder / "timed_apart"
+        if not alone:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        self.timed_apart = mark.exists()
+
+    def begin(self, data: Data) -> Iterator[Epoch]:
+        """Build it, bring it to its latest checkpoint, and give its epochs, as `Run.epochs` does.
+
+        Raises:
+            MorphogenError: settings, model, data and method that do not fit; a checkpoint of another recipe.
+        """
+        task = self.task
+        method = build_method(task.method)
+        try:
+            self.run = Run(self.config, data, method, task.label, task.seed, task.steps, self.checkpoints)
+        except ConfigError as error:
+            if task.budget == 1:
+                raise
+            raise ConfigError(f"{error}", where=f"{task}") from error  # the method may not fit this length alone
+        if (state := self.checkpoints.latest()) is not None:
+            self.run.load_state_dict(state)
+        return self.run.epochs()
+
+    def record(self) -> Record:
+        """Of the finished run."""
+        record = self.run.ledger.record() | {"budget": self.task.budget}
+        return record | {"timed_apart": True} if self.timed_apart else record
+
+    def clear(self) -> None:
+        """Remove the checkpoints of a run that has been recorded."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def in_turn(
+    tasks: Sequence[Task], config: CompareConfig, data: Data, finished: Finished, progress: Progress
+) -> list[str]:
+    """One epoch of each run after the other until all are over; returns what went wrong with any.
+
+    Raises:
+        MorphogenError: a run that cannot begin.
+        Stopped: asked to; every run that had begun has saved a checkpoint.
+    """
+    runs = [Resumable(task, config) for task in tasks]
+
+    def ask(number: int) -> None:
+        for run in runs:
+            run.checkpoints.ask(number)
+
+    failures, stopped = list[str](), None
+    with listening(ask):
+        going = [(run, run.begin(data)) for run in runs]
+        while going:
+            for run, epochs in list(going):
+                try:
+                    epoch = next(epochs, None)
+                except (MorphogenError, Stopped) as error:
+                    going.remove((run, epochs))
+                    if isinstance(error, Stopped):
+                        stopped = error
+                    else:
+                        failures.append(f"{run.task}, {error}")
+                    continue
+                if epoch is None:
+                    going.remove((run, epochs))
+                    finished.append(run.record())
+                    run.clear()
+                else:
+                    progress(f"{run.task}", epoch.epoch + 1, run.run.total_epochs, epoch.accuracy)
+    if stopped is not None:
+        raise stopped
+    return failures

@@ -98,6 +98,11 @@ def retrain(folder: Path) -> morphogen.Method:
 METHODS = [
     MethodRow(morphogen.Dense()),
     MethodRow(morphogen.DynamicBatch(step=1)),
+    MethodRow(morphogen.AdaptRates()),
+    MethodRow(
+        morphogen.Combined((morphogen.AdaptRates(), morphogen.NetworkExpansion(width=0.5, stages=2))),
+        channels=(6, 6, 6, 6, 12, 12, 12, 12),
+    ),
     MethodRow(morphogen.NetworkExpansion(width=0.5, stages=4), channels=(6, 6, 8, 8, 10, 10, 12, 12)),
     MethodRow(morphogen.NetworkExpansion(width=0.5, stages=3, operator="random"), channels=(6, 6, 6, 9, 9, 9, 12, 12)),
     MethodRow(morphogen.NetworkExpansion(width=0.5, stages=2, multiple_of=4), channels=(8, 8, 8, 8, 12, 12, 12, 12)),

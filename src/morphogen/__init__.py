@@ -1,6 +1,6 @@
 """Morphogen: train networks faster by changing their size while they train.
 
-    run = morphogen.attach(model, optimizer, morphogen.NetworkExpansion(width=0.5), example=images, epochs=90)
+    run = morphogen.attach(model, optimizer, morphogen.GrowOnce(), example=images, epochs=90)
     for epoch in range(90):
         run.begin_epoch(epoch)
         ...  # the loop as it was
@@ -26,6 +26,7 @@ from .export.weights import load, save
 from .graph.trace import trace
 from .methods import (
     SSL,
+    AdaptRates,
     AutoProg,
     Bert2BERT,
     Dense,
@@ -55,6 +56,7 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptRates",
     "AutoProg",
     "Bert2BERT",
     "Dense",

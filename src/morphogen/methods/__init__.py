@@ -3,6 +3,7 @@
 import re
 
 from ..spec import build
+from .adapt_rates import AdaptRates
 from .autoprog import AutoProg, Supernet
 from .combined import Combined
 from .dynamic_batch import DynamicBatch
@@ -15,6 +16,7 @@ from .retrain import Retrain
 from .schedules import Bert2BERT, Dense, EfficientTrain, Net2Net, ProgressiveResizing, ProgStack, StackBERT
 
 METHODS: dict[str, type[Method]] = {
+    "AdaptRates": AdaptRates,
     "AutoProg": AutoProg,
     "Bert2BERT": Bert2BERT,
     "Dense": Dense,
@@ -50,6 +52,7 @@ def build_method(text: str) -> Method:
 __all__ = [
     "METHODS",
     "SSL",
+    "AdaptRates",
     "AutoProg",
     "Bert2BERT",
     "Combined",

@@ -4,8 +4,9 @@ from .average import Average
 from .batch import Batch
 from .grow import Grow
 from .prune import Prune
+from .rates import Rates
 from .regularise import Regularise
 from .resize import Resize
 from .search import Search
 
-__all__ = ["Average", "Batch", "Grow", "Prune", "Regularise", "Resize", "Search"]
+__all__ = ["Average", "Batch", "Grow", "Prune", "Rates", "Regularise", "Resize", "Search"]

@@ -339,6 +339,16 @@ class Run:
         return self.steps_per_epoch or self._watch.usual or None
 
     @property
+    def receipt(self) -> Receipt | None:
+        """What the last `begin_epoch` has changed; None where it was nothing."""
+        return self._receipt
+
+    @property
+    def at_work(self) -> bool:
+        """Whether it has neither ended nor been detached."""
+        return self._hooks.on
+
+    @property
     def steps_now(self) -> int | None:
         """Optimizer steps of the present epoch, as far as `attach` was told."""
         return self.steps_in(self.network.current, self.steps_per_epoch)

@@ -1,0 +1,158 @@
+"""A learning rate of its own for what is new: entries that entered late replay the schedule from its beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ..machine.hook import Hook, take_off
+from ..morph.commit import Receipt
+from ..run.part import Part
+from ..run.run import Run
+
+POINTS = 1000
+"""Points of a run at which the learning rate is remembered."""
+
+
+class Rates(Part):
+    """Scale the steps of young entries of the weights, whatever the optimizer and the scheduler.
+
+    An entry born at share u0 of the run learns at share u as if the schedule had begun at its birth and ended with the
+    run: at the rate that there was at share v = (u - u0) / (1 - u0), which is past, so no scheduler has to be asked.
+    Its step is multiplied by rate(v) / rate(u), not below 1 and at most `most`: what the optimizer has made of the
+    gradient, the momentum and the weight decay, so that it is the same for SGD and for Adam.
+
+    Relatives: learning-rate adaptation by the age of weights (Yuan, Savarese, Maire, NeurIPS 2023, section 3.3).
+    """
+
+    name: ClassVar[str] = "rates"
+    order: ClassVar[int] = 7
+
+    def __init__(self, most: float):
+        """`most` is the largest factor of a step."""
+        self.most = most
+        self._births: list[float] = []
+        self._young: dict[str, torch.Tensor] = {}
+        self._rates: list[float] = []
+        self._step, self._handles = 0, list[RemovableHandle]()
+        self._before: dict[nn.Parameter, torch.Tensor] = {}
+        self._scales: list[float] = []
+
+    def settings(self) -> tuple[Any, ...]:
+        """The largest factor."""
+        return (self.most,)
+
+    @property
+    def counts_steps(self) -> bool:
+        """Progress within an epoch is by steps."""
+        return True
+
+    def begin(self, run: Run) -> None:
+        """Look at every step of the run's optimizers."""
+        super().begin(run)
+        for optimizer in run.followers[1]:
+            before, after = Hook(self._before_update, self), Hook(self._after_update, self)
+            self._handles += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """What the morph has added is born."""
+        self._step = 0
+        if self.run.receipt is not None and epoch > 0:
+            self._follow(self.run.receipt, epoch / self.run.epochs)
+
+    def _follow(self, receipt: Receipt, birth: float) -> None:
+        born = len(self._births) + 1  # 0 is what was there from the beginning
+        parameters = dict(self.run.network.model.named_parameters())
+        young = {name: ages for name, ages in self._young.items() if name in parameters}
+        for name, change in receipt.changes.items():
+            if name in parameters and (change.map.grows or name in young):
+                old = torch.zeros(change.map.old_shape, dtype=torch.uint8, device=change.tensor.device)
+                ages = change.map.carry(young.get(name, old), born)
+                young[name] = change.map.regrid(ages, smooth=False) if change.map.regrids else ages
+        for name, tensor in receipt.entered.items():
+            if name in parameters:
+                young[name] = torch.full(tensor.shape, born, dtype=torch.uint8, device=tensor.device)
+        self._young = {name: ages for name, ages in young.items() if ages.any()}
+        self._births.append(birth)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is over; within an epoch of unknown length, as at its beginning."""
+        steps = self.run.steps_in(self.run.network.current, self.run.steps_known)
+        return min(1.0, (self.run.epoch + (min(1.0, self._step / steps) if steps else 0.0)) / self.run.epochs)
+
+    def factors(self, progress: float) -> list[float]:
+        """What steps are multiplied by, for those there from the beginning and for each birth in order."""
+        now = self._rate(progress)
+        shares = [(progress - birth) / (1 - birth) for birth in self._births]
+        return [1.0, *(min(self.most, max(1.0, self._rate(v) / now)) if now > 0 else 1.0 for v in shares)]
+
+    def _rate(self, share: float) -> float:
+        return self._rates[min(len(self._rates) - 1, int(max(0.0, share) * POINTS))]
+
+    def _before_update(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self.run.at_work:
+            return
+        progress = self.progress
+        rate = float(optimizer.param_groups[0]["lr"])
+        # A point that no step falls on has the rate of the step behind it.
+        self._rates += [rate] * (int(progress * POINTS) + 1 - len(self._rates))
+        self._scales = self.factors(progress) if self._young else [1.0]
+        if any(scale != 1 for scale in self._scales):
+            held = {*chain.from_iterable(group["params"] for group in optimizer.param_groups)}
+            named = self.run.network.model.named_parameters()
+            young = [p for name, p in named if name in self._young and p in held and p.grad is not None]
+            self._before |= {parameter: parameter.detach().clone() for parameter in young}
+
+    @torch.no_grad()
+    def _after_update(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self._before:
+            return
+        for name, parameter in self.run.network.model.named_parameters():
+            before = self._before.pop(parameter, None)
+            if before is not None:
+                table = torch.tensor(self._scales, dtype=torch.float32, device=parameter.device)
+                scale = table[self._young[name].int()]
+                longer = before + scale.to(parameter.dtype) * (parameter - before)
+                parameter.copy_(torch.where(scale == 1, parameter, longer))
+
+    def end_step(self) -> None:
+        """Count it."""
+        self._step += 1
+
+    def end(self) -> None:
+        """Leave the optimizers alone."""
+        take_off(self._handles)
+        self._handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Births, the ages of all entries that are not of the beginning, and the rates so far."""
+        return {**self.notes(), "young": dict(self._young)}
+
+    def notes(self) -> dict[str, Any]:
+        """All but the ages."""
+        return {"births": [*self._births], "rates": [*self._rates], "step": self._step, "young": None}
+
+    def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """The same; without the ages, nothing is young."""
+        births, rates = list(map(float, state["births"])), list(map(float, state["rates"]))
+        step, young = int(state["step"]), {str(name): ages for name, ages in (state["young"] or {}).items()}
+        if any(ages.dtype != torch.uint8 or int(ages.max()) > len(births) for ages in young.values()):
+            raise ValueError("ages of entries that were never born")
+
+        def load() -> None:
+            there = dict(self.run.network.model.named_parameters())
+            self._births, self._rates, self._step = births, rates, step
+            self._young = {
+                name: ages.to(there[name].device, copy=True)
+                for name, ages in young.items()
+                if name in there and there[name].shape == ages.shape
+            }
+
+        return load

@@ -116,5 +116,5 @@ def test_a_detached_run_scales_nothing():
 
 
 def test_a_factor_below_one_is_refused():
-    with pytest.raises(morphogen.ConfigError, match="AdaptRates: most out of range; expected at least 1, found 0.5"):
+    with pytest.raises(morphogen.ConfigError, match=r"most out of range; expected at least 1, found 0\.5"):
         morphogen.AdaptRates(most=0.5)

@@ -22,7 +22,8 @@ CPU = torch.device("cpu")
 
 
 def recipe(**settings):
-    return Recipe(**{"model": "resnet8(width=8)", "epochs": 2, "batch_size": 64, "images": 256} | settings)
+    usual = {"model": "resnet8(width=8)", "epochs": 2, "batch_size": 64, "images": 256, "lr_schedule": "cosine"}
+    return Recipe(**usual | settings)
 
 
 def streamed(photos, **settings):

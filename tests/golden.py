@@ -168,6 +168,7 @@ USUAL: dict[str, Any] = {
     "image_size": 8,
     "warn_drop": 100.0,
     "device": "cpu",
+    "lr_schedule": "cosine",
 }
 
 

@@ -120,7 +120,6 @@ GOOD = {
     "optimizer": ["sgd", "adamw"],
     "lr": [0.1, 0.001, 1e-30],
     "warmup_epochs": [0, 1],
-    "lr_schedule": ["cosine", "linear", "wsd(decay=0.5)", "poly", "milestones(at=(0.5,))"],
     "weight_decay": [0, 0.05, 2],
     "clip_grad": [0, 1e-6, 1, ".inf"],
     "label_smoothing": [0, 0.1, 0.999],
@@ -136,6 +135,7 @@ GOOD = {
     "save_every": [0, 300],
     "keep": [1, 3],
     "resume": ["true", "false"],
+    "lr_schedule": ["cosine", "linear", "wsd(decay=0.5)", "poly", "milestones(at=(0.5,))"],
 }
 BAD = {
     "epochs": ["0", "2.5", "many", "", "1e3", "null"],
@@ -281,7 +281,13 @@ def configurations(draw):
     return chosen
 
 
-OURS = "resolution (", "all channels of ", "all blocks of ", "behind an adaptive optimizer "
+OURS = (
+    "the network grew in epoch ",
+    "resolution (",
+    "all channels of ",
+    "all blocks of ",
+    "behind an adaptive optimizer ",
+)
 """How our own warnings begin; PyTorch's would be none that a user understands."""
 
 
@@ -335,7 +341,7 @@ def test_random_configurations(count, monkeypatch, tmp_path, capsys):
             through_the_command_line(arguments, 0 if refused is None else 2)
 
     one()
-    least = {"trained": 0.35, "morphed": 0.2, "refused": 0.2}
+    least = {"trained": 0.35, "morphed": 0.08, "refused": 0.2}
     assert all(seen[outcome] > share * count for outcome, share in least.items()), seen
 
 

@@ -569,7 +569,7 @@ def test_a_found_schedule_keeps_its_shares(epochs, starts, file):
     assert sizes == [(2, 4), (3, 5), (3, 7), (4, 8)]
     assert saved_schedule(loop.run).stages == tuple(loop.run.history)
     assembly = Assembly(method)
-    assert assembly.operator == "orthogonal" and assembly.depth_operator == "mogrow"
+    assert assembly.operator == "quiet" and assembly.depth_operator == "mogrow"
     loop.assert_whole()
 
 

@@ -145,7 +145,7 @@ def test_a_run_with_nothing_left_to_do_says_nothing():
 
 def test_ranks_end_together(monkeypatch):
     model, optimizer, run = in_the_last_epoch(2)
-    monkeypatch.setattr(morphogen.run.run, "ranks", lambda: 2)
+    monkeypatch.setattr(morphogen.run.ending, "ranks", lambda: 2)
     monkeypatch.setattr(morphogen.run.watch, "ranks", lambda: 2)
     evaluate(model)
     model.state_dict()

@@ -260,7 +260,9 @@ def test_a_search_has_the_batch_of_its_supernet(monkeypatch):
     plant_times(monkeypatch)
     model = Tower(rate=0.0)
     probe = Planted(model, [(12, 2, 4)]).probe
-    run = attach(Searching(stages=2, search_epochs=1), 4, model, steps_per_epoch=9, probe=probe, hooks=False)
+    run = attach(
+        Searching(stages=2, search_epochs=1, scoring="literal"), 4, model, steps_per_epoch=9, probe=probe, hooks=False
+    )
     search = run.part(Search)
     assert search.searching is not None and run.batch_size == FIRST  # the supernet is the dense network
     for _ in range(9):
@@ -301,7 +303,7 @@ def test_streamed_images_come_in_the_same_order_too(tmp_path):
 
 
 def test_a_run_keeps_its_schedule_and_its_books(monkeypatch):
-    settings = recipe(lr=0.1, warmup_epochs=1, optimizer="adamw")
+    settings = recipe(lr=0.1, lr_schedule="cosine", warmup_epochs=1, optimizer="adamw")
     data = load_data(settings)
     run = Run(settings, data, build_method("NetworkExpansion(stages=2) + DynamicBatch(limit=130)"), "x", seed=0)
     rates = []

@@ -218,6 +218,7 @@ def test_an_optimizer_that_factors_goes_with_a_method_that_changes_no_weight():
     for epoch in range(2):
         run.begin_epoch(epoch)
         take_steps(model, optimizer, image())
+    model.state_dict()  # it was not told of the steps, so that this shows its end
     assert run.ended and len(run.history) == 2
 
 

@@ -73,6 +73,7 @@ def test_a_part_of_ones_own_takes_part_in_all():
             )
             third.load_state_dict(weights["net"])
             assert again.part(CountSteps).steps == 3
+    model.state_dict()  # the run was not told of its steps, so that this shows its end
     assert counts.steps == 6 and counts.images == 24 and run.ended
     sums = Counted() + morphogen.ProgressiveResizing(stages=2)
     assert CountSteps in map(type, sums.parts())

@@ -75,7 +75,7 @@ def test_the_end_of_a_run_folds_them():
     model = Tower(4)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     method = morphogen.NetworkExpansion(depth=0.5, stages=2, depth_operator="rezero")
-    run = morphogen.attach(model, optimizer, method, example=image(), epochs=2, start_epoch=0)
+    run = morphogen.attach(model, optimizer, method, example=image(), epochs=2, start_epoch=0, steps_per_epoch=9)
     run.begin_epoch(1)
     take_steps(model, optimizer, image())
     output = copy.deepcopy(model).eval()(image(1) * 0 + 1)

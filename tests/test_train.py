@@ -27,7 +27,9 @@ SMALL = ["--model", "resnet8(width=8)", "--epochs", "2", "--batch_size", "64", "
 
 def recipe(**settings):
     return Recipe(
-        **{"model": "resnet8(width=8)", "epochs": 4, "batch_size": 64, "images": 512, "image_size": 8} | settings
+        **{"model": "resnet8(width=8)", "epochs": 4, "batch_size": 64, "images": 512, "image_size": 8}
+        | {"lr_schedule": "cosine"}
+        | settings
     )
 
 

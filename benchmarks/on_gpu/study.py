@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 import morphogen
 from morphogen.cost.flops import cost
+from morphogen.report.fronts import Point, speedups_at_equal_accuracy
 from morphogen.schedule.learning_rate import share_of_peak, wsd
 from morphogen.train.cifar_resnet import CIFAR_RESNETS
 
@@ -193,6 +194,20 @@ def plan(case: Case) -> Iterator[tuple[str, float, int]]:
                 yield name, length, seed
 
 
+def headline(rows: list[dict[str, Any]]) -> list[str]:
+    """What the runs say of speed at equal accuracy; in time by the steady epochs of each size, as in a long run."""
+    points = [
+        Point(run["method"], run["length"], run["seed"], run["accuracy"], steady(run["epoch s"]), run["PFLOP"] * 1e15)
+        for run in rows
+    ]
+    return [f"{each.method}, {each.below:g} below, {each.cost}: {each}" for each in speedups_at_equal_accuracy(points)]
+
+
+def steady(seconds: list[float]) -> float:
+    """The time of all epochs without the captures and trials of a new size: each as long as the next at most."""
+    return sum(map(min, seconds, [*seconds[1:], seconds[-1]]))
+
+
 def study(bench: Bench, title: str) -> dict[str, Any]:
     """Runs that are not there yet, seed after seed, until the time is up."""
     need(bench.toy or bench.data is not None, "no --data")
@@ -206,7 +221,8 @@ def study(bench: Bench, title: str) -> dict[str, Any]:
         and "run" in (row.get("figures") or {})
         and (row["status"], row["device"], row["toy"]) == ("part", bench.kind, bench.toy)
     ]
-    done = {(run["method"], run["length"], run["seed"]) for run in rows if run["commit"] == bench.results.commit}
+    rows = [run for run in rows if run["commit"] == bench.results.commit]
+    done = {(run["method"], run["length"], run["seed"]) for run in rows}
     if not bench.toy:
         for name, (make, _) in case.methods.items():  # kernels are chosen, files are read, before the clock counts
             one_run(bench, case, images, make(), 2, seed=-1)
@@ -218,10 +234,11 @@ def study(bench: Bench, title: str) -> dict[str, Any]:
                 continue
             epochs = max(2, round(length * bench.pick(case.epochs, 2)))
             if bench.left() < 3 + 1.2 * slowest * epochs or (bench.toy and seed > 0):
-                return {"runs": count}
+                return {"runs": count, "speedups": headline(rows)}
             run = one_run(bench, case, images, case.methods[name][0](), epochs, seed)
             count, slowest = count + 1, max(slowest, run["seconds"] / epochs)
-            bench.note(run={"method": name, "length": length, **run, "commit": bench.results.commit})
+            rows.append({"method": name, "length": length, **run, "commit": bench.results.commit})
+            bench.note(run=rows[-1])
             print(f"           {name} {epochs} {seed}: {run['accuracy']:.2f} % in {run['seconds']:.2f} s", flush=True)
     finally:
         bench.figures.pop("run", None)

@@ -127,7 +127,8 @@ def carried_state(
     }
     begin |= {key: new.to(state[key]) for key in OF_THE_WEIGHTS if key in state}
     if change.grows:
-        begin |= {key: float(state[key].float().mean()) for key in SECOND_MOMENTS if key in state}
+        means = {key: state[key].float().mean().to(state[key].dtype) for key in SECOND_MOMENTS if key in state}
+        begin |= {key: mean.expand(change.new_shape) for key, mean in means.items()}
     carried = {
         key: change.regrid(change.carry(value, begin.get(key, 0.0)), smooth=False)
         for key, value in state.items()

@@ -25,5 +25,6 @@ def quiet(gap: Gap) -> torch.Tensor:
     """
     if gap.map.role.kind == "scale" and gap.old.numel():
         old = gap.old.to(torch.promote_types(gap.old.dtype, torch.float32))
-        return gap.map.carry(gap.old, float(old.square().mean().sqrt()))
+        size = old.square().mean().sqrt().to(gap.old.dtype)  # a tensor, since a number would wait for the device
+        return gap.map.carry(gap.old, size.expand(gap.map.new_shape))
     return orthogonal(gap, scale=0.0)

@@ -90,7 +90,7 @@ class Recipe:
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
-    lr_schedule: str = "cosine"
+    lr_schedule: str = "wsd"
     warmup_epochs: int = 0
     weight_decay: float = 5e-4
     clip_grad: float = 0.0
@@ -230,7 +230,7 @@ class TrainConfig(Recipe):
             otherwise); both into the output folder.
     """
 
-    method: str = "NetworkExpansion"
+    method: str = "GrowOnce"
     seed: int = 0
     output: Path = Path("runs/train")
     resume: bool = False
@@ -265,7 +265,7 @@ class CompareConfig(Recipe):
         output: folder for the results; finished runs found there are kept, others go on where they were.
     """
 
-    methods: list[str] = field(default_factory=lambda: ["NetworkExpansion(multiple_of=8)"])
+    methods: list[str] = field(default_factory=lambda: ["GrowOnce"])
     seeds: int = 1
     first_seed: int = 0
     budgets: list[float] = field(default_factory=list)
@@ -318,7 +318,7 @@ class PlanConfig(Recipe):
     """
 
     data: str = ""
-    method: str = "NetworkExpansion"
+    method: str = "GrowOnce"
     num_classes: int = 1000
     seconds: float = 60.0
     json: bool = False

@@ -227,16 +227,17 @@ def study(bench: Bench, title: str) -> dict[str, Any]:
         for name, (make, _) in case.methods.items():  # kernels are chosen, files are read, before the clock counts
             one_run(bench, case, images, make(), 2, seed=-1)
             print(f"           {name} is warm", flush=True)
-    count, slowest = 0, 0.0
+    count, an_epoch, to_begin = 0, 0.0, 0.0
     try:
         for name, length, seed in plan(case):
             if (name, length, seed) in done:
                 continue
             epochs = max(2, round(length * bench.pick(case.epochs, 2)))
-            if bench.left() < 3 + 1.2 * slowest * epochs or (bench.toy and seed > 0):
+            if bench.left() < 3 + 1.1 * (to_begin + an_epoch * epochs) or (bench.toy and seed > 0):
                 return {"runs": count, "speedups": headline(rows)}
             run = one_run(bench, case, images, case.methods[name][0](), epochs, seed)
-            count, slowest = count + 1, max(slowest, run["seconds"] / epochs)
+            count += 1
+            an_epoch, to_begin = max(an_epoch, *run["epoch s"][1:]), max(to_begin, run["attach s"])
             rows.append({"method": name, "length": length, **run, "commit": bench.results.commit})
             bench.note(run=rows[-1])
             print(f"           {name} {epochs} {seed}: {run['accuracy']:.2f} % in {run['seconds']:.2f} s", flush=True)

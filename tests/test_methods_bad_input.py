@@ -213,7 +213,8 @@ WHEN_ATTACHED = {
         Tower,
         morphogen.PruneTrain(interval=9),
         {},
-        r"PruneTrain: the reconfiguration interval is longer than the run; expected at most 8 epochs, which have the penalty, found 9",
+        r"PruneTrain: the reconfiguration interval is longer than the run; expected at most 8 epochs, which have the "
+        r"penalty, found 9",
     ),
     "an interval longer than what is left": (
         Tower,

@@ -237,7 +237,7 @@ def study(bench: Bench, title: str) -> dict[str, Any]:
                 return {"runs": count, "speedups": headline(rows)}
             run = one_run(bench, case, images, case.methods[name][0](), epochs, seed)
             count += 1
-            an_epoch, to_begin = max(an_epoch, *run["epoch s"][1:]), max(to_begin, run["attach s"])
+            an_epoch, to_begin = max(an_epoch, run["epoch s"][-1]), max(to_begin, run["attach s"])
             rows.append({"method": name, "length": length, **run, "commit": bench.results.commit})
             bench.note(run=rows[-1])
             print(f"           {name} {epochs} {seed}: {run['accuracy']:.2f} % in {run['seconds']:.2f} s", flush=True)

@@ -76,7 +76,7 @@ class Recipe:
         rescue: what to try, in order, where the loss is not finite in the epoch after the network grew: from the state
             before it, `smaller` lets half of the new in and the rest an epoch later, `later` all of it an epoch later.
             By default the run stops.
-        warn_drop: warn where accuracy falls by more points than this when the network changes size.
+        warn_drop: warn where accuracy falls by more points than this when channels or blocks of the network change.
         workers: processes that decode images which do not fit into memory.
         device: `auto` takes a GPU where there is one.
     """

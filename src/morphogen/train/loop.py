@@ -221,7 +221,9 @@ class Run:
         if receipt is not None:
             before, after = ledger.epochs[-1].accuracy, self._evaluate()
             ledger.morphs.append(MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds))
-            if before - after > self.recipe.warn_drop:
+            old, new = receipt.before, receipt.after
+            resized = (old.channels, old.blocks) == (new.channels, new.blocks)  # falls, and comes back in an epoch
+            if before - after > self.recipe.warn_drop and not resized:
                 warnings.warn(
                     f"epoch {number}: accuracy fell from {before:.1f} to {after:.1f} % at a change of size, by "
                     f"more than warn_drop={self.recipe.warn_drop:g} points; more stages or another operator lose less",

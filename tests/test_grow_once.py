@@ -90,3 +90,11 @@ def test_blocks_enter_without_changing_the_function_and_learn():
     for number in entered:
         layer = model.layers[number]
         assert layer.linear2.weight.grad.abs().sum() > 0 and layer.self_attn.out_proj.weight.grad.abs().sum() > 0
+
+
+def test_shares_that_are_rounded_to_the_whole_are_refused():
+    method = morphogen.GrowOnce(width=0.75, resolution=1.0)  # 6 of 8 channels, in multiples of 8
+    with pytest.raises(
+        morphogen.ConfigError, match=r"nothing of this model is small.*rounded.*multiples of 8.*multiple_of"
+    ):
+        first_stage(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 2)), method)

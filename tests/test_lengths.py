@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from morphogen.cli import main
+from morphogen.errors import ConfigError
 from morphogen.methods import Dense, ProgressiveResizing
 from morphogen.plan import Supply
 from morphogen.train import lengths, step_times, turns
@@ -126,6 +127,10 @@ def test_runs_beside_each_other_equal_those_alone_and_are_timed_apart(alone, tmp
     }
     monkeypatch.setattr(lengths.StepTimes, "measure", None)  # kept, so not called
     assert compare_lengths(config(tmp_path)).points == found.points
+    before = (tmp_path / "runs.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"PruneTrain: it prunes.*in another folder"):  # there they cannot be timed
+        compare_lengths(config(tmp_path, methods=["PruneTrain"]))
+    assert (tmp_path / "runs.jsonl").read_bytes() == before
 
 
 def test_a_process_that_fails_does_not_stop_the_others(tmp_path):
@@ -167,6 +172,7 @@ def test_seconds_of_a_run_by_hand(monkeypatch):
         (["--budgets", "[0.5, 0.75]"], "1 among them"),
         (["--budgets", "[0.5, 0.55, 1]"], "each of another number of epochs, found [0.5, 0.55, 1.0]"),
         (["--budgets", "[0.1, 1]"], "which is [0, 4] epochs"),
+        (["--budgets", "[.nan, .inf, 1]"], "found [nan, inf, 1.0]"),
         (["--budgets", "[]", "--parallel", "2"], "with budgets"),
         (["--compile", "true", "--parallel", "2"], "without compile"),
         (["--methods", "[NetworkExpansion(stages=3)]"], "NetworkExpansion(stages=3), seed 0, 0.5 of the length: "),

@@ -72,15 +72,7 @@ class GrowOnce(Method):
         width = self.width
         depth = self._depth(network) if self.depth is None else self.depth
         resolution = self._resolution(network) if self.resolution is None else self.resolution
-        if (width, depth, resolution) == (1, 1, 1):
-            raise ConfigError(
-                "nothing of this model is small before the growth",
-                where="GrowOnce",
-                expected="images, or a deep stack of blocks, or a width below 1",
-                found="a model that takes no images and has no deep stack",
-                todo="GrowOnce(width=0.5) begins with half of the channels",
-            )
-        return growth(
+        stages = growth(
             network,
             [0, max(1, min(epochs - 1, round(self.at * epochs)))],
             epochs,
@@ -91,6 +83,20 @@ class GrowOnce(Method):
             multiple_of=self.multiple_of,
             who="GrowOnce",
         )
+        if stages[0].subnetwork == network.dense:
+            small = (width, depth, resolution) != (1, 1, 1)
+            raise ConfigError(
+                "nothing of this model is small before the growth",
+                where="GrowOnce",
+                expected="images, or a deep stack of blocks, or a width below 1",
+                found=f"shares that are rounded to the whole, channels to multiples of {self.multiple_of}"
+                if small
+                else "a model that takes no images and has no deep stack",
+                todo="Take smaller shares, or another multiple_of"
+                if small
+                else "GrowOnce(width=0.5) begins with half of the channels",
+            )
+        return stages
 
     @staticmethod
     def _depth(network: Network) -> float:

@@ -284,7 +284,7 @@ class CompareConfig(Recipe):
             raise ConfigError(
                 "a method is there twice", expected="each once; Dense is always there", found=", ".join(self.methods)
             )
-        lengths = [round(budget * self.epochs) for budget in self.budgets]
+        lengths = [round(budget * self.epochs) if math.isfinite(budget) else 0 for budget in self.budgets]
         if self.budgets and (1 not in self.budgets or min(lengths) < 1 or len(set(lengths)) < len(lengths)):
             raise ConfigError(
                 "budgets out of range",

@@ -15,7 +15,7 @@ from .finished import Finished
 from .processes import side_by_side
 from .sources import load_data
 from .step_times import StepTimes
-from .turns import Progress, Task, in_turn
+from .turns import Progress, Resumable, Task, in_turn
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
     Finished runs are read from `runs.jsonl` in the output folder, others go on from their checkpoints.
 
     Raises:
-        MorphogenError: settings, model, data and methods that do not fit, with `parallel` also a method that prunes,
-            searches or changes the batch.
+        MorphogenError: settings, model, data and methods that do not fit; with `parallel`, or where the folder has
+            runs that were trained beside each other, also a method that prunes, searches or changes the batch.
         Stopped: asked to.
     """
     labels = ["Dense", *config.methods]
@@ -64,7 +64,8 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
         for label in labels
     ]
     schedules = {(task.label, task.budget): (methods[task.label], task.steps // data.steps) for task in tasks}
-    times = StepTimes(config, data) if config.parallel > 1 else None
+    apart = config.parallel > 1 or any(_timed_apart(config, finished, task) for task in tasks)
+    times = StepTimes(config, data) if apart else None
     if times is not None:
         for schedule in schedules.values():  # what could not be timed is refused before anything is trained
             times.spans(*schedule)
@@ -78,8 +79,7 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
     else:
         for seed in config.all_seeds:
             failures += in_turn([task for task in todo if task.seed == seed], config, data, finished, progress)
-    apart = config.parallel > 1 or any(_timed_apart(finished, task) for task in tasks)
-    seconds = _apart(config.output / "step_times.json", schedules, times or StepTimes(config, data)) if apart else {}
+    seconds = {} if times is None else _apart(config.output / "step_times.json", schedules, times)
     done = [(task, finished.records[task.key]) for task in tasks if task.key in finished.records]
     points = [
         Point(
@@ -95,8 +95,10 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
     return Lengths(points, finished.head, apart, _end_to_end(config, finished, seconds), failures)
 
 
-def _timed_apart(finished: Finished, task: Task) -> bool:
-    return finished.records.get(task.key, {}).get("timed_apart", False)
+def _timed_apart(config: CompareConfig, finished: Finished, task: Task) -> bool:
+    """Whether others ran beside it: of a finished run, or of one that is to go on from its checkpoint."""
+    record = finished.records.get(task.key)
+    return Resumable(task, config).timed_apart if record is None else record.get("timed_apart", False)
 
 
 def _apart(

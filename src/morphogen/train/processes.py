@@ -7,6 +7,7 @@ import os
 import signal
 import warnings
 from collections.abc import Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -38,6 +39,7 @@ def side_by_side(tasks: Sequence[Task], config: CompareConfig, finished: Finishe
             process.terminate()
 
     with listening(ask):
+        _start_server()
         try:
             while going or (waiting and not asked):
                 while waiting and len(going) < config.parallel and not asked:
@@ -73,9 +75,18 @@ def side_by_side(tasks: Sequence[Task], config: CompareConfig, finished: Finishe
     return failures
 
 
+def _start_server() -> None:
+    """PyTorch is imported once for all of them, by a process that a Ctrl-C meanwhile leaves alone."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is inherited
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _start(task: Task, config: CompareConfig) -> tuple[Any, ForkServerProcess]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # PyTorch is imported once for all of them
     ours, theirs = context.Pipe(duplex=False)
     threads = max(1, torch.get_num_threads() // config.parallel)
     process = context.Process(target=_train, args=(task, config, threads, theirs))

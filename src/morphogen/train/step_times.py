@@ -50,7 +50,7 @@ class StepTimes:
             raise ConfigError(
                 "it prunes, searches or changes its batch, which step times of a schedule do not show",
                 where=str(method),
-                todo="Compare it with --parallel 1, where every run is timed itself",
+                todo="Compare it with --parallel 1 in another folder, where every run is timed itself",
             )
         assembly.plan(self.network, epochs)
         return assembly, spans_if(assembly, epochs, lambda parts: parts[0])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..dense.network import Network
 from ..errors import ConfigError, SubNetworkError
 from ..morph.entry import DepthOperator, depth_named
-from ..morph.growth import GrowthOperator
+from ..morph.growth import GrowthOperator, named
 from ..parts import Grow, Resize
 from ..run.part import Part
 from ..schedule.growth import growth
@@ -56,6 +56,7 @@ class GrowOnce(Method):
         check_growth("GrowOnce", 2, self.multiple_of, **shares)
         if not 0 < self.at < 1:
             raise ConfigError("at out of range", where="GrowOnce", expected="0 < at < 1", found=f"{self.at}")
+        named(self.operator)
         self.parts()
 
     def parts(self) -> Sequence[Part]:

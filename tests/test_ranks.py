@@ -34,7 +34,8 @@ from traced import traced_once
 
 HERE = Path(__file__).parent
 LAUNCHERS = ["processes", pytest.param("torchrun", marks=pytest.mark.nightly)]
-SETTINGS = "--model test_ranks:Net --batch_size 96 --images 480 --test_images 101 --lr 0.3 --epochs 4 --ema 0.9 --lr_schedule cosine".split()
+SETTINGS = """--model test_ranks:Net --batch_size 96 --images 480 --test_images 101 --epochs 4 --ema 0.9
+    --lr 0.3 --lr_schedule cosine""".split()
 
 
 class Net(nn.Sequential):

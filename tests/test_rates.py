@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -49,8 +50,8 @@ def on(run, stop=EPOCHS, take=None):
             run.end_step()
 
 
-SGD = lambda parameters: torch.optim.SGD(parameters, 0.01, momentum=0.9, weight_decay=0.1)  # noqa: E731
-ADAMW = lambda parameters: torch.optim.AdamW(parameters, 0.01, weight_decay=0.1)  # noqa: E731
+SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.1)
+ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 
 
 @pytest.mark.parametrize("make", [SGD, ADAMW], ids=["SGD", "AdamW"])

@@ -136,11 +136,11 @@ class Step:
 
 
 def one_run(
-    bench: Bench, case: Case, images: Images, method: morphogen.Method, epochs: int, seed: int, lr: float | None = None
+    bench: Bench, case: Case, images: Images, method: morphogen.Method, epochs: int, seed: int
 ) -> dict[str, Any]:
     """Train once."""
     torch.manual_seed(seed)
-    peak, device = case.lr if lr is None else lr, bench.device
+    peak, device = case.lr, bench.device
     batch = bench.pick(case.batch, 16)
     loader = Loader(images, batch, seed)
     bench.synchronize()

@@ -1,4 +1,4 @@
-"""What every operator but a copying one gives to tensors that are no weights."""
+"""What operators that copy nothing give to tensors that are no weights (`quiet` has scales of its own)."""
 
 from __future__ import annotations
 

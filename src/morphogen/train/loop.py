@@ -94,6 +94,7 @@ class Run:
             MorphogenError: the model, the data and the method do not fit each other.
         """
         self.recipe, self.data, self.seed = recipe, data, seed
+        self._shape = shape_named(recipe.lr_schedule)
         self.device, images = recipe.torch_device(), share(recipe.batch_size)
         if recipe.mixup or recipe.cutmix:
             check_pairs(method, recipe)
@@ -395,7 +396,7 @@ class Run:
         begin = max(at for at in (0, *restarts) if at <= done)
         length = min(at for at in (*restarts, self.steps) if at > begin) - begin
         warmup = length * self.recipe.warmup_epochs // self.recipe.epochs
-        share = share_of_peak(shape_named(self.recipe.lr_schedule), done - begin, length, warmup)
+        share = share_of_peak(self._shape, done - begin, length, warmup)
         batch = self.attached.part(Batch)
         scale = 1.0 if batch is None else batch.batching.lr_scale_of(images)
         for group in self.optimizer.param_groups:

@@ -10,10 +10,19 @@ from ..errors import ConfigError
 from ..morph.entry import DepthOperator, depth_named
 from ..parts import Average
 from ..run.part import Part
+from .settings import check_types
 
 
 class Method(ABC):
     """A policy over one network. A method is a frozen dataclass of its settings, checked when it is made."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings of the wrong type; a method that checks more begins with this.
+
+        Raises:
+            ConfigError: a setting of another type than declared.
+        """
+        check_types(self)
 
     def __add__(self, other: Method) -> Method:
         """Both at once, see `Combined`."""
@@ -38,9 +47,8 @@ def average_for(
     depth_operator: str | DepthOperator | None, decay: float | None = None, horizon: float = 0.1
 ) -> list[Part]:
     """The momentum network, where a depth operator needs one."""
-    if depth_operator is None or not depth_named(depth_operator).momentum:
-        return []
-    return [Average(decay, horizon)]
+    average = Average(decay, horizon)  # which checks the settings, needed or not
+    return [] if depth_operator is None or not depth_named(depth_operator).momentum else [average]
 
 
 def check_growth(who: str, stages: int, multiple_of: int, **shares: float | None) -> None:

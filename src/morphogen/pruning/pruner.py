@@ -110,7 +110,7 @@ class Pruner:
                 warnings.warn(
                     f"the penalty ends with {share:.0%} of the FLOPs left, and {self.policy.target:.0%} were wanted; "
                     "a larger ratio, or a longer run, prunes more",
-                    stacklevel=5,
+                    stacklevel=8,
                 )
 
     def left(self) -> SubNetwork:
@@ -119,7 +119,7 @@ class Pruner:
             warnings.warn(
                 "the network is reconfigured, and no loss has been penalised yet; call run.penalised(loss).backward() "
                 "instead of loss.backward()",
-                stacklevel=4,
+                stacklevel=8,
             )
         policy = self.policy
         return sparse_part(self.network, policy.threshold, policy.multiple_of, folded=policy.folded)

@@ -44,6 +44,7 @@ __all__ = [
     "NormBase",
     "OpOverload",
     "compilations",
+    "compilations_allowed",
     "compiling",
     "forward_hooks",
     "forward_pre_hooks",
@@ -86,6 +87,11 @@ def compiling(room: int) -> Iterator[None]:
     }
     with _compiler.patch(changed):
         yield
+
+
+def compilations_allowed() -> int:
+    """Of the same code, before PyTorch gives up."""
+    return _compiler.recompile_limit
 
 
 def more_compilations(count: int) -> None:

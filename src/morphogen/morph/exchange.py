@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..dense.assign import assign
 from ..dense.bypass import bypass, replace_module
 from ..dense.fake import FakeModel, tensor_named
 from ..dense.network import Network
-from .assign import assign
 from .blocks import Entering
 from .optimizer import append, enter, leave
 from .rezero import FACTOR, add_factor

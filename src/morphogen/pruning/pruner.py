@@ -116,7 +116,7 @@ class Pruner:
             todo = "a larger ratio, or a longer run, prunes more" if share > target else "a smaller ratio prunes less"
             warnings.warn(
                 f"the penalty ends with {share:.0%} of the FLOPs left, and {target:.0%} were wanted; {todo}",
-                stacklevel=6,
+                stacklevel=9,
             )
 
     def left(self) -> SubNetwork:
@@ -125,7 +125,7 @@ class Pruner:
             warnings.warn(
                 "the network is reconfigured, and no loss has been penalised yet; call run.penalised(loss).backward() "
                 "instead of loss.backward()",
-                stacklevel=4,
+                stacklevel=8,
             )
         policy = self.policy
         return sparse_part(self.network, policy.threshold, policy.multiple_of, folded=policy.folded)

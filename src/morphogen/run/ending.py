@@ -73,7 +73,7 @@ class Ending:
         warnings.warn(
             f"the run ends in epoch {max(0, run.epoch)} of {run.epochs}, and the network is not at its full size "
             f"({compared(run.network.current, run.network.dense)}); run.end(grow=True) brings it there",
-            stacklevel=3,
+            stacklevel=5,
         )
 
     def check_size(self) -> None:

@@ -8,8 +8,8 @@ The environment is made from `requirements.txt` beside this file; nothing of it 
     .wild/bin/python benchmarks/zoo --set wild --peer --output benchmarks/results/zoo/wild
 
 A model is named `PACKAGE:NAME`. Each file has a dictionary of its packages' models; a `Wild` is how one is built and
-what it is called with (a tensor, a tuple of arguments, or a dictionary of keyword arguments). Packages are imported when
-one of their models is built.
+what it is called with (a tensor, a tuple of arguments, or a dictionary of keyword arguments). Packages are imported
+when one of their models is built.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Finished:
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read it ({first_line(error)})", where=str(self.path)) from error
         whole, _, torn = text.rpartition("\n")  # a killed session may have begun a last line
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in enumerate(whole.split("\n") if whole else (), 1):
             record = self._read(line, number)
             self._check(record, recipe)
             self.records[_key(record)] = record

@@ -137,6 +137,10 @@ class Watch:
         """Whether the last epoch is at work, or over."""
         return self.epoch == self._epochs - 1
 
+    def knows_length(self, told: int | None) -> bool:
+        """Whether `attach` or an epoch before has said how many steps an epoch has."""
+        return self._expected(told) > 0
+
     def _expected(self, told: int | None) -> int:
         return self.usual if told is None or self._wrong else told
 

@@ -82,7 +82,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     else:
         forward[True] = walk.read(program, numbers)
     tensors = walk.tensors()
-    derived = derive_groups(walk.slots, tensors, walk.counting.attributes)
+    derived = derive_groups(walk.slots, tensors, walk.counting.attributes, walk.parameters)
     layouts = _Layouts(derived.number)
     stacks, fixed_blocks = _without_excluded(*find_stacks(fake, model, branches, walk.read_names), frozenset(exclude))
     inside = frozenset(path for stack in stacks for path in stack.blocks)

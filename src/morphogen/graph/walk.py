@@ -17,7 +17,7 @@ from ..dense.program import bind, module_path, op_name, output_shapes, region
 from ..dense.subnet import Role, is_inside
 from ..errors import TraceError, first_line
 from ..machine.placement import on_cpu
-from ..machine.private import ConvBase, tree_leaves, tree_map
+from ..machine.private import ConvBase, OpOverload, tree_leaves, tree_map
 from .counting import Counting
 from .groups import TracedTensor
 from .numbers import Attribute, Dim, Numbers
@@ -230,6 +230,7 @@ class _Reading:
             outputs = tuple(value for value in tree_leaves(result) if isinstance(value, Value))
             self.calls.append(TracedCall(op, path, outputs, {}, {}))
             return result
+        assert isinstance(node.target, OpOverload)  # as all ops that have a rule
         bound = bind(node.target, args, kwargs)
         call = self._call(op, bound, output_shapes(node), _used(node), self._numbers.given(node))
         axes = _apply(rule, call, str(node.target), path)

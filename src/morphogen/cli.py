@@ -353,8 +353,9 @@ def run_inspect(config: InspectConfig) -> int:
     network = trace(model, torch.zeros(2, 3, config.image_size, config.image_size), exclude=config.exclude)
     tables = describe(network, config.shares)
     if config.json:
-        print(json.dumps({"model": config.model, **tables}, indent=1))
+        print(json.dumps({"model": config.model, "extent": repr(network), **tables}, indent=1))
         return 0
+    print(network)
     console = _console()
     for title, rows in tables.items():
         if rows:

@@ -262,10 +262,17 @@ class ExpectedCall:
 
 @dataclass(frozen=True)
 class ForwardPath:
-    """The ops a forward pass runs, in order, in training or in evaluation mode."""
+    """The ops a forward pass runs, in order, in training or in evaluation mode.
+
+    Attributes:
+        training: in which of the two.
+        calls: the ops.
+        free: of what it returns, numbered as PyTorch flattens it, that which may come out at another size.
+    """
 
     training: bool
     calls: tuple[ExpectedCall, ...]
+    free: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,14 @@ from ..dense.subnet import (
 )
 from ..errors import TraceError, first_line
 from ..machine.private import tree_leaves, tree_map
+from .alike import drop_path_of
 from .groups import derive_groups
 from .norms import batch_norms
 from .numbers import Attribute, Numbers
 from .refusals import cannot_export, check_model
-from .residual import residual_branches
+from .residual import Branches
 from .slots import Axis
-from .stacks import drop_path_of, find_stacks
+from .stacks import find_stacks
 from .walk import TracedCall, Walk
 
 
@@ -71,7 +72,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     program, numbers = _export(model, example, training=False)
     forward = {False: walk.read(program, numbers)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
-    branches, norms = residual_branches(program, parameters), batch_norms(program, walk.named_inputs(program))
+    branches, norms = Branches(program, parameters), batch_norms(program, walk.named_inputs(program))
     try:
         program, numbers = _export(model, example, training=True)
     except TraceError as error:

@@ -48,7 +48,7 @@ def drop_path_of(tree: nn.Module, prefix: str = "") -> Iterable[DropPath]:
 
 
 def difference(one: Unit, other: Unit, buffers: Mapping[str, torch.Tensor]) -> str | None:
-    """Why two units are not interchangeable; `buffers` are the model's, with their values."""
+    """Why two units are not interchangeable; `buffers` are the model's tensors that are no parameters, with values."""
     if len(one.blocks) != len(other.blocks):
         return f"{len(one.blocks)} modules are called in {one.path} and {len(other.blocks)} in {other.path}"
     for a, b in zip(one.blocks, other.blocks, strict=True):
@@ -58,8 +58,11 @@ def difference(one: Unit, other: Unit, buffers: Mapping[str, torch.Tensor]) -> s
                 return f"{key.strip('.:')} is {_short(left)} in {a.path} and {_short(right)} in {b.path}"
         for path, module in a.module.named_modules():
             if not isinstance(module, NormBase):  # running statistics are learned, like weights
-                for name, _ in module.named_buffers(prefix=path, recurse=False):
-                    left, right = buffers[f"{a.path}.{name}"], buffers[f"{b.path}.{name}"]
+                for key in [*module._buffers, *vars(module)]:
+                    name = f"{path}.{key}".lstrip(".")
+                    left, right = buffers.get(f"{a.path}.{name}"), buffers.get(f"{b.path}.{name}")
+                    if left is None or right is None:
+                        continue
                     if left.is_meta:
                         return f"the buffer {name} has no values yet (device meta)"
                     if not torch.equal(left, right):

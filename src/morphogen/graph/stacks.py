@@ -7,13 +7,14 @@ returned. Names and types of models play no part.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
 
 from ..dense.bypass import Bypass, replace_module
-from ..dense.fake import FakeModel, quiet
+from ..dense.double import plain_tensors
+from ..dense.fake import FakeModel
 from ..dense.subnet import BlockStack, FixedBlock, HandsOn, is_inside, within
 from .alike import difference, drop_path_of, form_of
 from .loops import Unit, loops
@@ -26,11 +27,17 @@ LONGEST_PERIOD = 4
 
 
 def find_stacks(
-    fake: FakeModel, model: nn.Module, branches: Branches
+    fake: FakeModel, model: nn.Module, branches: Branches, read: Collection[str]
 ) -> tuple[tuple[BlockStack, ...], tuple[FixedBlock, ...]]:
-    """The block stacks of a model in its order, and the blocks beside them that stay, with the reason."""
+    """The block stacks of a model in its order, and the blocks beside them that stay, with the reason.
+
+    Args:
+        fake, model: the model.
+        branches: see `Branches`.
+        read: the names of its tensors that the forward pass reads.
+    """
     seen = watch(fake)
-    finder = _Finder(model, branches)
+    finder = _Finder(model, branches, read)
     for chain in _chains(seen):
         finder.read(chain)
     fed = list(finder.stacks)
@@ -71,13 +78,14 @@ class _Finder:
         parents: for each stack by name, the modules that hold its units.
     """
 
-    def __init__(self, model: nn.Module, branches: Branches):
+    def __init__(self, model: nn.Module, branches: Branches, read: Collection[str]):
         self.stacks: list[BlockStack] = []
         self.fixed: list[FixedBlock] = []
         self.parents: dict[str, frozenset[str]] = {}
         self._model, self._branches = model, branches
         self._shared = _shared_paths(model)
         self._buffers = dict(model.named_buffers(remove_duplicate=False))
+        self._buffers |= {name: tensor for name, tensor in plain_tensors(model).items() if name in read}
 
     def read(self, chain: list[Unit]) -> None:
         """Find the stacks in a chain."""
@@ -177,11 +185,11 @@ def _name(run: list[Unit], model: nn.Module) -> str:
 
 def _runs(fake: FakeModel, stack: BlockStack) -> bool:
     """Whether the model runs with one unit of the stack."""
-    model = fake.copy(fake.dense, lambda tensor: tensor)
+    model = fake.double(training=False)
     for path, hands_on in itertools.islice(stack.places, len(stack.units[0]), None):
         replace_module(model, path, Bypass(hands_on))
     try:
-        with quiet(model, training=False), torch.no_grad():
+        with torch.no_grad():
             fake.run(model, None)
     except Exception:  # whatever the model's own code raises where a block returns something else
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..dense.fake import FakeModel, quiet
+from ..dense.fake import FakeModel
 from ..dense.program import failing_module
 from ..errors import TraceError, first_line
 from ..machine.private import TreeSpec, tree_flatten, tree_leaves
@@ -111,10 +111,14 @@ class Watch(TorchFunctionMode):
         known = self._numbers.get(id(leaf))
         return self._renew(leaf, self._clock) if known is None else known[1]
 
-    def begin(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """A module is called."""
-        taken = tuple(map(self._number, tree_leaves((args, kwargs))))
-        self._open.append(Block(path, module, (args, kwargs), self._tick(), taken))
+    def begin(self, path: str, dense: nn.Module) -> Callable[..., None]:
+        """A hook for the call of a module, which is `dense` in the dense network."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            taken = tuple(map(self._number, tree_leaves((args, kwargs))))
+            self._open.append(Block(path, dense, (args, kwargs), self._tick(), taken))
+
+        return hook
 
     def end(self, module: nn.Module, args: Any, result: Any) -> None:
         """The module that was called last returns."""
@@ -153,26 +157,27 @@ def watch(fake: FakeModel) -> Watch:
         TraceError: it cannot run on fake tensors.
     """
     try:
-        return _watched(fake, 2)  # small, since blocks are tried out on real numbers of that size
+        return _watched(fake, fake.double(training=False), 2)  # small: blocks are tried out on numbers of that size
     except Exception:  # whatever the model's own code raises where not every input is a batch
+        model = fake.double(training=False)
         try:
-            return _watched(fake, None)
+            return _watched(fake, model, None)
         except Exception as error:
             raise TraceError(
                 f"a copy of the model on fake tensors cannot run ({first_line(error)})",
-                where=failing_module(fake.dense, error),
+                where=failing_module(model, error),
                 expected="a forward pass that reads no numbers out of tensors, and a model that copy.deepcopy "
                 "copies whole (without __slots__)",
                 todo="Keep the numbers in tensors, or trace a submodule",
             ) from error
 
 
-def _watched(fake: FakeModel, batch: int | None) -> Watch:
-    seen = Watch(fake.dense)
-    with quiet(fake.dense, training=False), torch.no_grad():
-        for path, module in fake.dense.named_modules():
-            module.register_forward_pre_hook(functools.partial(seen.begin, path), with_kwargs=True)
-            module.register_forward_hook(seen.end)
-        with seen:
-            fake.run(fake.dense, None, batch)
+def _watched(fake: FakeModel, model: nn.Module, batch: int | None) -> Watch:
+    seen = Watch(model)
+    for path, module in fake.dense.named_modules():
+        watched = model.get_submodule(path)
+        watched.register_forward_pre_hook(seen.begin(path, module), with_kwargs=True)
+        watched.register_forward_hook(seen.end)
+    with torch.no_grad(), seen:
+        fake.run(model, None, batch)
     return seen

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import lcm
@@ -77,20 +77,34 @@ class DropPath:
 
 
 @dataclass(frozen=True)
+class HandsOn:
+    """What a block hands on when it is out.
+
+    Attributes:
+        passes: for each thing it returns, the position among the tensors and numbers it is called with (flattened);
+            -1 for None.
+        output: the form of what it returns (PyTorch's TreeSpec).
+        zero: zeros instead, in the shapes of those tensors: whoever calls the block adds what it returns to its input.
+    """
+
+    passes: tuple[int, ...] = (0,)
+    output: Any = field(default=None, repr=False, compare=False)
+    zero: bool = False
+
+
+@dataclass(frozen=True)
 class BlockStack:
     """A run of interchangeable blocks of the dense network: same type, same tensors, one feeding the next.
 
     The stack is a row of units that enter and leave: usually one block each, two where every second block
-    differs (the shifted windows of Swin).
+    differs (the shifted windows of Swin), or where the model's loop calls two (attention and feed-forward).
 
     Attributes:
         name: path of the container, with a range where it is only a part: `blocks`, `features[4:7]`.
         units: the module paths of each unit's blocks, in the order they run.
-        passes: what a block hands on when it is out: for each tensor it returns, the position among the
-            tensors and numbers it is called with (flattened).
-        output: the form of what a block returns (PyTorch's TreeSpec).
+        hands_on: for each block of a unit, what it hands on when it is out.
         drop_path: stochastic depth in each unit.
-        writers: the tensors that write into the residual stream; with all of them zero, a block passes its
+        writers: the tensors that write into the residual stream; with all of them zero, a unit passes its
             input through. For each, whether it belongs to a layer whose output is the branch's, so that
             scaling what the layer returns does the same. None where the blocks have no residual branches that
             could be silenced.
@@ -100,8 +114,7 @@ class BlockStack:
 
     name: str
     units: tuple[tuple[str, ...], ...]
-    passes: tuple[int, ...] = field(default=(0,), repr=False)
-    output: Any = field(default=None, repr=False, compare=False)
+    hands_on: tuple[HandsOn, ...] = field(default=(HandsOn(),), repr=False)
     drop_path: tuple[tuple[DropPath, ...], ...] = field(default=(), repr=False)
     writers: Mapping[str, bool] | None = field(default=None, repr=False)
     bottlenecks: tuple[tuple[frozenset[str], ...], ...] = field(default=(), repr=False)
@@ -115,6 +128,11 @@ class BlockStack:
     def blocks(self) -> tuple[str, ...]:
         """The module paths of all blocks."""
         return tuple(path for unit in self.units for path in unit)
+
+    @property
+    def places(self) -> Iterator[tuple[str, HandsOn]]:
+        """The module paths of all blocks, and what each hands on when it is out."""
+        return ((path, hands_on) for unit in self.units for path, hands_on in zip(unit, self.hands_on, strict=True))
 
     def counterpart(self, name: str, unit: int, other: int) -> str:
         """The tensor of unit `other` that is what tensor `name` is in `unit`."""

@@ -30,15 +30,16 @@ from ..dense.subnet import (
 )
 from ..errors import TraceError, first_line
 from ..machine.private import tree_leaves, tree_map
+from .alike import drop_path_of
 from .groups import Groups, derive_groups
 from .norms import batch_norms
 from .numbers import Attribute, Numbers
 from .outputs import Outputs, check_outputs
 from .refusals import cannot_export, check_model
-from .residual import residual_branches
+from .residual import Branches
 from .rules.table import OF_INPUT
 from .slots import Axis
-from .stacks import drop_path_of, find_stacks
+from .stacks import find_stacks
 from .walk import EXCLUDED, TracedCall, Walk, without_rule
 
 
@@ -78,7 +79,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
     fake, program, numbers = _first_export(model, example)
     forward = {False: walk.read(program, numbers)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
-    branches, norms = residual_branches(program, parameters), batch_norms(program, walk.named_inputs(program))
+    branches, norms = Branches(program, parameters), batch_norms(program, walk.named_inputs(program))
     try:
         program, numbers = _export(fake, example, training=True)
     except TraceError as error:

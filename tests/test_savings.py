@@ -293,7 +293,7 @@ def test_the_pruned_network_leaves(trained, tmp_path):
 
 def test_another_run_takes_the_pictures_away(trained):
     arguments = ["train", "--model", "test_savings:planted", *SMALL, "--epochs", "1", "--output", str(trained)]
-    assert main([*arguments, "--method", "Dense"]) == 0
+    assert main([*arguments, "--method", "Dense", "--overwrite", "true"]) == 0
     assert not [path for pattern in PICTURES for path in trained.glob(pattern)]
 
 

@@ -63,7 +63,7 @@ class Average(Part):
             warnings.warn(
                 "the momentum network did not come with the state that was loaded: new blocks are taken from the "
                 "weights; optimizer.state_dict(), or run.state_dict(), has it",
-                stacklevel=4,
+                stacklevel=7,
             )
             with self.run.own_state():
                 self.network = MomentumNetwork(self.run.network.model, 0.0)

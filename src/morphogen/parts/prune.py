@@ -72,7 +72,8 @@ class Prune(Part):
         self._reconfigure(self._epochs)
 
     def _reconfigure(self, epoch: int) -> None:
-        if any(self.run.epoch < at <= epoch for at in self.policy.at):
+        # A run that is joined late has penalised nothing yet: zeros are those of an initialisation.
+        if any(0 <= self.run.epoch < at <= epoch for at in self.policy.at):
             old = self.run.network.current
             left = decided(self.pruner.left())  # on another rank a rounding could differ
             if left != old:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
+from ..dense.whole import overwrite
 from ..errors import CheckpointError, ConfigError, SubNetworkError, first_line
 from ..export.weights import check_tensors
 from ..morph.commit import averaged, morph
@@ -268,9 +268,8 @@ def take_origin(run: Run, state: Mapping[str, Any]) -> None:
     """What comes back of frozen parts and constant buffers, and what blocks that begin at random are drawn from."""
     network = run.network
     network.initial = {str(name): (float(mean), float(std)) for name, (mean, std) in state["initial"].items()}
-    with torch.no_grad():
-        for name, value in state["constants"].items():
-            network.constants[name].copy_(value)
+    for name, value in state["constants"].items():
+        overwrite(network.constants[name], value)
 
 
 class _Plan:

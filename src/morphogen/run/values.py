@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..dense.subnet import SubNetwork
+from ..dense.whole import about_to_write
 from ..errors import CheckpointError
 
 
@@ -38,6 +39,7 @@ def tree_state(tree: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
 
 def load_tree(tree: nn.Module, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
     """The inverse of `tree_state`, in place."""
+    about_to_write([*tree.parameters(), *tree.buffers()])
     tree.load_state_dict(state["state"])
     buffers = dict(tree.named_buffers())
     with torch.no_grad():

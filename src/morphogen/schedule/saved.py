@@ -55,7 +55,7 @@ class SavedSchedule:
             )
         return [Stage(start, subnetwork) for start, subnetwork in starts.items()]
 
-    def for_network(self, network: Network, epochs: int, table: Table) -> list[Stage]:
+    def for_network(self, network: Network, epochs: int, table: Table, multiple_of: int = 1) -> list[Stage]:
         """The stages in a run of so many epochs of any network.
 
         Of a network like the saved run's they are its sub-networks. Another one (of other depth, width or image size)
@@ -66,6 +66,7 @@ class SavedSchedule:
             network: to train.
             epochs: length of its run.
             table: the index table of the depth operator.
+            multiple_of: of the channel counts of another network, see `Network.subnetwork`.
 
         Raises:
             ConfigError: the run is too short; the saved sub-networks are no one share of depth, side or width, or this
@@ -86,6 +87,7 @@ class SavedSchedule:
             resolution=side if min(side) < 1 else None,
             width=width if min(width) < 1 else None,
             table=table,
+            multiple_of=multiple_of,
         )
 
     def to_dict(self) -> dict[str, Any]:

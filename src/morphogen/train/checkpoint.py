@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -41,8 +42,8 @@ class Stopped(Exception):
         signal: the number of the signal that asked.
     """
 
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+    def __init__(self, number: int, where: str = ""):
+        super().__init__(f"stopped by {signal.Signals(number).name}{f', {where}' if where else ''}")
         self.signal = number
 
 
@@ -106,7 +107,14 @@ class Checkpoints:
             self.save(epoch, step, state())
             gathered(None)  # none leaves before it is saved
         if asked is not None:
-            raise Stopped(asked)
+            raise Stopped(asked, f"saved in epoch {epoch} after step {step}")
+
+    def told(self) -> str:
+        """Where the latest one is, for a message."""
+        names = [path.stem.split("-") for path in self.files()[:1]]
+        return (
+            "".join(f"last saved in epoch {int(n[1])} after step {int(n[3])}" for n in names) or "nothing was saved yet"
+        )
 
     def save(self, epoch: int, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint and remove the oldest; where that fails, say so and go on with those that are there. Of
@@ -136,16 +144,19 @@ class Checkpoints:
     def ask(self, number: int) -> None:
         """End the run after the step at work, for this signal; raises KeyboardInterrupt at a second Ctrl-C."""
         if self._asked is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         self._asked = number
 
 
 @contextmanager
 def listening(ask: Callable[[int], None]) -> Iterator[None]:
-    """Call `ask` with the signal's number at every SIGTERM and Ctrl-C, which else end the process."""
-    before = {
-        number: signal.signal(number, lambda number, _: ask(number)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    """Call `ask` with the signal's number at every SIGTERM and Ctrl-C that would else end the process. Only a process's
+    main thread hears of them."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, lambda number, _: ask(number))
     try:
         yield
     finally:

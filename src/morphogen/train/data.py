@@ -6,6 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,8 +23,9 @@ from ..schedule.mini_batch import step_sizes
 from ..schedule.stages import Regularisation
 from .augment import Augments, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
 from .config import Recipe
+from .contents import Contents, of_arrays, of_files
 from .images import CentreCrops, MapCrops, RandomCrops, Sample
-from .token_labels.label_maps import LabelMaps
+from .token_labels.label_maps import LabelMaps, image_root
 
 T = TypeVar("T")
 
@@ -106,6 +108,16 @@ class Data(ABC):
                 expected=f"at least {recipe.batch_size}",
                 found=f"{images}",
             )
+
+    @cached_property
+    def contents(self) -> Contents:
+        """What the images are known by, when a run is gone on with; read once."""
+        found = self._contents()
+        return found | {"label maps": self.teacher} if self.teacher else found
+
+    @abstractmethod
+    def _contents(self) -> Contents:
+        """Of the images."""
 
     @property
     def size(self) -> Size:
@@ -276,6 +288,10 @@ class MemoryData(Data):
         self.mean = scaled.mean((0, 2, 3))
         self.std = scaled.std((0, 2, 3)).clamp_min_(1 / 255)  # a channel may be constant
 
+    def _contents(self) -> Contents:
+        images = {"training images": self.train_images, "test images": self.test_images}
+        return of_arrays(images | {"training labels": self.train_labels, "test labels": self.test_labels})
+
     def _made_at(self, size: Size) -> Size:
         return self.size
 
@@ -310,7 +326,12 @@ class StreamData(Data):
         self.test: list[Sample] = [test.samples[i] for i in _chosen(len(test), recipe.test_images)]
         self.maps = LabelMaps.open(recipe.token_labels).of(train, chosen) if recipe.token_labels else None
         self.teacher = self.maps.maps.about.teacher if self.maps else None
+        self._roots = image_root(train), image_root(test)
         super().__init__(name, len(train.classes), recipe.image_size or 224, len(self.train), recipe)
+
+    def _contents(self) -> Contents:
+        train, test = self._roots
+        return of_files("the training files", train, self.train) | of_files("the test files", test, self.test)
 
     def _made_at(self, size: Size) -> Size:
         return size

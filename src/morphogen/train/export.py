@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from ..dense.network import Network
-from ..errors import ExportError, first_line
+from ..errors import ConfigError, ExportError, first_line
 from ..export.programs import save_onnx, save_program
-from ..export.weights import restore, save
-from ..machine.files import writable
+from ..export.weights import read, restore, save
+from ..machine.folder import owned
 from .config import ExportConfig
+from .earlier import EXPORTED, found, remove
 from .models import build_model
 
 NOTES = ("model", "num_classes", "drop_path", "mean", "std")
@@ -24,20 +25,40 @@ def export_run(config: ExportConfig) -> list[Path]:
 
     Raises:
         ExportError: there is no such run, it cannot be read, or its network cannot be written.
-        ConfigError: its model cannot be built here, or the folder not be written to.
+        ConfigError: its model cannot be built here; the folder cannot be written to, or is another process's, or it
+            holds another network and `overwrite` is off.
     """
     network, notes = load_run(Path(config.run) / "model.pt")
     output = config.output or Path(config.run)
-    writable(output)
-    args, _ = network.fake.inputs(None)
-    example = torch.zeros(2, args[0].shape[1], *(network.current.resolution or ()))
-    written = [output / "model.safetensors"]
-    save(network, written[0], notes=notes)
-    for wanted, write, name in ((config.onnx, save_onnx, "model.onnx"), (config.program, save_program, "model.pt2")):
-        if wanted:
-            write(network.model, example, output / name)
-            written.append(output / name)
-    return written
+    names = [name for name, wanted in zip(EXPORTED, (True, config.onnx, config.program), strict=True) if wanted]
+    with owned(output):
+        there = found(output, EXPORTED)
+        if config.overwrite:
+            remove(output, there)
+        elif there and not _holds(output / EXPORTED[0], network):
+            raise ConfigError(
+                "the folder holds another network",
+                where=str(output),
+                found=", ".join(path.name for path in there),
+                todo="Choose another with --output, or replace it with --overwrite true, which removes these files",
+            )
+        args, _ = network.fake.inputs(None)
+        example = torch.zeros(2, args[0].shape[1], *(network.current.resolution or ()))
+        save(network, output / EXPORTED[0], notes=notes)
+        for name, write in (("model.onnx", save_onnx), ("model.pt2", save_program)):
+            if name in names:
+                write(network.model, example, output / name)
+    return [output / name for name in names]
+
+
+def _holds(path: Path, network: Network) -> bool:
+    """Whether a file has the weights of a network; it is then written again without a question."""
+    try:
+        theirs, _ = read(path)
+    except ExportError:
+        return False
+    ours = network.model.state_dict()
+    return theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name].cpu()) for name in ours)
 
 
 def load_run(path: Path) -> tuple[Network, dict[str, str]]:

@@ -11,9 +11,13 @@ from ..machine.files import write_text
 from ..report.ledger import environment
 from ..report.records import Record
 from .config import CompareConfig
+from .contents import known_as
 from .data import Data
+from .earlier import COMPARED, found, refuse_trained, remove
 
-BESIDE_THE_RECIPE = tuple("methods seeds first_seed budgets parallel output workers sparsity_map warn_drop".split())
+BESIDE_THE_RECIPE = tuple(
+    "methods seeds first_seed budgets parallel output overwrite workers sparsity_map warn_drop".split()
+)
 """Settings that leave the outcome of a run as it is."""
 
 Key = tuple[str, float, int]
@@ -32,11 +36,19 @@ class Finished:
         """Read those that are there.
 
         Raises:
-            ConfigError: they are of another recipe, or cannot be read.
+            ConfigError: they are of another recipe, or cannot be read; the folder holds what `train` leaves.
         """
         self.path = config.output / "runs.jsonl"
+        if not self.path.exists():
+            refuse_trained(config.output)
+        if config.overwrite:
+            remove(config.output, found(config.output, COMPARED))
         # Results are to be shared, the paths of a machine are not.
-        recipe = _recipe(config) | {"data": data.name, "token_labels": data.teacher}
+        recipe = _recipe(config) | {
+            "data": data.name,
+            "token_labels": data.teacher,
+            "data_known_as": known_as(data.contents),
+        }
         self.head = {"recipe": recipe, "environment": environment(config.torch_device())}
         self.records: dict[Key, Record] = {}
         try:
@@ -58,7 +70,11 @@ class Finished:
     def _check(self, record: Any, recipe: Record) -> None:
         """Refuse a record of another recipe."""
         # Keys that came after the record was written have their defaults in it.
-        theirs = _recipe(CompareConfig()) | (dict(record.get("recipe", {})) if isinstance(record, dict) else {})
+        theirs = (
+            _recipe(CompareConfig())
+            | {"data_known_as": recipe["data_known_as"]}
+            | (dict(record.get("recipe", {})) if isinstance(record, dict) else {})
+        )
         other = next((key for key in sorted(theirs.keys() | recipe.keys()) if theirs.get(key) != recipe.get(key)), None)
         if other is not None or not isinstance(record, dict) or not {"method", "seed"} <= record.keys():
             raise ConfigError(
@@ -66,7 +82,7 @@ class Finished:
                 where=str(self.path.parent),
                 expected=f"{other} {recipe.get(other)}" if other else "runs",
                 found=f"{theirs.get(other)}" if other else "",
-                todo="Choose another folder with --output, or remove it",
+                todo="Choose another folder with --output, or begin anew with --overwrite true, which removes them",
             )
 
     def append(self, record: Record) -> None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..machine.files import writable, write_text
+from ..machine.files import write_text
 from ..methods import Method, build_method
 from ..report.fronts import FULL_LENGTH, Point
 from ..report.records import Record
@@ -15,7 +15,7 @@ from .finished import Finished
 from .processes import side_by_side
 from .sources import load_data
 from .step_times import StepTimes
-from .turns import Progress, Resumable, Task, in_turn
+from .turns import Progress, Resumable, Task, in_turn, unfinished
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,8 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
     if times is not None:
         for schedule in schedules.values():  # what could not be timed is refused before anything is trained
             times.spans(*schedule)
-    writable(config.output)
     failures: list[str] = []
-    todo = [task for task in tasks if task.key not in finished.records]
+    todo = unfinished(tasks, config, finished)
     if config.parallel > 1:
         pair = [task for task in todo if task.budget == FULL_LENGTH and task.seed == config.first_seed]
         failures += side_by_side([task for task in todo if task not in pair], config, finished, progress)

@@ -181,8 +181,13 @@ class ImageMaps:
 
 def image_names(dataset: DatasetFolder) -> list[str]:
     """Each image's path below its class folders, `CLASS/IMAGE`, whatever the machine."""
-    root = getattr(dataset, "split_folder", dataset.root)  # torchvision's ImageNet calls the folder above it root
+    root = image_root(dataset)
     return [Path(os.path.relpath(path, root)).as_posix() for path, _ in dataset.samples]
+
+
+def image_root(dataset: DatasetFolder) -> str:
+    """The folder of its class folders."""
+    return str(getattr(dataset, "split_folder", dataset.root))  # torchvision's ImageNet calls the folder above it root
 
 
 def class_names(dataset: DatasetFolder) -> tuple[str, ...]:

@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .errors import ConfigError, MorphogenError, TrainingError, first_line
+from .export.finite import not_finite
 from .machine.files import write_text
 from .machine.folder import owned
 from .machine.ranks import decided_by_first, rank
+from .machine.reading import MALFORMED
 from .methods import build_method
 from .plan.show import stage_rows, told, total, width_rows
 from .report.fronts import speedups_at_equal_accuracy
@@ -39,6 +41,7 @@ from .train.lengths import compare_lengths
 from .train.loop import Run
 from .train.models import build_model
 from .train.planning import plan_recipe
+from .train.settings import MODE
 from .train.sources import load_data, training_images
 from .train.token_labels.teacher import load_teacher, make_label_maps
 from .train.trackers import tracking
@@ -162,6 +165,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
     parser = ArgumentParser(
         prog="morphogen",
         exit_on_error=False,
+        parser_mode=MODE,  # of the commands too
         description="Train vision networks faster by changing their size while they train.",
         formatter_class=_Formatter,  # of the commands too
     )
@@ -182,7 +186,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
         parsed = parser.parse_args(arguments)
         settings: Namespace = parsed[parsed.command]
         settings.pop("config", None)
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, *MALFORMED) as error:
         raise ConfigError(" ".join(str(error).split())) from None
     return parsed.command, COMMANDS[parsed.command][0](**vars(settings))
 
@@ -247,7 +251,10 @@ def _save(run: Run, config: TrainConfig) -> None:
     """Write all that a run leaves; last of all its record, which says whether it is finished."""
     try:
         record: dict[str, Any] = run.ledger.record() | {"settings": config.deciding()}
-        run.save(config.output / "model.pt")
+        if run.ledger.stopped and (name := not_finite(run.result)):
+            warnings.warn(f"no model.pt is written: {name} is not finite", stacklevel=2)
+        else:
+            run.save(config.output / "model.pt")
         if record["schedule"]:
             write_text(config.output / "schedule.json", json.dumps(record["schedule"]) + "\n")
         if record["searches"]:
@@ -346,8 +353,9 @@ def run_inspect(config: InspectConfig) -> int:
     network = trace(model, torch.zeros(2, 3, config.image_size, config.image_size), exclude=config.exclude)
     tables = describe(network, config.shares)
     if config.json:
-        print(json.dumps({"model": config.model, **tables}, indent=1))
+        print(json.dumps({"model": config.model, "extent": repr(network), **tables}, indent=1))
         return 0
+    print(network)
     console = _console()
     for title, rows in tables.items():
         if rows:

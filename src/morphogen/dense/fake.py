@@ -18,14 +18,10 @@ Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
 """What to call the model with: one tensor, positional arguments, or keyword arguments."""
 
 
-READABLE = 2**16
-"""Entries up to which a plain tensor of a model keeps its values, so that the forward pass can read numbers in it."""
-
-
 class FakeModel:
     """A double of the dense model whose tensors have shapes and nothing else.
 
-    Small tensors that modules keep as plain attributes have copies of their values.
+    Tensors that are neither parameters nor buffers keep their values: the forward pass may read numbers in them.
 
     Attributes:
         dense: the double, in evaluation mode.
@@ -39,7 +35,7 @@ class FakeModel:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.hooks = hooks
         own = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-        self.dense = self.copy(model, lambda t: self._fake(t) if id(t) in own else self._plain(t))
+        self.dense = self.copy(model, lambda t: self._fake(t) if id(t) in own else _plain(t))
         make_ready(self.dense, training=False)
         self._example = tree_map(self._fake, as_call(example))
         self.device = next((t.device for t in self.dense.parameters()), torch.device("cpu"))
@@ -56,8 +52,8 @@ class FakeModel:
 
         def resized(tensor: torch.Tensor) -> torch.Tensor:
             shape = shape_of(names[id(tensor)], tensor) if id(tensor) in names else tuple(tensor.shape)
-            if shape == tuple(tensor.shape) and not is_fake(tensor):
-                return tensor.clone()
+            if not is_fake(tensor):
+                return _plain(tensor) if shape == tuple(tensor.shape) else tensor.new_zeros(shape)
             return _as_kind_of(tensor, new_fake(tensor, shape, self.mode))
 
         return self.copy(self.dense, resized)
@@ -73,7 +69,7 @@ class FakeModel:
         return self.copy(
             self.dense,
             lambda t: (
-                _as_kind_of(t, torch.empty(t.shape, dtype=t.dtype, device="cpu")) if is_fake(t) else t.clone().cpu()
+                _as_kind_of(t, torch.empty(t.shape, dtype=t.dtype, device="cpu")) if is_fake(t) else _plain(t).cpu()
             ),
         )
 
@@ -116,12 +112,14 @@ class FakeModel:
             return value
         return _as_kind_of(value, self.mode.from_tensor(value.detach()))
 
-    def _plain(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().clone() if tensor.numel() <= READABLE else self._fake(tensor)
-
     def copy(self, model: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
         """A deep copy with every tensor replaced, its hooks where the model needs them."""
         return double(model, replace, hooks=self.hooks)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """What a double has in the place of a plain tensor; in large ones `Constants` writes nothing."""
+    return tensor.detach() if tensor.numel() > Constants.WRITABLE else tensor.detach().clone()
 
 
 def _as_kind_of(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:

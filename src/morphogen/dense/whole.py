@@ -156,12 +156,15 @@ class Kept:
                 yield value
 
 
+_US = __name__.partition(".")[0]
+
+
 def _is_ours(value: Any) -> bool:
     """Whether an object is of a class of this package, or of one made from it, and can change."""
     kind = type(value)
     if issubclass(kind, (FakeModel, Grids)):  # what they know more afterwards is true all the same
         return False
-    ours = any(base.__module__.partition(".")[0] == __package__.partition(".")[0] for base in kind.__mro__)
+    ours = any(base.__module__.partition(".")[0] == _US for base in kind.__mro__)
     frozen = getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
     return ours and not frozen and not isinstance(value, type) and hasattr(value, "__dict__")
 

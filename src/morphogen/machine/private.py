@@ -164,14 +164,18 @@ def backward_hook_tables(module: nn.Module) -> tuple[dict[int, Any], dict[int, A
 class Constants(TorchDispatchMode):
     """While it is active inside a mode of fake tensors, ops on real tensors alone run for real.
 
-    So numbers can be read out of real tensors, and nothing that is drawn at random is.
+    So numbers can be read out of real tensors. Nothing is drawn at random, nor written to tensors of more entries than
+    `WRITABLE`.
     """
+
+    WRITABLE = 2**16
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op for real, or in the mode of fake tensors."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         real = tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors)
-        if not real or torch.Tag.nondeterministic_seeded in func.tags:
+        writes = func._schema.is_mutable and any(tensor.numel() > self.WRITABLE for tensor in tensors)
+        if not real or writes or torch.Tag.nondeterministic_seeded in func.tags:
             return func(*args, **(kwargs or {}))
         with unset_fake_temporarily():
             return func(*args, **(kwargs or {}))

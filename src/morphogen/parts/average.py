@@ -129,6 +129,8 @@ class Average(Part):
             raise KeyError("decay, state or buffers of the momentum network")
 
         counted = None if state.get("counted") is None else int(state["counted"])
+        if (counted or 0) < 0 or (saved is not None and not 0 <= float(saved["decay"]) < 1):
+            raise ValueError("steps, or a decay, out of range")
 
         def load() -> None:
             self._counted = counted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -127,6 +128,8 @@ class Prune(Part):
         left = SubNetwork.from_dict(state["left"])
         self.run.network.check(left)
         coefficient = None if state["coefficient"] is None else float(state["coefficient"])
+        if coefficient is not None and not 0 <= coefficient < math.inf:
+            raise ValueError(f"a coefficient of {coefficient}")
 
         def load() -> None:
             self.left, self.pruner.coefficient, self._skipped = left, coefficient, True

@@ -165,6 +165,8 @@ class Rates(Part):
         births = list(map(float, state["births"]))
         rates = {str(group): list(map(float, of_group)) for group, of_group in state["rates"].items()}
         step, young = int(state["step"]), {str(name): ages for name, ages in (state["young"] or {}).items()}
+        if step < 0 or any(not 0 <= birth < 1 for birth in births):
+            raise ValueError("a step, or a birth, out of range")
         if any(ages.dtype != torch.uint8 or int(ages.max()) > len(births) for ages in young.values()):
             raise ValueError("ages of entries that were never born")
 

@@ -279,6 +279,10 @@ class Run:
         """The method's name, for messages."""
         return str(self.method)
 
+    def __repr__(self) -> str:
+        """In one line, what trains and how much of it can change."""
+        return f"{self.who}, {self.network!r}"
+
     @property
     def stages(self) -> list[Stage]:
         """The schedule of this run, as far as it is known."""

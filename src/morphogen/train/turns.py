@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -128,7 +129,9 @@ def in_turn(
             run, epochs = going[0]
             if _turn(run, epochs, finished, failures, stopped, progress):
                 going.popleft()
-                runs.remove(run)  # its memory is free
+                runs.remove(run)
+                del run, epochs
+                gc.collect()  # a network and its hooks hold each other, and a GPU's memory
             else:
                 going.rotate(-1)
     if stopped:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from ...dense.program import op_name
@@ -38,7 +36,7 @@ def broadcast(call: Call) -> Axes | list[Axes]:
     return axes if len(call.shapes) == 1 else [axes] * len(call.shapes)
 
 
-def rule_of(target: Any) -> Rule | None:
+def rule_of(target: object) -> Rule | None:
     """The rule for an op of a graph: the one of its name, else `broadcast` where the op has `torch.Tag.pointwise`."""
     if not isinstance(target, OpOverload):
         return None

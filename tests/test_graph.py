@@ -1,5 +1,8 @@
 """The graph: errors that name the op and the way out, and the algebra of views."""
 
+from collections import OrderedDict
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +23,7 @@ class Unknown(nn.Module):
 
     class Odd(nn.Module):
         def forward(self, x):
-            return torch.special.erfcx(x)
+            return torch.renorm(x, 2, 0, 5.0)
 
     def __init__(self):
         super().__init__()
@@ -34,17 +37,22 @@ class Unknown(nn.Module):
 
 
 def test_an_unknown_op_names_itself_the_module_and_the_way_out():
-    net = morphogen.trace(Unknown(), image())
-    with pytest.raises(
-        morphogen.SubNetworkError,
-        match=r"odd: .*no rule for the op aten.special_erfcx.*rule\(.special_erfcx.\).*exclude=",
-    ):
+    named = r"^odd: no rule for the op aten.renorm.default, .*: conv.weight\[0\] and 2 more axes.*rule\(.renorm.\)"
+    for exclude in ((), ("odd",)):
+        with pytest.warns(UserWarning, match=named) if not exclude else nullcontext():
+            net = morphogen.trace(Unknown(), image(), exclude=exclude)
+        assert [group.name for group in net.groups] == ["last"]
+        morphogen.morph(net, net.subnetwork(width=0.5, resolution=4))
+        assert net.model.last.out_channels == 4 and net.model.conv.out_channels == 8
+
+
+@pytest.mark.filterwarnings("ignore:odd. no rule:UserWarning")
+def test_where_an_unknown_op_keeps_all_channels_a_width_names_it():
+    model = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 8, 1), odd=Unknown.Odd(), last=nn.Conv2d(8, 8, 1)))
+    net = morphogen.trace(model, image())
+    with pytest.raises(morphogen.SubNetworkError, match=r"odd: .*no rule for the op aten.renorm.*exclude="):
         net.subnetwork(width=0.5)
     morphogen.morph(net, net.subnetwork(resolution=4))  # nothing but width needs the rule
-    net = morphogen.trace(Unknown(), image(), exclude=["odd"])
-    assert [group.name for group in net.groups] == ["last"]
-    morphogen.morph(net, net.subnetwork(width=0.5))
-    assert net.model.last.out_channels == 4 and net.model.conv.out_channels == 8
 
 
 class Surrounded(nn.Module):
@@ -62,7 +70,7 @@ class Surrounded(nn.Module):
     def forward(self, x):
         x = self.stem(x)
         y = self.before(x)
-        y = torch.cat([torch.special.erfcx(self.left(y).relu()), self.right(y)], 1)
+        y = torch.cat([torch.renorm(self.left(y).relu(), 2, 0, 5.0), self.right(y)], 1)
         return self.outer(self.inner((x + self.norm(self.back(y))).mean((2, 3))).relu())
 
 

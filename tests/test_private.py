@@ -72,8 +72,13 @@ def test_hooks():
     module.register_forward_hook(print)
     module.register_forward_pre_hook(print)
     assert len(private.forward_hooks(module)) == len(private.forward_pre_hooks(module)) == 1
-    private.without_forward_hooks(module)
-    assert not private.forward_hooks(module) and not private.forward_pre_hooks(module)
+    module.register_full_backward_pre_hook(print)
+    assert [len(t) for t in (*private.forward_hook_tables(module), *private.backward_hook_tables(module))] == [
+        1,
+        1,
+        1,
+        0,
+    ]
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
     optimizer.register_step_post_hook(lambda *_: pytest.fail("a hook is left"))
     private.without_step_hooks(optimizer)

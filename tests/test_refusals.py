@@ -225,9 +225,6 @@ REFUSED = {
         lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.LazyLinear(5)), "2.weight: .*no shape yet.*Call"
     ),
     "writes to parameter.data": refused(scaled(lambda: torch.ones(16, 1, 1), in_data), "does not write to"),
-    "tensor with a history": refused(
-        lambda: Net(None, lambda net: setattr(net, "k", net.fc.weight * 2)), "Net.k: .*earlier forward pass"
-    ),
     "lock": refused(lambda: Net(None, setting(k=threading.Lock)), "cannot be copied"),
     "slots": refused(given(lambda net, x: net.k(x), Slotted), "k: .*without __slots__"),
     "op without shapes": refused(lambda: Net(lambda _, x: no_fake(x)), "register_fake"),

@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .errors import ConfigError, MorphogenError, TrainingError, first_line
+from .export.finite import not_finite
 from .machine.files import write_text
 from .machine.folder import owned
 from .machine.ranks import decided_by_first, rank
+from .machine.reading import MALFORMED
 from .methods import build_method
 from .plan.show import stage_rows, told, total, width_rows
 from .report.fronts import speedups_at_equal_accuracy
@@ -40,6 +42,7 @@ from .train.lengths import compare_lengths
 from .train.loop import Run
 from .train.models import build_model
 from .train.planning import plan_recipe
+from .train.settings import MODE
 from .train.sources import load_data, training_images
 from .train.token_labels.teacher import load_teacher, make_label_maps
 from .train.trackers import tracking
@@ -163,6 +166,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
     parser = ArgumentParser(
         prog="morphogen",
         exit_on_error=False,
+        parser_mode=MODE,  # of the commands too
         description="Train vision networks faster by changing their size while they train.",
         formatter_class=_Formatter,  # of the commands too
     )
@@ -183,7 +187,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
         parsed = parser.parse_args(arguments)
         settings: Namespace = parsed[parsed.command]
         settings.pop("config", None)
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, *MALFORMED) as error:
         raise ConfigError(" ".join(str(error).split())) from None
     return parsed.command, COMMANDS[parsed.command][0](**vars(settings))
 
@@ -248,7 +252,10 @@ def _save(run: Run, config: TrainConfig) -> None:
     """Write all that a run leaves; last of all its record, which says whether it is finished."""
     try:
         record: dict[str, Any] = run.ledger.record() | {"settings": config.deciding()}
-        run.save(config.output / "model.pt")
+        if run.ledger.stopped and (name := not_finite(run.result)):
+            warnings.warn(f"no model.pt is written: {name} is not finite", stacklevel=2)
+        else:
+            run.save(config.output / "model.pt")
         if record["schedule"]:
             write_text(config.output / "schedule.json", json.dumps(record["schedule"]) + "\n")
         if record["searches"]:

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..machine.private import FakeTensorMode, new_fake, tree_leaves, tree_map, without_forward_hooks
-from .program import silence
+from ..machine.private import Constants, FakeTensorMode, is_fake, new_fake, tree_leaves, tree_map
+from ..machine.randomness import own_random
+from .double import double, named_tensors
+from .program import silence, uncompiled
 
 Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
 """What to call the model with: one tensor, positional arguments, or keyword arguments."""
 
 
 class FakeModel:
-    """A copy of the dense model whose tensors have shapes and nothing else.
+    """A double of the dense model whose tensors have shapes and nothing else.
+
+    Tensors that are neither parameters nor buffers keep their values: the forward pass may read numbers in them.
 
     Attributes:
-        dense: the copy.
+        dense: the double, in evaluation mode.
         mode: PyTorch's mode in which its tensors live.
         device: where the model is (its first parameter).
+        hooks: whether the double keeps the hooks around the model's forward pass, because it is nothing without them.
     """
 
-    def __init__(self, model: nn.Module, example: Example):
+    def __init__(self, model: nn.Module, example: Example, *, hooks: bool = False):
+        """The model is only read."""
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with quiet(model, training=False):
-            self.dense = self.copy(model, self._fake)
+        self.hooks = hooks
+        own = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+        self.dense = self.copy(model, lambda t: self._fake(t) if id(t) in own else _plain(t))
+        make_ready(self.dense, training=False)
         self._example = tree_map(self._fake, as_call(example))
         self.device = next((t.device for t in self.dense.parameters()), torch.device("cpu"))
 
@@ -41,18 +48,29 @@ class FakeModel:
 
     def reshaped(self, shape_of: Callable[[str, torch.Tensor], tuple[int, ...]]) -> nn.Module:
         """A copy of the dense model with tensors of other shapes, by name."""
-        names = {id(tensor): name for name, tensor in [*self.dense.named_parameters(), *self.dense.named_buffers()]}
+        names = {id(tensor): name for name, tensor in named_tensors(self.dense).items()}
 
         def resized(tensor: torch.Tensor) -> torch.Tensor:
-            shape = shape_of(names[id(tensor)], tensor)
+            shape = shape_of(names[id(tensor)], tensor) if id(tensor) in names else tuple(tensor.shape)
+            if not is_fake(tensor):
+                return _plain(tensor) if shape == tuple(tensor.shape) else tensor.new_zeros(shape)
             return _as_kind_of(tensor, new_fake(tensor, shape, self.mode))
 
         return self.copy(self.dense, resized)
 
+    def double(self, *, training: bool) -> nn.Module:
+        """A copy of the dense model in the given mode, for one trial."""
+        model = self.reshaped(lambda name, tensor: tuple(tensor.shape))
+        make_ready(model, training=training)
+        return model
+
     def blank(self) -> nn.Module:
         """A copy of the dense model with ordinary tensors on the CPU that hold nothing; memory is not touched."""
         return self.copy(
-            self.dense, lambda t: _as_kind_of(t, torch.empty(t.shape, dtype=t.dtype, device="cpu", requires_grad=False))
+            self.dense,
+            lambda t: (
+                _as_kind_of(t, torch.empty(t.shape, dtype=t.dtype, device="cpu")) if is_fake(t) else _plain(t).cpu()
+            ),
         )
 
     def empty(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -80,19 +98,28 @@ class FakeModel:
     def run(self, model: nn.Module, resolution: tuple[int, int] | None, batch: int | None = None) -> Any:
         """Call a fake model; raises whatever its forward raises."""
         args, kwargs = self.inputs(resolution, batch)
-        with self.mode, silence(), uncompiled():
+        with self.running():
             return model(*args, **kwargs)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Where a fake model is called."""
+        with own_random(self.device), self.mode, Constants(), silence(), uncompiled():
+            yield
 
     def _fake(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
         return _as_kind_of(value, self.mode.from_tensor(value.detach()))
 
-    @staticmethod
-    def copy(model: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-        """A deep copy with every parameter and buffer replaced; none is ever copied."""
-        tensors = [*model.parameters(), *model.buffers()]  # `deepcopy` takes them from its memo
-        return copy.deepcopy(model, {id(tensor): replace(tensor) for tensor in tensors})
+    def copy(self, model: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+        """A deep copy with every tensor replaced, its hooks where the model needs them."""
+        return double(model, replace, hooks=self.hooks)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """What a double has in the place of a plain tensor; in large ones `Constants` writes nothing."""
+    return tensor.detach() if tensor.numel() > Constants.WRITABLE else tensor.detach().clone()
 
 
 def _as_kind_of(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
@@ -127,11 +154,6 @@ def at_least_two(value: Any) -> Any:
     return value
 
 
-def uncompiled() -> AbstractContextManager[Any]:
-    """Compiled modules run as they were written: what a compiler has made of them knows real tensors alone."""
-    return torch.compiler.set_stance("force_eager")
-
-
 def drop_caches(model: nn.Module) -> None:
     """Have modules that keep what they computed from their weights (LeViT's attention biases) drop it.
 
@@ -145,31 +167,8 @@ def drop_caches(model: nn.Module) -> None:
         module.training = training
 
 
-@contextmanager
-def quiet(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """The model in the given mode and without hooks.
-
-    Afterwards every attribute of every module is what it was: modes, hooks, whatever the forward pass stored on
-    the modules, and what it put into their dictionaries, lists and sets (caches by device or by size).
-    """
-    kept = [(module, dict(module.__dict__)) for module in model.modules()]
-    filled = [
-        (value, copy.copy(value))
-        for _, attributes in kept
-        for value in attributes.values()
-        if isinstance(value, (dict, list, set))
-    ]
-    try:
-        drop_caches(model)
-        for module, _ in kept:
-            module.training = training
-            without_forward_hooks(module)
-        with uncompiled():
-            yield
-    finally:
-        for module, attributes in kept:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-        for container, content in filled:
-            container.clear()
-            container.extend(content) if isinstance(container, list) else container.update(content)
+def make_ready(model: nn.Module, *, training: bool) -> None:
+    """Bring a double into the given mode, without what the model's own keeps from other calls."""
+    drop_caches(model)
+    for module in model.modules():
+        module.training = training

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import SubNetworkError, first_line
 from ..machine.placement import on_cpu
 from ..machine.private import tree_leaves, tree_map
-from .fake import FakeModel, quiet
+from .fake import FakeModel
 from .program import silence
 
 Resolution = tuple[int, int]
@@ -186,15 +186,15 @@ def _announce(model: nn.Module, resolution: Resolution, now: Resolution) -> None
 @on_cpu
 def _run_watched(model: nn.Module, fake: FakeModel, resolution: Resolution, met: Meetings) -> _Fitting:
     """Run a model of ordinary tensors at a resolution on fake ones, watched."""
-    double = FakeModel(model, ())
+    double = FakeModel(model, (), hooks=fake.hooks)
     fitting = _Fitting(double, resolution, met)
     args, kwargs = fake.inputs(resolution)
     with double.mode:  # fake tensors of one mode do not meet those of another
         args, kwargs = tree_map(
             lambda t: torch.empty(t.shape, dtype=t.dtype) if isinstance(t, torch.Tensor) else t, (args, kwargs)
         )
-        with fitting, quiet(double.dense, training=False), silence(), torch.no_grad():
-            double.dense(*args, **kwargs)
+    with double.running(), fitting, torch.no_grad():
+        double.dense(*args, **kwargs)
     return fitting
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from ..errors import MorphError
+from .double import double
+from .fake import tensor_named
 from .network import Network
 from .subnet import SubNetwork
 
@@ -32,15 +32,19 @@ def masked_dense(network: Network, target: SubNetwork) -> nn.Module:
             expected="masked_dense before the morph",
             found="a network that has been morphed",
         )
-    model = copy.deepcopy(network.model)
+    model = double(network.model, _copy, hooks=True)
     alive = network.structure.alive_mask(target)
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
         for name, layout in network.structure.tensors.items():
             if layout.role.kind == "variance":
                 continue
             for dim, axis in enumerate(layout.axes):
                 if axis is not None:
-                    dropped = (~alive[axis]).nonzero().flatten().to(tensors[name].device)
-                    tensors[name].index_fill_(dim, dropped, 0.0)
+                    tensor = tensor_named(model, name)
+                    tensor.index_fill_(dim, (~alive[axis]).nonzero().flatten().to(tensor.device), 0.0)
     return model
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    data = tensor.detach().clone()
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from ..errors import MorphError, SubNetworkError, first_line
 from .bypass import take_out
 from .depth import interpolated, originals
+from .double import plain_tensors
 from .fake import FakeModel
 from .grid import Grids, Resolution
 from .program import rule_name
@@ -38,9 +39,9 @@ class Network:
         fits: the sub-networks that have been tried out.
         initial: mean and standard deviation of the stacks' tensors when the model was traced; blocks that
             begin at random are drawn from it.
-        constants: buffers with channels that are no running statistics (the filters of an anti-aliased pooling, a
-            table of distances), and frozen parameters, as they were when the model was traced; what comes back of them
-            has their values.
+        constants: buffers and plain attributes with channels that are no running statistics (the filters of an
+            anti-aliased pooling, a table of positions), and frozen parameters, as they were when the model was traced;
+            what comes back of them has their values.
         outside: the blocks that are out, by path: the user's own modules, their tensors empty.
         held: for each optimizer, its parameter groups that have lost parameters, and what they held.
         drop_path_scale: share of the dense rates of stochastic depth that is in use.
@@ -151,10 +152,10 @@ class Network:
 
         Raises:
             SubNetworkError: a share outside (0, 1], an unknown group or stack, an index that does not exist,
-                a depth without a block, a resolution below one patch, or a width where an op of the model
-                has no rule: groups named in `alive` can change then (that op reads none of them).
+                a depth without a block, a resolution below one patch, or a width where no channels can change
+                because an op of the model has no rule.
         """
-        if self.structure.unread and width is not None:
+        if self.structure.unread and not self.groups and width is not None:
             self._refuse_width()
         shares = _shares(width, [group.name for group in self.groups if not group.inner], "width")
         if not isinstance(multiple_of, int) or multiple_of < 1:
@@ -343,7 +344,8 @@ def _constants(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor
             return False
         return any(axis is not None for axis in layout.axes)
 
-    tensors = {name: buffer for name, buffer in model.named_buffers() if may_go(name)}
+    others = {**dict(model.named_buffers()), **plain_tensors(model)}
+    tensors = {name: tensor for name, tensor in others.items() if may_go(name)}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and (may_go(name) or within(name, inside)):
             tensors[name] = parameter

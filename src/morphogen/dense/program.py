@@ -7,7 +7,7 @@ import logging
 import operator
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from ..machine.private import HigherOrderOperator, OpOverload
+from ..machine.randomness import own_random
 
 LOGGERS = ("export", "_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
     """Export a model in the mode it is in; raises whatever its own code raises on this input."""
-    with silence(), torch.random.fork_rng(devices=[]):
+    with silence(), uncompiled(), own_random(torch.device("cpu")):
         return torch.export.export(model, args, kwargs, strict=False)
 
 
@@ -99,6 +100,11 @@ def failing_module(model: nn.Module, error: BaseException) -> str:
         where = paths.get(id(frame.tb_frame.f_locals.get("self")), where) or where
         frame = frame.tb_next
     return where or type(model).__name__
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Compiled modules run as they were written: what a compiler has made of them knows real tensors alone."""
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager

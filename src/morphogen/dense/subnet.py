@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, SubNetworkError
+from ..errors import ConfigError, SubNetworkError, first_line
 from ..machine.placement import on_cpu
+from ..machine.reading import MALFORMED, parse_json
+from .ranges import MOST_UNITS, read_ranges, read_resolution, spread, to_ranges
 
 FIXED = -1
 """The unit of an axis position that is always alive: an image channel, a class, a kernel tap."""
@@ -359,8 +361,8 @@ class SubNetwork:
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON types, index lists as ranges: `"0:32,40:48"`."""
         return {
-            "channels": {name: _to_ranges(alive) for name, alive in self.channels.items()},
-            "blocks": {name: _to_ranges(alive) for name, alive in self.blocks.items()},
+            "channels": {name: to_ranges(alive) for name, alive in self.channels.items()},
+            "blocks": {name: to_ranges(alive) for name, alive in self.blocks.items()},
             "resolution": None if self.resolution is None else list(self.resolution),
         }
 
@@ -371,18 +373,31 @@ class SubNetwork:
         Raises:
             SubNetworkError: the data does not describe a sub-network.
         """
+        return SubNetwork.from_dicts([data])[0]
+
+    @staticmethod
+    def from_dicts(items: Sequence[Mapping[str, Any]]) -> tuple[SubNetwork, ...]:
+        """The sub-networks of one file, which are bounded together: a short text can name many units.
+
+        Raises:
+            SubNetworkError: one of the data does not describe a sub-network, or they have more than MOST_UNITS.
+        """
         try:
-            height_width = data["resolution"]
-            return SubNetwork(
-                channels={str(name): _from_ranges(text) for name, text in data["channels"].items()},
-                blocks={str(name): _from_ranges(text) for name, text in data["blocks"].items()},
-                resolution=None if height_width is None else (int(height_width[0]), int(height_width[1])),
+            runs = [[read_ranges(data["channels"]), read_ranges(data["blocks"])] for data in items]
+            units = sum(
+                stop - start for kinds in runs for each in kinds for ranges in each.values() for start, stop in ranges
             )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if units > MOST_UNITS:
+                raise ValueError(f"{units:,} channels and blocks, more than {MOST_UNITS:,}")
+            return tuple(
+                SubNetwork(spread(channels), spread(blocks), read_resolution(data["resolution"]))
+                for data, (channels, blocks) in zip(items, runs, strict=True)
+            )
+        except MALFORMED as error:
             raise SubNetworkError(
                 "not a sub-network",
                 expected="keys channels, blocks, resolution with index ranges such as '0:32,40:48'",
-                found=f"{type(error).__name__} {error}",
+                found=first_line(error),
             ) from None
 
     def to_json(self) -> str:
@@ -393,9 +408,9 @@ class SubNetwork:
     def from_json(text: str) -> SubNetwork:
         """The inverse of `to_json`; raises SubNetworkError where it does not fit."""
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise SubNetworkError("not a sub-network", expected="JSON", found=str(error)) from None
+            data = parse_json(text)
+        except (TypeError, ValueError) as error:
+            raise SubNetworkError("not a sub-network", expected="JSON", found=first_line(error)) from None
         return SubNetwork.from_dict(data)
 
 
@@ -430,21 +445,3 @@ def _merged(
             resolution = (side(resolution[0], each.resolution[0]), side(resolution[1], each.resolution[1]))
         merged = SubNetwork(channels, blocks, resolution)
     return merged
-
-
-def _to_ranges(indices: tuple[int, ...]) -> str:
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][1]:
-            runs[-1][1] += 1
-        else:
-            runs.append([index, index + 1])
-    return ",".join(f"{start}:{stop}" for start, stop in runs)
-
-
-def _from_ranges(text: str) -> tuple[int, ...]:
-    indices: list[int] = []
-    for run in filter(None, text.split(",")):
-        start, stop = run.split(":")
-        indices.extend(range(int(start), int(stop)))
-    return tuple(indices)

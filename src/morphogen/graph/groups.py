@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,13 +42,16 @@ class Groups:
 
 
 @on_cpu
-def derive_groups(slots: Slots, tensors: Mapping[str, TracedTensor], attributes: Mapping[Attribute, Axis]) -> Groups:
+def derive_groups(
+    slots: Slots, tensors: Mapping[str, TracedTensor], attributes: Mapping[Attribute, Axis], learned: Collection[str]
+) -> Groups:
     """Channel groups, what is pinned and why, and for each slot the number of its unit.
 
     Args:
         slots: all that rules said of them.
         tensors: the model's parameters and buffers in the model's order, which names and orders the groups.
         attributes: what modules' numbers count; they name groups that share their axes with others (`num_heads`).
+        learned: the names of the parameters; what none of them follows is no channel (a table of masks, of strides).
     """
     units = solve(slots)
     axes = [
@@ -64,6 +67,7 @@ def derive_groups(slots: Slots, tensors: Mapping[str, TracedTensor], attributes:
         of = group_of[factors].masked_fill(factors == ALWAYS, FIXED)
         for group in of[of != FIXED].unique().tolist():
             members.setdefault(group, []).append(_Place(name, dim, factors, of))
+    members = {group: places for group, places in members.items() if any(p.name in learned for p in places)}
     counted = _counted(attributes, units, group_of)
 
     number = torch.full((slots.count,), FIXED)  # unit (a slot) -> its number through all groups

@@ -19,6 +19,7 @@ from torch import nn
 from torch.fx.traceback import annotate, preserve_node_meta
 from torch.overrides import TorchFunctionMode
 
+from ..dense.double import named_tensors
 from ..machine.private import tree_leaves
 
 KEY = "morphogen_call"
@@ -198,7 +199,7 @@ class Numbers(TorchFunctionMode):
         self.values: list[Number] = []
 
     def mark(self) -> None:
-        """Replace the numbers that modules keep; `fake.quiet` brings them back."""
+        """Replace the numbers that modules keep; the model is a double."""
         for path, module in self._model.named_modules():
             for name, value in list(vars(module).items()):
                 if name not in OWN:
@@ -260,7 +261,7 @@ class Numbers(TorchFunctionMode):
         first = next(self._model.parameters(), None)
         if first is not self._first:  # export has put others in the places of parameters and buffers
             self._first = first
-            for name, own in [*self._model.named_parameters(), *self._model.named_buffers()]:
+            for name, own in named_tensors(self._model).items():
                 self._known.setdefault(id(own), (own, name))
         return self._known[id(tensor)][1] if id(tensor) in self._known else None
 

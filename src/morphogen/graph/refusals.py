@@ -99,12 +99,6 @@ def _check_module(path: str, module: nn.Module) -> None:
                 )
     compiled = type(module).__name__ == "OptimizedModule"  # which leaves its functions out of copies
     for name, value in vars(module).items():
-        if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-            raise TraceError(
-                "the tensor was computed in an earlier forward pass, so the model cannot be copied",
-                where=f"{path}.{name}",
-                todo="Delete it, or keep it detached",
-            )
         cells = value.__closure__ or () if isinstance(value, FunctionType) else ()
         if any(map(_holds_module, cells)) and not (compiled or name == "_compiled_call_impl"):
             raise TraceError(
@@ -164,10 +158,10 @@ def _returns(hook: Any) -> bool:
     )
 
 
-def immovable(model: nn.Module) -> Iterator[tuple[str, str]]:
+def immovable(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str]]:
     """Tensors that stay whole whatever reads them, and why: a morph would break or untie them."""
     spans = []
-    for name, tensor in _tensors(model).items():
+    for name, tensor in tensors.items():
         if tensor.layout != torch.strided:
             yield name, "a sparse tensor"
         elif tensor.is_floating_point() and tensor.dtype.itemsize == 1:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..dense.fake import FakeModel
+from ..dense.double import double
 from ..machine.placement import on_cpu
-from ..machine.private import tree_flatten, tree_leaves, tree_unflatten
+from ..machine.private import is_fake, tree_flatten, tree_leaves, tree_unflatten
 
 
 @on_cpu
@@ -38,13 +38,15 @@ def can_be_silent(
         return torch.randn(value.shape, generator=generator, dtype=torch.float64)
 
     def weight(tensor: torch.Tensor) -> torch.Tensor:
+        if not is_fake(tensor):
+            return tensor.double() if tensor.is_floating_point() else tensor.clone()
         value = number(tensor)
         value = value.div_(8).abs_() if value.is_floating_point() else value  # variances are positive
         return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            module = FakeModel.copy(block, weight).eval()
+            module = double(block, weight).eval()
             leaves, form = tree_flatten(arguments)
             leaves = [number(leaf) for leaf in leaves]
 

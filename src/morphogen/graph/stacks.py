@@ -7,14 +7,15 @@ returned. Names and types of models play no part.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..dense.fake import FakeModel, quiet
+from ..dense.double import plain_tensors
+from ..dense.fake import FakeModel
 from ..dense.program import failing_module
 from ..dense.subnet import BlockStack, DropPath, FixedBlock, is_inside, within
 from ..errors import TraceError, first_line
@@ -60,12 +61,19 @@ class _Block:
 
 
 def find_stacks(
-    fake: FakeModel, model: nn.Module, branches: Branches
+    fake: FakeModel, model: nn.Module, branches: Branches, read: Collection[str]
 ) -> tuple[tuple[BlockStack, ...], tuple[FixedBlock, ...]]:
-    """The block stacks of a model in its order, and the blocks beside them that stay, with the reason."""
+    """The block stacks of a model in its order, and the blocks beside them that stay, with the reason.
+
+    Args:
+        fake, model: the model.
+        branches: see `Branches`.
+        read: the names of its tensors that the forward pass reads.
+    """
     calls = _watch(fake)
     shared = _shared_paths(model)
     buffers = dict(model.named_buffers(remove_duplicate=False))
+    buffers |= {name: tensor for name, tensor in plain_tensors(model).items() if name in read}
     stacks: list[BlockStack] = []
     fixed: list[FixedBlock] = []
     for chain in _chains(calls):
@@ -102,31 +110,35 @@ def _watch(fake: FakeModel) -> list[_Block]:
     """All calls of modules with submodules, in order."""
     calls: list[_Block] = []
 
-    def note(path: str):
+    def note(path: str, dense: nn.Module):
         def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             outputs, form = tree_flatten(result)
-            calls.append(_Block(path, module, (args, kwargs), outputs, form))
+            calls.append(_Block(path, dense, (args, kwargs), outputs, form))
 
         return hook
 
-    with quiet(fake.dense, training=False), torch.no_grad():
+    def run(model: nn.Module, batch: int | None) -> None:
         for path, module in fake.dense.named_modules():
             if path and not _is_plain_layer(module):
-                module.register_forward_hook(note(path), with_kwargs=True)
+                model.get_submodule(path).register_forward_hook(note(path, module), with_kwargs=True)
+        with torch.no_grad():
+            fake.run(model, None, batch)
+
+    try:
+        run(fake.double(training=False), 2)  # small, since blocks are tried out on real numbers of that size
+    except Exception:  # whatever the model's own code raises where not every input is a batch
+        calls.clear()
+        model = fake.double(training=False)
         try:
-            fake.run(fake.dense, None, batch=2)  # small, since blocks are tried out on real numbers of that size
-        except Exception:  # whatever the model's own code raises where not every input is a batch
-            calls.clear()
-            try:
-                fake.run(fake.dense, None)
-            except Exception as error:
-                raise TraceError(
-                    f"a copy of the model on fake tensors cannot run ({first_line(error)})",
-                    where=failing_module(fake.dense, error),
-                    expected="a forward pass that reads no numbers out of tensors, and a model that copy.deepcopy "
-                    "copies whole (without __slots__)",
-                    todo="Keep the numbers in tensors, or trace a submodule",
-                ) from error
+            run(model, None)
+        except Exception as error:
+            raise TraceError(
+                f"a copy of the model on fake tensors cannot run ({first_line(error)})",
+                where=failing_module(model, error),
+                expected="a forward pass that reads no numbers out of tensors, and a model that copy.deepcopy "
+                "copies whole (without __slots__)",
+                todo="Keep the numbers in tensors, or trace a submodule",
+            ) from error
     return calls
 
 
@@ -229,8 +241,11 @@ def _difference(a: _Block, b: _Block, buffers: Mapping[str, torch.Tensor]) -> st
             return f"{name} is {_short(left)} in {a.path} and {_short(right)} in {b.path}"
     for path, module in a.module.named_modules():
         if not isinstance(module, NormBase):  # running statistics are learned, like weights
-            for name, _ in module.named_buffers(prefix=path, recurse=False):
-                left, right = buffers[f"{a.path}.{name}"], buffers[f"{b.path}.{name}"]
+            for key in [*module._buffers, *vars(module)]:
+                name = f"{path}.{key}".lstrip(".")
+                left, right = buffers.get(f"{a.path}.{name}"), buffers.get(f"{b.path}.{name}")
+                if left is None or right is None:
+                    continue
                 if left.is_meta:
                     return f"the buffer {name} has no values yet (device meta)"
                 if not torch.equal(left, right):

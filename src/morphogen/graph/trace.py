@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..dense.fake import Example, FakeModel, as_call, at_least_two, quiet
+from ..dense.double import has_hooks
+from ..dense.fake import Example, FakeModel, as_call, at_least_two
 from ..dense.network import Network
-from ..dense.program import export
+from ..dense.program import export, rule_name
 from ..dense.subnet import (
     FIXED,
     AttributeLayout,
@@ -29,14 +30,14 @@ from ..dense.subnet import (
 )
 from ..errors import TraceError, first_line
 from ..machine.private import tree_leaves, tree_map
-from .groups import derive_groups
+from .groups import Groups, derive_groups
 from .norms import batch_norms
 from .numbers import Attribute, Numbers
 from .refusals import cannot_export, check_model
 from .residual import residual_branches
 from .slots import Axis
 from .stacks import drop_path_of, find_stacks
-from .walk import TracedCall, Walk
+from .walk import TracedCall, Walk, without_rule
 
 
 @torch.inference_mode(False)  # its tensors could not be saved for a backward pass
@@ -68,12 +69,12 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         if path not in paths or not path:
             raise TraceError("no module to exclude", where=path or "''", expected="a path of model.named_modules()")
     walk = Walk(model, exclude)
-    program, numbers = _export(model, example, training=False)
+    fake, program, numbers = _first_export(model, example)
     forward = {False: walk.read(program, numbers)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
     branches, norms = residual_branches(program, parameters), batch_norms(program, walk.named_inputs(program))
     try:
-        program, numbers = _export(model, example, training=True)
+        program, numbers = _export(fake, example, training=True)
     except TraceError as error:
         if walk.unread():
             raise
@@ -81,16 +82,20 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     else:
         forward[True] = walk.read(program, numbers)
     tensors = walk.tensors()
-    derived = derive_groups(walk.slots, tensors, walk.counting.attributes)
+    derived = derive_groups(walk.slots, tensors, walk.counting.attributes, walk.parameters)
     layouts = _Layouts(derived.number)
-    fake = _fake(model, example)
-    stacks, fixed_blocks = _without_excluded(*find_stacks(fake, model, branches), frozenset(exclude))
+    stacks, fixed_blocks = _without_excluded(*find_stacks(fake, model, branches, walk.read_names), frozenset(exclude))
     inside = frozenset(path for stack in stacks for path in stack.blocks)
     structure = Structure(
         derived.groups,
         derived.pinned,
         stacks,
-        tensors={name: TensorLayout(t.shape, layouts(t.axes), t.role) for name, t in tensors.items()},
+        tensors={
+            name: layout
+            for name, t in tensors.items()
+            for layout in [TensorLayout(t.shape, layouts(t.axes), t.role)]
+            if name not in walk.plain or any(axis is not None for axis in layout.axes)
+        },
         attributes=tuple(
             layouts.attributes(model, [c for calls in forward.values() for c in calls], walk.counting.attributes)
         ),
@@ -98,7 +103,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         resolution=_resolution(example),
         fixed_blocks=fixed_blocks,
         drop_path=tuple(drop for drop in drop_path_of(model) if not within(drop.path, inside)),
-        unread=walk.unruled,
+        unread=_unread(walk, derived),
         exclude=exclude,
         products=derived.products,
         norms=norms,
@@ -116,32 +121,70 @@ def _without_excluded(
     return tuple(stack for stack in stacks if stack not in inside), fixed + kept
 
 
-def _fake(model: nn.Module, example: Example) -> FakeModel:
+def _unread(walk: Walk, derived: Groups) -> dict[str, str]:
+    """The ops without a rule that keep something whole, and the first module that runs each; a warning names them."""
+    pins: dict[str, list[str]] = {}
+    for pinned in derived.pinned:
+        pins.setdefault(pinned.reason, []).append(pinned.axis)
+    found = {op: path for op, path in walk.unruled.items() if without_rule(op) in pins}
+    for op, path in found.items():
+        axes = pins[without_rule(op)]
+        warnings.warn(
+            f"{path or 'the forward of the model'}: {without_rule(op)}, so that what it reads stays whole: {axes[0]}"
+            + (f" and {len(axes) - 1} more axes" if len(axes) > 1 else "")
+            + f". Add a rule, one function under @morphogen.rule({rule_name(op)!r}) (see docs/extending.md)",
+            stacklevel=4,  # the caller of `trace`, which is decorated
+        )
+    return found
+
+
+def _first_export(model: nn.Module, example: Example) -> tuple[FakeModel, torch.export.ExportedProgram, Numbers]:
+    """A double of the model, exported in evaluation mode.
+
+    It is without hooks, which may do anything to anybody (count, print, log), unless the model cannot run without them:
+    some libraries read hidden states by hooks.
+    """
+    fake = _fake(model, example, hooks=False)
     try:
-        return FakeModel(model, example)
+        return fake, *_export(fake, example, training=False)
+    except TraceError:
+        if not has_hooks(model):
+            raise
+        with_hooks = _fake(model, example, hooks=True)
+        try:
+            return with_hooks, *_export(with_hooks, example, training=False)
+        except TraceError:
+            pass
+        raise
+
+
+def _fake(model: nn.Module, example: Example, *, hooks: bool) -> FakeModel:
+    try:
+        return FakeModel(model, example, hooks=hooks)
     except Exception as error:  # whatever the attributes of the model raise
         raise TraceError(
             f"the model cannot be copied ({first_line(error)})",
             where=type(model).__name__,
             expected="a model that copy.deepcopy accepts",
-            todo="Tensors kept from an earlier forward pass, locks and open files prevent it",
+            todo="Locks and open files prevent it",
         ) from error
 
 
-def _export(model: nn.Module, example: Example, *, training: bool) -> tuple[torch.export.ExportedProgram, Numbers]:
+def _export(fake: FakeModel, example: Example, *, training: bool) -> tuple[torch.export.ExportedProgram, Numbers]:
     """The exported model, and where the numbers in it come from."""
     args, kwargs = as_call(example)
     if training:  # batch norm refuses single values in training
         args, kwargs = tree_map(at_least_two, (args, kwargs))
+    model = fake.double(training=training)
     numbers = Numbers(model)
     try:
         try:
-            with quiet(model, training=training), numbers:
+            with numbers:
                 numbers.mark()
                 return export(model, args, kwargs), numbers
         except Exception:  # the code may look a number up in a table, where one with an origin is not found
-            with quiet(model, training=training):
-                return export(model, args, kwargs), Numbers(model)
+            model = fake.double(training=training)
+            return export(model, args, kwargs), Numbers(model)
     except Exception as error:  # whatever the model's own code raises on this input
         raise cannot_export(model, (args, kwargs), error) from error
 

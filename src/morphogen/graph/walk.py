@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.export.graph_signature import OutputKind
 
+from ..dense.double import named_tensors, plain_tensors
 from ..dense.program import bind, module_path, op_name, output_shapes, region
 from ..dense.subnet import Role, is_inside
 from ..errors import TraceError, first_line
@@ -21,7 +22,7 @@ from .counting import Counting
 from .groups import TracedTensor
 from .numbers import Attribute, Dim, Numbers
 from .refusals import immovable
-from .rules import LAYERS, RULES, Axes, Call, Rule, Value
+from .rules import LAYERS, Axes, Call, Rule, Value, rule_of
 from .slots import Axis, Slots
 
 
@@ -52,7 +53,13 @@ class Walk:
         self.unruled: dict[str, str] = {}
         """Ops without a rule, and the first module that runs each."""
         first: dict[int, str] = {}
-        everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        self.plain = plain_tensors(model)
+        """Tensors that are plain attributes: those that the forward pass reads are followed as buffers are."""
+        everything = [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+            *self.plain.items(),
+        ]
         self.parameters = {name for name, _ in model.named_parameters()}
         for name, tensor in everything:
             self.aliases[name] = owner = first.setdefault(id(tensor), name)
@@ -60,8 +67,7 @@ class Walk:
                 self.values[name] = self._value(name, tensor, model.get_submodule(name.rpartition(".")[0]))
                 if any(name.startswith(path + ".") for path in exclude):
                     self.fix(self.values[name], "excluded by the user")
-        for name, reason in immovable(model):
-            self.fix(self.values[self.aliases[name]], reason)
+        self._fix_immovable({name: t for name, t in named_tensors(model).items() if name not in self.plain})
 
     def _value(self, name: str, tensor: torch.Tensor, owner: nn.Module) -> Value:
         # The taps of a convolution's kernel are never channels, whatever the module does with them first.
@@ -74,7 +80,11 @@ class Walk:
     def named_inputs(self, program: torch.export.ExportedProgram) -> dict[str, str]:
         """The model's parameters and buffers by the names of a program's inputs."""
         signature = program.graph_signature
-        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        names = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
         return {node: self.aliases[name] for node, name in names.items() if name in self.aliases}
 
     def unread(self) -> set[str]:
@@ -83,13 +93,22 @@ class Walk:
 
     @on_cpu
     def tensors(self) -> dict[str, TracedTensor]:
-        """All parameters and buffers; those no graph reads stay whole."""
-        for name in self.values.keys() - self.read_names:
+        """All parameters and buffers, of which those no graph reads stay whole, and plain tensors that one reads."""
+        unread = self.plain.keys() - self.read_names
+        tensors = named_tensors(self.model)
+        if unread != self.plain.keys():
+            self._fix_immovable({name: tensors[name] for name in tensors if name not in unread})
+        for name in self.values.keys() - self.read_names - unread:
             self.fix(self.values[name], "not used by the forward pass")
         return {
             name: TracedTensor(value.shape, value.axes, self.roles.get(name, Role("direct")))
             for name, value in self.values.items()
+            if name not in unread
         }
+
+    def _fix_immovable(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, reason in immovable(tensors):
+            self.fix(self.values[self.aliases[name]], reason)
 
     def layer_of(self, node: torch.fx.Node) -> tuple[str, str] | None:
         """The layer with a rule of its own that an op is inside of: its path, and which of its runs."""
@@ -197,22 +216,24 @@ class _Reading:
 
     def _op(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """One op, by its rule; what an op without one reads and returns stays whole."""
-        walk, path, op = self._walk, module_path(node), op_name(node.target)
+        walk, path, op, rule = self._walk, module_path(node), op_name(node.target), rule_of(node.target)
         inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)]
         origin = _origin(inputs)
         excluded = any(is_inside(path, p) for p in walk.exclude)
-        if excluded or op not in RULES or not isinstance(node.target, OpOverload):
+        if excluded or rule is None:
             if not excluded:
                 walk.unruled.setdefault(str(node.target), path)
+            reason = "read by a module the user excluded" if excluded else without_rule(str(node.target))
             for value in inputs:
-                walk.fix(value, "read by a module the user excluded" if excluded else f"no rule for the op {op}")
+                walk.fix(value, reason)
             result = tree_map(lambda value: _fixed(value, origin), node.meta.get("val"))
             outputs = tuple(value for value in tree_leaves(result) if isinstance(value, Value))
             self.calls.append(TracedCall(op, path, outputs, {}, {}))
             return result
+        assert isinstance(node.target, OpOverload)  # as all ops that have a rule
         bound = bind(node.target, args, kwargs)
         call = self._call(op, bound, output_shapes(node), _used(node), self._numbers.given(node))
-        axes = _apply(RULES[op], call, str(node.target), path)
+        axes = _apply(rule, call, str(node.target), path)
         call.keeps_values()
         results = axes if isinstance(axes, list) else [axes]
         values = [Value(shape, a, origin) for shape, a in zip(call.shapes, results, strict=True)]
@@ -263,6 +284,11 @@ class _Reading:
     ) -> Call:
         walk = self._walk
         return Call(walk.slots, op, args, shapes, walk.values, walk.roles, {}, used, given, walk.counting)
+
+
+def without_rule(op: str) -> str:
+    """Why what an op reads stays whole."""
+    return f"no rule for the op {op}"
 
 
 def _apply(rule: Rule, call: Call, op: str, path: str) -> Axes | list[Axes]:

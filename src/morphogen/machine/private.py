@@ -17,7 +17,7 @@ from torch._dynamo import config as _compiler
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters as _counters
 from torch._ops import HigherOrderOperator, OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
@@ -29,6 +29,7 @@ from torch.utils._pytree import LeafSpec, TreeSpec, tree_flatten, tree_leaves, t
 __all__ = [
     "ASSIGNS",
     "COMPILER_ERRORS",
+    "Constants",
     "ConvBase",
     "LeafSpec",
     "TorchDispatchMode",
@@ -43,17 +44,20 @@ __all__ = [
     "HigherOrderOperator",
     "NormBase",
     "OpOverload",
+    "backward_hook_tables",
     "compilations",
+    "compilations_allowed",
     "compiling",
+    "forward_hook_tables",
     "forward_hooks",
     "forward_pre_hooks",
     "hooks_of",
     "in_backward",
+    "is_fake",
     "more_compilations",
     "rebuild",
     "storage_key",
     "unwrapped",
-    "without_forward_hooks",
     "without_step_hooks",
 ]
 
@@ -88,9 +92,19 @@ def compiling(room: int) -> Iterator[None]:
         yield
 
 
+def compilations_allowed() -> int:
+    """Of the same code, before PyTorch gives up."""
+    return _compiler.recompile_limit
+
+
 def more_compilations(count: int) -> None:
     """Raise, or lower, the number of compilations of the same code before PyTorch gives up."""
     _compiler.recompile_limit += count
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no values."""
+    return isinstance(tensor, FakeTensor)
 
 
 def new_fake(like: torch.Tensor, shape: tuple[int, ...], mode: FakeTensorMode) -> torch.Tensor:
@@ -137,9 +151,34 @@ def unwrapped(hook: Any) -> Any:
     return getattr(hook, "hook", hook)
 
 
-def without_forward_hooks(module: nn.Module) -> None:
-    """Take all hooks of the forward pass off a module, which `vars(module)` of before brings back."""
-    module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+def forward_hook_tables(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    """A module's own hooks around its forward pass, as the module keeps them."""
+    return module._forward_pre_hooks, module._forward_hooks
+
+
+def backward_hook_tables(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    """A module's own hooks around its backward pass, as the module keeps them."""
+    return module._backward_pre_hooks, module._backward_hooks
+
+
+class Constants(TorchDispatchMode):
+    """While it is active inside a mode of fake tensors, ops on real tensors alone run for real.
+
+    So numbers can be read out of real tensors. Nothing is drawn at random, nor written to tensors of more entries than
+    `WRITABLE`.
+    """
+
+    WRITABLE = 2**16
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the op for real, or in the mode of fake tensors."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        real = tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors)
+        writes = func._schema.is_mutable and any(tensor.numel() > self.WRITABLE for tensor in tensors)
+        if not real or writes or torch.Tag.nondeterministic_seeded in func.tags:
+            return func(*args, **(kwargs or {}))
+        with unset_fake_temporarily():
+            return func(*args, **(kwargs or {}))
 
 
 def without_step_hooks(optimizer: Optimizer) -> None:

@@ -8,21 +8,20 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..dense.assign import assign
 from ..dense.bypass import bypass, replace_module
-from ..dense.fake import FakeModel, tensor_named
+from ..dense.double import double, named_tensors
+from ..dense.fake import tensor_named
 from ..dense.network import Network
-from .assign import assign
 from .blocks import Entering
 from .optimizer import append, enter, leave
 from .rezero import FACTOR, add_factor
 
 
 def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """All parameters and buffers of several modules by their full names."""
+    """All parameters, buffers and plain attributes that are tensors of several modules, by their full names."""
     return {
-        f"{path}.{name}": tensor
-        for path, module in modules.items()
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+        f"{path}.{name}": tensor for path, module in modules.items() for name, tensor in named_tensors(module).items()
     }
 
 
@@ -37,15 +36,15 @@ def averaged_blocks(
         names = {id(t): name for name, t in tensors_of({block.path: module}).items()}
 
         def value(tensor: torch.Tensor, names: dict[int, str] = names, block: Entering = block) -> torch.Tensor:
-            name = names[id(tensor)]
-            if name not in fresh:
-                return tensor
+            name = names.get(id(tensor))
+            if name is None or name not in fresh:
+                return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
             twin = tensor_named(tree, block.counterparts(name)[0])  # may be missing: a mask that is not needed
             dtype = twin.dtype if isinstance(twin, torch.Tensor) and twin.is_floating_point() else None
             data = fresh[name].to(device=device, dtype=dtype, copy=True)
             return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
-        copies[block.path] = FakeModel.copy(module, value)
+        copies[block.path] = double(module, value, hooks=True)
     return copies
 
 
@@ -102,8 +101,9 @@ def exchange(
     for optimizer, held in zip(optimizers, notes, strict=True):
         leave(optimizer, [tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)], held)
     enter(optimizers, arrived, counterparts, notes, order)
-    for tensor in tensors.values():
-        assign(tensor, tensor.detach().new_empty(0), None)
+    for name, tensor in tensors.items():
+        if name in network.structure.tensors:
+            assign(tensor, tensor.detach().new_empty(0), None)
 
 
 def add_factors(block: Entering, trees: Sequence[nn.Module], optimizers: Iterable[Optimizer]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..dense.fake import at_least_two, quiet
+from ..dense.fake import at_least_two, make_ready
 from ..dense.network import Network
 from ..dense.program import bind, calls, export, failing_module, module_path, op_name, output_shapes
 from ..dense.subnet import ExpectedCall, ForwardPath, SubNetwork, within
@@ -40,9 +40,8 @@ def try_out(network: Network, target: SubNetwork) -> None:
     with torch.inference_mode(False), torch.enable_grad():
         at_dense_resolution = replace(target, resolution=network.structure.resolution)
         if at_dense_resolution not in network.fits:
-            fake = network.sketch(at_dense_resolution)
             for path in different.values():
-                _compare(network, fake, path, target)
+                _compare(network, network.sketch(at_dense_resolution), path, target)
             network.fits.add(at_dense_resolution)
         # Blocks that run at one depth run at any: a resolution is tried with the first depth that asks for it.
         at_dense_depth = replace(target, blocks=network.dense.blocks)
@@ -66,8 +65,8 @@ def _compare(network: Network, fake: nn.Module, path: ForwardPath, target: SubNe
     if path.training:
         args, kwargs = tree_map(at_least_two, (args, kwargs))
     try:
-        with quiet(fake, training=path.training):
-            program = export(fake, args, kwargs)
+        make_ready(fake, training=path.training)
+        program = export(fake, args, kwargs)
     except Exception as error:  # whatever the model's own code raises at this size
         raise _cannot_run(fake, error) from error
     alive, absent = network.structure.alive_mask(target), frozenset(network.structure.absent(target))
@@ -129,8 +128,8 @@ def _compare_outputs_in(network: Network, target: SubNetwork, training: bool) ->
     for subnetwork in (replace(network.dense, resolution=target.resolution), target):
         model = network.sketch(subnetwork)
         try:
-            with quiet(model, training=training):
-                shapes.append(_shapes(network.fake.run(model, target.resolution, batch=2 if training else None)))
+            make_ready(model, training=training)
+            shapes.append(_shapes(network.fake.run(model, target.resolution, batch=2 if training else None)))
         except Exception as error:  # whatever the model's own code raises at this size
             raise _cannot_run(model, error) from error
     if shapes[0] != shapes[1]:

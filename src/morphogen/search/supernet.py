@@ -111,7 +111,7 @@ class ElasticSupernet:
             self._inside = 1
             self._leave()
         for module, _, own in self._now.off:
-            module.__dict__.pop("forward")
+            module.__dict__.pop("forward", None)
             module.__dict__.update(own)
         self._now = self._whole if number is None else self._parts[number]
         for module, hand_on, _ in self._now.off:

@@ -25,6 +25,7 @@ from safetensors.torch import save as save_tensors
 from ..errors import CheckpointError, ExportError, MorphogenError, first_line
 from ..machine.files import replaced
 from ..machine.ranks import gathered, rank, ranks
+from ..machine.reading import MALFORMED, parse_json
 
 FORMAT = "morphogen checkpoint 1"
 KIND = "$"
@@ -187,7 +188,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
         size = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+        metadata = parse_json(content[8 : 8 + size])["__metadata__"]
         tensors = load_tensors(content)
         if metadata["format"] != FORMAT:
             raise CheckpointError(
@@ -199,22 +200,13 @@ def read(path: Path) -> dict[str, Any]:
             )
         if metadata["sha256"] != _digest(metadata["tree"], tensors):
             raise ValueError("its checksum is another one")
-        state = _unpacked(json.loads(metadata["tree"]), tensors)
+        state = _unpacked(parse_json(metadata["tree"], nan=True), tensors)
         if not isinstance(state, dict):
             raise ValueError("it holds no state")
         return state
     except MorphogenError:
         raise
-    except (
-        OSError,
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        MemoryError,
-    ) as error:
+    except (OSError, SafetensorError, MemoryError, RuntimeError, *MALFORMED) as error:
         raise CheckpointError(
             f"not a checkpoint, or a damaged one ({first_line(error)})",
             where=str(path),

@@ -392,6 +392,7 @@ class ExportConfig:
 
     Attributes:
         run: output folder of `morphogen train`, with its `model.pt`.
+        model: how its model was built, as in train, where that was code of your own: what a file names is not run.
         output: folder for the files, by default the run's own.
         onnx: write `model.onnx` too, for batches of any size at the resolution it was trained to.
         program: write `model.pt2` too, likewise, which `torch.export.load` reads.
@@ -399,6 +400,7 @@ class ExportConfig:
     """
 
     run: str = "runs/train"
+    model: str | None = None
     output: Path | None = None
     onnx: bool = False
     program: bool = False

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..cost.inference import inference_speeds
 from ..errors import CheckpointError, ConfigError, DivergedError, first_line
+from ..export.finite import check_finite as check_finite_network
 from ..export.weights import metadata_of
 from ..machine.files import replaced
 from ..machine.ranks import gathered, mean, rank, ranks, spread
@@ -466,7 +467,11 @@ class Run:
         """Write the weights, the sub-network they belong to, and what a method keeps: momentum network, coefficient.
 
         A file already there stays until the new one is whole; `morphogen export` reads it.
+
+        Raises:
+            ExportError: a weight or buffer is not finite, or the file cannot be written.
         """
+        check_finite_network(self.result)
         path.parent.mkdir(parents=True, exist_ok=True)
         notes = {
             "model": self.recipe.model,

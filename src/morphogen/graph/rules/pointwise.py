@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
-from .table import Axes, Call, rule
+import torch
+
+from ...dense.program import op_name
+from ...machine.private import OpOverload
+from .table import RULES, Axes, Call, Rule, rule
 
 
 @rule(
     *"""
-    _to_copy abs acos alias alpha_dropout asin atan bernoulli bitwise_not ceil celu clone conj contiguous cos detach
-    detach_copy dropout elu empty_like erf erfc erfinv exp exp2 expm1 exponential feature_alpha_dropout
-    feature_dropout fill floor full_like gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan
-    leaky_relu lift lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num
-    native_dropout neg ones_like positive rand_like randn_like reciprocal relu relu6 resolve_conj round rrelu rsqrt
-    selu sgn sigmoid sign silu sin sinh softplus softshrink special_expm1 sqrt square tan tanh tanhshrink threshold
-    to type_as uniform zero zeros_like""".split()
+    _to_copy alias alpha_dropout bernoulli conj contiguous detach detach_copy dropout empty_like exponential
+    feature_alpha_dropout feature_dropout fill full_like lift lift_fresh lift_fresh_copy log_sigmoid native_dropout
+    ones_like rand_like randint_like randn_like resolve_conj resolve_neg rrelu to type_as uniform zero zeros_like
+    """.split()
 )
 def keep(call: Call) -> Axes | list[Axes]:
-    """Activations, dropout, casts, copies."""
+    """Dropout, casts, copies, new tensors of the same shape."""
     return call.input.axes if len(call.shapes) == 1 else [call.input.axes] * len(call.shapes)
 
 
-@rule(*"add sub rsub mul div maximum minimum pow where lerp addcmul addcdiv fmod remainder atan2 hypot".split())
-@rule(*"clamp clamp_max clamp_min copy eq ne lt le gt ge logical_and logical_or masked_fill".split())
-def broadcast(call: Call) -> Axes:
-    """Arithmetic between tensors: axes that meet are alive together."""
-    return call.meet([(value.shape, value.axes) for value in call.values()])
+@rule(*"__and__ __iand__ __or__ __ior__ absolute arccos arccosh arcsin arcsinh arctan arctan2 arctanh copy".split())
+@rule(*"divide fix float_power floor_divide greater greater_equal hardswish imag isclose isreal".split())
+@rule(*"leaky_relu less less_equal multiply negative not_equal real special_digamma special_erf special_erfc".split())
+@rule(*"special_erfinv special_exp2 special_expit special_expm1 special_gammainc special_gammaincc".split())
+@rule(*"special_gammaln special_i0 special_log1p special_logit special_ndtr special_polygamma special_psi".split())
+@rule(*"special_round special_sinc special_xlogy square subtract tanhshrink where".split())
+def broadcast(call: Call) -> Axes | list[Axes]:
+    """Arithmetic, comparisons and activations, position by position: axes that meet are alive together.
+
+    It is also the rule of every op without one of its own that PyTorch says goes position by position, see `rule_of`.
+    """
+    axes = call.meet([(value.shape, value.axes) for value in call.values()])
+    return axes if len(call.shapes) == 1 else [axes] * len(call.shapes)
+
+
+def rule_of(target: object) -> Rule | None:
+    """The rule for an op of a graph: the one of its name, else `broadcast` where the op has `torch.Tag.pointwise`."""
+    if not isinstance(target, OpOverload):
+        return None
+    return RULES.get(op_name(target)) or (broadcast if _is_pointwise(target) else None)
+
+
+def _is_pointwise(target: OpOverload) -> bool:
+    """Whether an op has the tag: itself, or one that writes no input in place (`relu` for `relu_`)."""
+    if not all(isinstance(each.type, torch.TensorType) for each in target._schema.returns):  # `equal` returns a bool
+        return False
+    plain = getattr(torch.ops.aten, op_name(target), None) if target.namespace == "aten" else None
+    others = [getattr(plain, name) for name in plain.overloads()] if plain is not None else []
+    return any(torch.Tag.pointwise in each.tags for each in [target, *others])
 
 
 @rule("_assert_tensor_metadata", "_assert_scalar", "sym_size")

@@ -161,7 +161,8 @@ class Schedule:
         return hostile.text_of(self.text, dice)
 
     def load(self):
-        assert covers(json.loads(self.path.read_text()), SavedSchedule.load(self.path).to_dict())
+        found = SavedSchedule.load(self.path).to_dict()
+        assert covers(json.loads(self.path.read_text()), found)
 
 
 class Maps:

@@ -187,9 +187,9 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
         parsed = parser.parse_args(arguments)
         settings: Namespace = parsed[parsed.command]
         settings.pop("config", None)
+        return parsed.command, COMMANDS[parsed.command][0](**vars(settings))
     except (ArgumentError, *MALFORMED) as error:
         raise ConfigError(" ".join(str(error).split())) from None
-    return parsed.command, COMMANDS[parsed.command][0](**vars(settings))
 
 
 def run_train(config: TrainConfig) -> int:

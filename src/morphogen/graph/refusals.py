@@ -59,7 +59,7 @@ CAUSES = (
 
 
 def check_model(model: nn.Module, exclude: Iterable[str]) -> None:
-    """Raise TraceError for models that cannot change size, and warn where hooks may hide what they compute."""
+    """Raise TraceError for models that cannot change size."""
     if not isinstance(model, nn.Module):
         raise TraceError("not a model", expected="a torch.nn.Module", found=repr(model)[:80])
     if isinstance(exclude, str):
@@ -68,6 +68,10 @@ def check_model(model: nn.Module, exclude: Iterable[str]) -> None:
         _check_module(path or type(module).__name__, module)
     for name, tensor in _tensors(model).items():
         _check_tensor(name, tensor)
+
+
+def warn_of_hooks(model: nn.Module) -> None:
+    """Warn where hooks that are not read may hide what a model computes."""
     changing = [path or type(module).__name__ for path, module in model.named_modules() if _may_change_values(module)]
     if changing:
         warnings.warn(

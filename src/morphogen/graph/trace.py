@@ -33,7 +33,7 @@ from ..machine.private import tree_leaves, tree_map
 from .groups import Groups, derive_groups
 from .norms import batch_norms
 from .numbers import Attribute, Numbers
-from .refusals import cannot_export, check_model
+from .refusals import cannot_export, check_model, warn_of_hooks
 from .residual import residual_branches
 from .slots import Axis
 from .stacks import drop_path_of, find_stacks
@@ -44,9 +44,14 @@ from .walk import TracedCall, Walk, without_rule
 def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) -> Network:
     """Find what of a model can change size: its channel groups, its block stacks, its resolution.
 
-    The model is untouched. It is exported in evaluation and in training mode, because auxiliary heads, and
-    whatever else the forward pass does in training alone, must fit the smaller network too. Where only the
-    training mode cannot be exported, a warning says so.
+    The model is untouched: what is read is a double of it, whose tensors have no values. The double is exported in
+    evaluation and in training mode, because auxiliary heads, and whatever else the forward pass does in training
+    alone, must fit the smaller network too. Where only the training mode cannot be exported, a warning says so. Hooks
+    around forward passes are left out, unless the model cannot run without them. An op without a rule keeps what it
+    reads whole; a warning names it.
+
+    Tensors that modules keep as plain attributes follow like buffers, where the forward pass reads them; they are in
+    no `state_dict`, and come back with the values they have now.
 
     Args:
         model: any module that `torch.export` reads; it is the dense network.
@@ -59,8 +64,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         The network with its groups; all of it alive.
 
     Raises:
-        TraceError: the model cannot be exported or copied, or an excluded path does not exist. What an op
-            without a rule reads stays whole; asking for another width names it.
+        TraceError: the model cannot be exported or copied, or an excluded path does not exist.
     """
     check_model(model, exclude)
     exclude = tuple(exclude)
@@ -70,6 +74,8 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
             raise TraceError("no module to exclude", where=path or "''", expected="a path of model.named_modules()")
     walk = Walk(model, exclude)
     fake, program, numbers = _first_export(model, example)
+    if not fake.hooks:
+        warn_of_hooks(model)
     forward = {False: walk.read(program, numbers)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
     branches, norms = residual_branches(program, parameters), batch_norms(program, walk.named_inputs(program))

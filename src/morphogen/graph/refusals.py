@@ -51,6 +51,11 @@ CAUSES = (
         "parameters that the forward pass does not write to",
         "Keep what changes in a buffer, or write to it outside forward",
     ),
+    (
+        ("has no attribute",),
+        "a model that copy.deepcopy copies whole (without __slots__)",
+        "Call model(example) and copy.deepcopy(model)(example) yourself first",
+    ),
     (("PackedParams",), "layers that can train", "Trace and train the model first, and quantise it afterwards"),
     (("same device",), "model and example on one device", "Call example.to(device) or model.to(device)"),
     (("Inference tensors",), "ordinary tensors", "Use torch.no_grad in place of torch.inference_mode"),

@@ -137,7 +137,7 @@ def _unread(walk: Walk, derived: Groups) -> dict[str, str]:
         axes = pins[without_rule(op)]
         warnings.warn(
             f"{path or 'the forward of the model'}: {without_rule(op)}, so that what it reads stays whole: {axes[0]}"
-            + (f" and {len(axes) - 1} more axes" if len(axes) > 1 else "")
+            + (f" and {len(axes) - 1} more" if len(axes) > 1 else "")
             + f". Add a rule, one function under @morphogen.rule({rule_name(op)!r}) (see docs/extending.md)",
             stacklevel=4,  # the caller of `trace`, which is decorated
         )

@@ -245,6 +245,7 @@ def main() -> None:
 def recorded(study: str | None = None, name: str | None = None) -> list[dict]:
     """The moments so far, of all runs or of one study and signal."""
     records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    records = [r for r in records if "study" in r]  # the others are of kills_of_commands.py
     return [r for r in records if study in (None, r["study"]) and name in (None, r["signal"])]
 
 

@@ -686,14 +686,15 @@ def test_a_deeper_and_wider_model_follows_by_shares(tmp_path):
     assert nested[0] < nested[1] < nested[2]
 
 
-def test_a_schedule_of_widths_is_followed_by_shares(tmp_path):
-    """6 and 9 of 12 channels are 10 and 15 of 20."""
+@pytest.mark.parametrize(("more", "widths"), [({"multiple_of": 1}, [10, 15, 20]), ({}, [8, 16, 20])])
+def test_a_schedule_of_widths_is_followed_by_shares(tmp_path, more, widths):
+    """6 and 9 of 12 channels are 10 and 15 of 20, and 8 and 16 in multiples of 8."""
     net = morphogen.trace(Tower(), image())
     path = schedule_of(*(net.subnetwork(width=w) for w in (0.5, 0.75, 1.0)), path=tmp_path / "schedule.json")
     other = morphogen.trace(Tower(3, 20), image())
     with pytest.warns(UserWarning, match=r"1.00, 1.00, 0.50; 1.00, 1.00, 0.75; 1.00, 1.00, 1.00"):
-        stages = morphogen.Retrain(file=str(path)).schedule(other, 3)
-    assert [len(stage.subnetwork.channels["conv1"]) for stage in stages] == [10, 15, 20]
+        stages = morphogen.Retrain(file=str(path), **more).schedule(other, 3)
+    assert [len(stage.subnetwork.channels["conv1"]) for stage in stages] == widths
 
 
 def test_what_cannot_be_translated_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import morphogen
+from loops import LOOPS
 from morphogen.dense.depth import nested
 from morphogen.methods import METHODS as REGISTERED_METHODS
 from morphogen.morph.entry import DEPTH_OPERATORS as REGISTERED_DEPTH_OPERATORS
@@ -75,22 +76,24 @@ def test_operator_keeps_or_changes_the_function_as_declared(row):
         assert torch.allclose(before, model(x), atol=1e-8) == row.preserves_function
 
 
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("row", DEPTH_OPERATORS, ids=lambda row: row.name)
-def test_depth_operator_fills_carries_and_keeps_or_changes_the_function_as_declared(row):
+def test_depth_operator_fills_carries_and_keeps_or_changes_the_function_as_declared(row, loop):
     torch.manual_seed(0)
-    model = Tower(9).double()
+    model = LOOPS[loop](9).double()
     randomise_statistics(model)
     optimizer = torch.optim.Adam(model.parameters())
     x = image().double()
     net = morphogen.trace(model, x)
     table = REGISTERED_DEPTH_OPERATORS[row.name].table
-    six, nine = ({"blocks": alive} for alive in nested([6, 9], table))
+    (stack,) = net.stacks
+    six, nine = ({stack.name: alive} for alive in nested([6, 9], table))
     morphogen.morph(net, net.subnetwork(blocks=six), optimizer=optimizer)
     take_steps(model, optimizer, x)
-    old = [copy.deepcopy(model.blocks[i]) for i in six["blocks"]]
+    old = [copy.deepcopy(model.unit(i)) for i in six[stack.name]]
     momentum = morphogen.MomentumNetwork(model, decay=0.5)
     perturb(momentum.module)
-    average = [copy.deepcopy(momentum.module.blocks[i]) for i in six["blocks"]]
+    average = [copy.deepcopy(momentum.module.unit(i)) for i in six[stack.name]]
     before = snapshot(model, optimizer)
     model.eval()
     with torch.no_grad():
@@ -101,10 +104,10 @@ def test_depth_operator_fills_carries_and_keeps_or_changes_the_function_as_decla
         assert torch.allclose(output, model(x), atol=1e-8) == row.preserves_function
     for i, source in enumerate(row.sources):
         if source is not None:
-            block = (average if i in row.averaged else old)[source]
-            mine, theirs = model.blocks[i].conv.weight, block.conv.weight
-            assert torch.equal(mine, theirs), i
-            assert torch.equal(model.blocks[i].norm.running_mean, block.norm.running_mean), i
+            for mine, theirs in zip(model.unit(i), (average if i in row.averaged else old)[source], strict=True):
+                if hasattr(mine, "conv"):
+                    assert torch.equal(mine.conv.weight, theirs.conv.weight), i
+                    assert torch.equal(mine.norm.running_mean, theirs.norm.running_mean), i
     if row.averaged != ALL:
         assert_survivors_equal(net, before, receipt.before, net.current, snapshot(model, optimizer))
     assert_optimizer_holds_model(model, optimizer)

@@ -69,7 +69,7 @@ def test_class_attention_hands_on_the_class_token():
     model, side = small("cait_xxs24_224", img_size=16)
     x = image(size=side)
     net = morphogen.trace(model.eval(), x)
-    assert {stack.name: stack.passes for stack in net.stacks} == {"blocks": (0,), "blocks_token_only": (1,)}
+    assert {s.name: s.hands_on[0].passes for s in net.stacks} == {"blocks": (0,), "blocks_token_only": (1,)}
     morphogen.morph(net, net.subnetwork(blocks={"blocks_token_only": [0]}))
     with torch.no_grad():
         tokens = model.patch_embed(x) + model.pos_embed
@@ -107,7 +107,7 @@ def test_blocks_with_several_values():
     model = Returning(4)
     x = torch.randn(3, 2)
     net = morphogen.trace(model, x)
-    assert [(stack.name, stack.size, stack.passes) for stack in net.stacks] == [("blocks", 4, (1, 0))]
+    assert [(s.name, s.size, s.hands_on[0].passes) for s in net.stacks] == [("blocks", 4, (1, 0))]
     morphogen.morph(net, net.subnetwork(depth=0.5))
     first = model.blocks[0](x, extra=torch.ones_like(x))["pair"]
     second = model.blocks[2](first[1], extra=first[0])["pair"]

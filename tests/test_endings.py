@@ -328,3 +328,23 @@ def test_other_growths_are_not(rates):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         grown_at(rates)
+
+
+@pytest.mark.parametrize("told", [None, 5])
+def test_a_run_of_one_epoch_that_goes_on_behind_its_end_says_so(told):
+    method = morphogen.NetworkExpansion(depth=1.0, stages=1, depth_operator="rezero")
+    model, optimizer, run = attached(method, epochs=1, steps_per_epoch=told)
+    run.begin_epoch(0)
+    for _ in range(3):
+        step(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(model)
+    if told:
+        assert not run.ended
+        return
+    with pytest.warns(UserWarning, match="ended by itself when its model was first evaluated, after 3 steps"):
+        step(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(model, optimizer)

@@ -421,7 +421,10 @@ def test_bad_runs_are_one_line(tmp_path, capsys):
         says("not a trained network")
     torch.save(nn.Linear(2, 2), tmp_path / "model.pt")  # a pickle of code is not run
     says("cannot read the file")
-    assert main(["train", *SMALL, "--epochs", "1", "--method", "Dense", "--output", str(tmp_path)]) == 0
+    assert (
+        main(["train", *SMALL, "--epochs", "1", "--method", "Dense", "--overwrite", "true", "--output", str(tmp_path)])
+        == 0
+    )
     capsys.readouterr()
     whole = torch.load(tmp_path / "model.pt", weights_only=True)
     torch.save(whole | {"model": "resnet8(width=4)"}, tmp_path / "model.pt")

@@ -361,3 +361,30 @@ def test_in_a_loop_scales_become_exactly_zero(make):
     assert all(p.isfinite().all() for p in model.parameters())
     run.begin_epoch(1)
     assert 4 not in run.network.current.channels["conv1"]
+
+
+def test_a_target_that_is_passed_by_far_is_told():
+    run = attached(Residual(), 10, interval=2, target=0.9)
+    run.begin_epoch(0)
+    run.penalised(torch.tensor(1.0))
+    make_sparse(run, conv1=range(3))
+    with pytest.warns(UserWarning, match="and 90% were wanted; a smaller ratio prunes less"):
+        for epoch in range(1, 10):
+            run.begin_epoch(epoch)
+            run.penalised(torch.tensor(1.0))
+
+
+def test_a_run_that_is_joined_late_takes_out_nothing_that_has_not_been_penalised():
+    model = Residual()
+    with torch.no_grad():  # as initialisations have them that begin with a silent branch
+        for tensor in (model.conv1.weight, model.bn1.weight, model.bn1.bias, model.conv2.weight.transpose(0, 1)):
+            tensor[:6] = 0
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = morphogen.PruneTrain(interval=2, folded=True)
+    run = morphogen.attach(model, optimizer, method, example=image(4), epochs=8, start_epoch=4)
+    assert run.network.current == run.network.dense
+    run.penalised(torch.tensor(1.0))
+    run.begin_epoch(5)
+    run.penalised(torch.tensor(1.0))
+    run.begin_epoch(6)  # an interval of its own is over
+    assert run.network.current != run.network.dense

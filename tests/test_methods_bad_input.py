@@ -1,9 +1,13 @@
 """Settings that cannot work: one error with a useful text, before training starts, nothing changed."""
 
+import contextlib
+import dataclasses
+
 import pytest
 import torch
 
 import morphogen
+from morphogen import methods
 from morphogen.methods import build_method
 from morphogen.parts import Average, Prune, Search
 
@@ -50,12 +54,19 @@ AT_ONCE = {
     "AutoProg of ratio 0": (lambda: morphogen.AutoProg(ratio=0), r"AutoProg: .*0 < ratio <= 1.*found ratio 0"),
     "AutoProg without a search": (lambda: morphogen.AutoProg(search_epochs=0), r"AutoProg: .*1 epoch of search"),
     "AutoProg on no images": (lambda: morphogen.AutoProg(subset=0), r"AutoProg: subset .*1 or more, found 0"),
+    "a space of words": (
+        lambda: morphogen.AutoProg(stages=2, space=("small", "large")),  # pyright: ignore
+        r"AutoProg: space is of the wrong type; expected a tuple of SubNetwork, found \('small'",
+    ),
     "an unknown dimension": (
         lambda: morphogen.AutoProg(dimensions=("depth", "colour")),
         r"AutoProg: no such dimension; expected some of depth, resolution, width, found .*colour",
     ),
     "no dimension": (lambda: morphogen.AutoProg(dimensions=()), r"AutoProg: no such dimension"),
-    "a dimension that is a text": (lambda: morphogen.Supernet(dimensions="depth"), r"Supernet: no such dimension"),
+    "a dimension that is a text": (
+        lambda: morphogen.Supernet(dimensions="depth"),
+        r"Supernet: .* a tuple of str, found 'depth'",
+    ),
     "AutoProg with two shares": (lambda: morphogen.AutoProg(adaptive=(0.5, 0.5)), r"AutoProg: adaptive.*three shares"),
     "AutoProg scored by magic": (
         lambda: morphogen.AutoProg(scoring="magic"),
@@ -101,7 +112,7 @@ AT_ONCE = {
     "noise beyond all numbers": (lambda: morphogen.Net2Net(noise=float("inf")), r"Net2Net: noise out of range"),
     "dimensions in a list": (
         lambda: build_method("AutoProg(dimensions=(['depth'],))"),
-        r"AutoProg: no such dimension.*found \(\['depth'\],\)",
+        r"AutoProg: dimensions .* a tuple of str, found \(\['depth'\],\)",
     ),
     "no call": (lambda: build_method("Prog(0.5)"), r"NAME\(key=value, \.\.\.\)"),
     "AutoProg and another method": (
@@ -261,12 +272,6 @@ WHEN_ATTACHED = {
         lambda: morphogen.AutoProg(stages=2, space=parts_of(Plain(), width=0.5)),
         SEARCH,
         r"conv2: no such channel group or block stack|a stack must keep",
-    ),
-    "a space of words": (
-        Tower,
-        morphogen.AutoProg(stages=2, space=("small", "large")),  # pyright: ignore
-        SEARCH,
-        r"not a sub-network; .*found 'small'",
     ),
     "a ratio that leaves no block": (
         Tower,
@@ -481,3 +486,28 @@ def test_methods_add_up_as_they_are_written():
     text = "Prog(stages=2) + NetworkExpansion(width=0.5) + DynamicBatch"
     assert one + other + third == build_method(text) == morphogen.Combined((one, other, third))
     assert third + (other + one) == one + other + third  # in whatever order
+
+
+WRONG = ("x", None, -1, float("nan"), [1], {}, object(), True, 1.5, [[1]], "", float("inf"))
+SETTINGS = [
+    (kind, setting.name) for kind in methods.METHODS.values() for setting in dataclasses.fields(kind) if setting.init
+]
+
+
+@pytest.mark.parametrize(("kind", "setting"), SETTINGS)
+def test_a_setting_of_any_type_is_taken_or_refused_in_a_sentence(kind, setting):
+    for value in WRONG:
+        with contextlib.suppress(morphogen.MorphogenError):
+            kind(**{setting: value})
+
+
+def test_a_setting_of_the_wrong_type_is_named_with_the_types_it_may_have():
+    with pytest.raises(morphogen.ConfigError, match=r"GrowOnce: at is of the wrong type; expected float, found 'x'"):
+        morphogen.GrowOnce(at="x")
+    with pytest.raises(morphogen.ConfigError, match=r"width is of the wrong type; expected float or None, found \[1\]"):
+        morphogen.NetworkExpansion(width=[1])
+    with pytest.raises(morphogen.ConfigError, match=r"dimensions is of the wrong type; expected a tuple of str"):
+        morphogen.AutoProg(dimensions=(1, 2))
+    morphogen.AutoProg(dimensions=["depth"], ratio=1)  # a list as YAML has it, an int for a float
+    with pytest.raises(morphogen.ConfigError, match=r"AutoProg: multiple_of out of range"):
+        morphogen.AutoProg(multiple_of=-1)

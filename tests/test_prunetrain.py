@@ -291,6 +291,7 @@ def test_ssl_is_as_strong_as_prunetrain_at_the_same_ratio():
 
 def test_a_loss_that_was_never_penalised_is_told():
     run, _ = attached(Residual(), PruneTrain(interval=1), 3)
+    run.begin_epoch(0)
     with pytest.warns(UserWarning, match=r"no loss has been penalised yet; call run\.penalised"):
         run.begin_epoch(1)
     run.penalised(torch.tensor(1.0))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -180,3 +181,13 @@ def test_a_detached_run_scales_nothing():
 def test_a_factor_below_one_is_refused():
     with pytest.raises(morphogen.ConfigError, match=r"most out of range; expected at least 1, found 0\.5"):
         morphogen.AdaptRates(most=0.5)
+
+
+@pytest.mark.parametrize(("joined", "told"), [(0, 0), (3, 1)])
+def test_a_run_that_is_joined_late_says_that_it_does_not_know_the_rates(joined, told):
+    model = Tower()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        morphogen.attach(model, optimizer, WIDE + morphogen.AdaptRates(), example=image(), epochs=8, start_epoch=joined)
+    assert sum("rates before are not known" in str(each.message) for each in seen) == told

@@ -275,8 +275,11 @@ def test_training_draws_what_it_saved(trained):
     assert len(pictures) == len(PICTURES) and all(path.stat().st_size > 5000 for path in pictures)
 
 
-def test_the_pruned_network_leaves(trained, tmp_path):
-    assert main(["export", str(trained), "--onnx", "true", "--program", "true", "--output", str(tmp_path)]) == 0
+def test_the_pruned_network_leaves(trained, tmp_path, capsys):
+    command = ["export", str(trained), "--onnx", "true", "--program", "true", "--output", str(tmp_path)]
+    assert main(command) == 2 and not list(tmp_path.iterdir())  # no code that a file names is run
+    assert "--model package.module:function" in capsys.readouterr().err
+    assert main([*command, "--model", "test_savings:planted"]) == 0
     weights = torch.load(trained / "model.pt", weights_only=True)["state_dict"]
     model = morphogen.load(planted(10), tmp_path / "model.safetensors").eval()
     assert model.layer1[0].conv1.out_channels == 8 - GONE and not list(model.layer1[1].parameters())
@@ -293,7 +296,7 @@ def test_the_pruned_network_leaves(trained, tmp_path):
 
 def test_another_run_takes_the_pictures_away(trained):
     arguments = ["train", "--model", "test_savings:planted", *SMALL, "--epochs", "1", "--output", str(trained)]
-    assert main([*arguments, "--method", "Dense"]) == 0
+    assert main([*arguments, "--method", "Dense", "--overwrite", "true"]) == 0
     assert not [path for pattern in PICTURES for path in trained.glob(pattern)]
 
 

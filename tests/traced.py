@@ -49,21 +49,21 @@ class KnownGrids(Grids):
                 self.shared[resolution] = self._found[resolution]
 
 
-def shared_trace(original, model, example, *, exclude=()) -> morphogen.Network:
+def shared_trace(original, model, example, *, exclude=(), outputs=None) -> morphogen.Network:
     """`original`, which is `morphogen.trace`, done once for all models that are alike."""
     exclude = tuple(exclude)
     try:
-        key = likeness(model, example, exclude)
+        key = likeness(model, example, exclude), plain(outputs)
     except Unlike:
-        return original(model, example, exclude=exclude)
+        return original(model, example, exclude=exclude, outputs=outputs)
     if key not in _known:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for category in (DeprecationWarning, FutureWarning):
                 warnings.simplefilter("ignore", category)
-            first = original(model, example, exclude=exclude)
+            first = original(model, example, exclude=exclude, outputs=outputs)
         if caught:  # they are this test's to see
-            return original(model, example, exclude=exclude)
+            return original(model, example, exclude=exclude, outputs=outputs)
         _known[key] = first, {}
     first, grids = _known[key]
     network = morphogen.Network(model, first.structure, first.fake)
@@ -142,10 +142,10 @@ def traced_once() -> Iterator[None]:
     active = True
 
     @functools.wraps(original)
-    def trace(model, example, *, exclude=()):
+    def trace(model, example, **options):
         if not active:  # a module that was first imported meanwhile has kept this function
-            return original(model, example, exclude=exclude)
-        return shared_trace(original, model, example, exclude=exclude)
+            return original(model, example, **options)
+        return shared_trace(original, model, example, **options)
 
     holders = [module for name, module in [*sys.modules.items()] if name.partition(".")[0] == "morphogen"]
     holders = [module for module in holders if vars(module).get("trace") is original]

@@ -1,10 +1,11 @@
-"""Any list of timm and torchvision models: traced, narrowed to half, trained a step, grown back, checked.
+"""Any list of models of timm, torchvision and others: traced, narrowed to half, trained a step, grown back, checked.
 
     python benchmarks/zoo --models 'timm:resnet1*' torchvision:vgg11 --output FOLDER
     python benchmarks/zoo --set timm-files --peer           one model of each of timm's files, Torch-Pruning beside
     python benchmarks/zoo --set torchvision timm-30m --workers 8 --memory 6
     python benchmarks/zoo --largest                         the largest there are: traced and narrowed
     python benchmarks/zoo --set timm-files --again refused failed    these once more
+    python benchmarks/zoo --set wild --peer --output FOLDER                  of other packages (see wild/__init__.py)
     python benchmarks/zoo --table                           the tables and the figure alone, from runs.jsonl
 
 Every model runs in a process of its own, on one thread, with a limit of time and memory. Its outcome is a line of
@@ -27,6 +28,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
@@ -35,6 +37,9 @@ from typing import Any
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"  # before anything starts threads: a process with threads cannot be forked
+
+PACKAGES = """transformers diffusers monai segmentation-models-pytorch ultralytics open-clip-torch effdet vit-pytorch
+    x-transformers pytorchcv spandrel dynamic-network-architectures""".split()
 
 Job = tuple[str, str]
 """A model and the tool that narrows it."""
@@ -107,13 +112,18 @@ def in_child(job: Job, options: dict[str, Any], pipe: Any) -> None:
     work(*job, options, pipe.send)
 
 
-def load_what_tracing_needs() -> None:
-    """Trace a small net, so that no model's time has PyTorch's own start in it."""
+def load_what_tracing_needs(jobs: list[Job]) -> None:
+    """Trace a small net, so that no model's time has PyTorch's own start in it; import the packages of the models."""
     import torch
 
     import morphogen
 
     importlib.import_module("measure")  # what the processes forked from this one will run
+    import wild
+
+    for name in {name.partition(":")[0]: name for name, _ in jobs if name in wild.models()}.values():
+        with suppress(Exception):  # it is told as that model's outcome
+            wild.build(name)
 
     net = morphogen.trace(
         torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1)), torch.ones(2, 3, 4, 4)
@@ -129,7 +139,7 @@ def run_all(jobs: list[Job], options: argparse.Namespace, runs: Path) -> None:
 
     from morphogen.report.ledger import environment
 
-    load_what_tracing_needs()
+    load_what_tracing_needs(jobs)
     settings = {key: getattr(options, key) for key in ("width", "check", "until", "memory", "limit")}
     about = {"environment": environment(torch.device("cpu")), "settings": settings}
     about["environment"] |= versions()
@@ -173,7 +183,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for package in ("timm", "torchvision", "torch-pruning"):
+    for package in ("timm", "torchvision", "torch-pruning", *PACKAGES):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -192,8 +202,12 @@ def free_memory() -> float:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=[], help="names or globs: timm:NAME, torchvision:NAME")
-    parser.add_argument("--set", nargs="*", default=[], choices=("torchvision", "timm-files", "timm-30m", "largest"))
+    parser.add_argument(
+        "--models", nargs="*", default=[], help="names or globs: timm:NAME, torchvision:NAME, PACKAGE:NAME"
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], choices=("torchvision", "timm-files", "timm-30m", "largest", "wild")
+    )
     parser.add_argument("--largest", action="store_true", help="the same as --set largest --until narrow --limit 1800")
     parser.add_argument("--output", type=Path, default=HERE.parent / "results" / "zoo", help="folder of runs.jsonl")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; default: cores")

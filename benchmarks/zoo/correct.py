@@ -26,9 +26,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 import morphogen
+from morphogen.dense.fake import as_call
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 import checks
@@ -68,7 +69,19 @@ def tensors_in(output: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 
-def check(net: morphogen.Network, half: morphogen.SubNetwork, x: torch.Tensor) -> Verdict:
+def call(model: nn.Module, x: Any) -> Any:
+    """What the model returns for an example, the same each time though it draws random numbers."""
+    args, kwargs = as_call(x)
+    if not model.training:
+        torch.manual_seed(0)
+    return model(*args, **kwargs)
+
+
+def _double(x: Any) -> Any:
+    return tree_map(lambda t: t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t, x)
+
+
+def check(net: morphogen.Network, half: morphogen.SubNetwork, x: Any) -> Verdict:
     """Narrow the dense network to `half`, and check what it then computes; raises Wrong.
 
     In double precision, so that differences of summation order do not grow through a hundred layers; in single
@@ -78,9 +91,9 @@ def check(net: morphogen.Network, half: morphogen.SubNetwork, x: torch.Tensor) -
     net.model.eval()
     try:
         with torch.no_grad():
-            net.model.double()(x.double())
-        x, tolerance = x.double(), 1e-6
-    except RuntimeError:
+            call(net.model.double(), _double(x))
+        x, tolerance = _double(x), 1e-6
+    except Exception:  # whatever a model raises that keeps numbers of its own
         net.model.float()
         tolerance = 1e-3
     verdict = Verdict()
@@ -111,7 +124,7 @@ def check(net: morphogen.Network, half: morphogen.SubNetwork, x: torch.Tensor) -
     return verdict
 
 
-def poison(net: morphogen.Network, half: morphogen.SubNetwork, x: torch.Tensor) -> None:
+def poison(net: morphogen.Network, half: morphogen.SubNetwork, x: Any) -> None:
     """NaN in everything `half` drops must go with it, and everything it keeps must still be trained."""
     _backward(net.model, x)
     asleep = _asleep(net.model)
@@ -144,12 +157,16 @@ def _largest(grad: torch.Tensor | None) -> float:
     return 0.0 if grad is None or not grad.numel() else float(grad.abs().max())
 
 
-def _backward(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """Outputs and fresh gradients, in evaluation mode."""
-    model.zero_grad(set_to_none=True)
-    output = tensors_in(model(x))
-    torch.autograd.backward([(tensor * torch.randn_like(tensor)).mean() for tensor in output])
+def backward(model: nn.Module, x: Any) -> list[torch.Tensor]:
+    """Outputs, and gradients of a random mean of them."""
+    output = tensors_in(call(model, x))
+    torch.autograd.backward([(tensor * torch.randn_like(tensor)).mean() for tensor in output if tensor.requires_grad])
     return output
+
+
+def _backward(model: nn.Module, x: Any) -> list[torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    return backward(model, x)
 
 
 def _distance(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
@@ -162,13 +179,13 @@ def _distance(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     return max((float(apart / most.clamp_min(1e-30)) for apart, most in pairs), default=0.0)
 
 
-def _plain(model: nn.Module, x: torch.Tensor) -> tuple[list[torch.Tensor], set[str]]:
-    return tensors_in(model(x)), set()
+def _plain(model: nn.Module, x: Any) -> tuple[list[torch.Tensor], set[str]]:
+    return tensors_in(call(model, x)), set()
 
 
-def _size_free(model: nn.Module, x: torch.Tensor, *, elementwise: bool = False) -> tuple[list[torch.Tensor], set[str]]:
+def _size_free(model: nn.Module, x: Any, *, elementwise: bool = False) -> tuple[list[torch.Tensor], set[str]]:
     with SizeFreeAttention() as attention, SizeFree(elementwise=elementwise) as mode:
-        return tensors_in(model(x)), mode.across | attention.across
+        return tensors_in(call(model, x)), mode.across | attention.across
 
 
 class SizeFreeAttention(TorchFunctionMode):

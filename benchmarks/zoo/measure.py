@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import morphogen
 from morphogen.errors import first_line
 
-from catalogue import build, input_shapes
-from correct import Wrong, check, checks, shake, tensors_in
+from catalogue import build, example
+from correct import Wrong, backward, call, check, checks, shake, tensors_in
+from untouched import difference, picture
 
 REFUSING = {"trace", "plan", "narrow"}
 """Steps in which Morphogen may say no; afterwards an error is a defect."""
@@ -97,40 +99,42 @@ def work(name: str, tool: str, options: dict[str, Any], tell: Tell) -> None:
         tell({"outcome": "ok", "step": ""})
 
 
-def prepared(name: str, steps: Steps) -> tuple[nn.Module, torch.Tensor]:
-    """The dense model with random weights, and two images of the smallest size it accepts."""
+def prepared(name: str, steps: Steps) -> tuple[nn.Module, Any]:
+    """The dense model with random weights, and what it is called with, two of each; it has been called once."""
     with steps("build"):
-        shape = accepted_shape(name)
+        x = example(name)
         model = build(name)
         shake(model)
-        x = torch.randn(2, *shape)
-        steps.tell({"input": list(x.shape), "parameters": parameters(model)})
+        shapes = [list(leaf.shape) for leaf in tree_leaves(x) if isinstance(leaf, torch.Tensor)]
+        steps.tell({"input": max(shapes, key=len), "parameters": parameters(model)})
     with steps("dense forward"), torch.no_grad():
-        model.eval()(x)
+        call(model.eval(), x)
     return model, x
 
 
-def accepted_shape(name: str) -> tuple[int, int, int]:
-    """The first shape a model accepts in both modes, tried without arithmetic; the last where none can be tried."""
-    shapes = input_shapes(name)
-    with suppress(Exception):
-        model = build(name, meta=True)
-        for shape in shapes[:-1]:
-            with suppress(Exception), torch.no_grad():
-                for training in (False, True):
-                    model.train(training)(torch.empty(2, *shape, device="meta"))
-                return shape
-    return shapes[-1]
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Reading a model, and refusing it, must leave everything that can be reached from it as it was."""
+    before = picture(model)
+    refusal: BaseException | None = None
+    try:
+        yield
+    except morphogen.MorphogenError as error:
+        refusal = error
+    if path := difference(before, picture(model)):
+        raise Wrong(f"{path} of the model is not what it was" + (f"; {first_line(refusal)}" if refusal else ""))
+    if refusal is not None:
+        raise refusal
 
 
 def morphogen_way(name: str, options: dict[str, Any], steps: Steps) -> None:
     """Trace, narrow to half, train a step, grow back, load into the untouched class, check."""
     model, x = prepared(name, steps)
-    with steps("trace"):
+    with steps("trace"), untouched(model):
         net = morphogen.trace(model, x)
     calls = max((len(path.calls) for path in net.structure.paths), default=0)
     steps.tell({"ops": calls, "groups": len(net.groups), "stacks": len(net.stacks), **pinned(net, None)})
-    with steps("plan"):
+    with steps("plan"), untouched(model):
         half = net.subnetwork(width=options["width"])
     steps.tell(pinned(net, half))
     with steps("count FLOPs"):
@@ -185,20 +189,20 @@ def pinned(net: morphogen.Network, half: morphogen.SubNetwork | None) -> dict[st
     return {"weights": len(weights), "pinned_weights": len(whole), "pinned_why": dict(why.most_common(3))}
 
 
-def train_step(model: nn.Module, x: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+def train_step(model: nn.Module, x: Any, optimizer: torch.optim.Optimizer) -> None:
     """Forward, backward and one step in training mode, gradients clipped."""
     model.train()
     optimizer.zero_grad()
-    torch.autograd.backward([(tensor * torch.randn_like(tensor)).mean() for tensor in tensors_in(model(x))])
+    backward(model, x)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 
 
-def reload(name: str, model: nn.Module, x: torch.Tensor) -> None:
+def reload(name: str, model: nn.Module, x: Any) -> None:
     """Load the grown weights into an untouched instance of the class; it must compute the same."""
     model.eval()
     with torch.no_grad():
-        expected = tensors_in(model(x))
+        expected = tensors_in(call(model, x))
     if not all(bool(tensor.isfinite().all()) for tensor in expected):
         raise ValueError("nothing to compare: the grown network's output is not finite")
     for meta in (True, False):  # what is not in the state may be missing on the meta device
@@ -206,7 +210,7 @@ def reload(name: str, model: nn.Module, x: torch.Tensor) -> None:
             fresh = build(name, meta=meta)
             fresh.load_state_dict(model.state_dict(), strict=True, assign=True)
             with torch.no_grad():
-                found = tensors_in(fresh.eval()(x))
+                found = tensors_in(call(fresh.eval(), x))
         except (RuntimeError, NotImplementedError):  # a constructor that computes, or a tensor outside the state
             if meta:
                 continue
@@ -224,9 +228,16 @@ def torch_pruning_way(name: str, options: dict[str, Any], steps: Steps) -> None:
     import torch_pruning
 
     model, x = prepared(name, steps)
-    classes = getattr(model, "num_classes", None) or (21 if "segmentation" in type(model).__module__ else 1000)
-    heads: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
-    heads = heads or [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels == classes]
+    classes = {getattr(model, "num_classes", None) or (21 if "segmentation" in type(model).__module__ else 1000)}
+    if not name.startswith(("timm:", "torchvision:")):  # what leaves a model may be of any size
+        with torch.no_grad():
+            classes = {
+                size for tensor in tensors_in(call(model, x)) for size in (*tensor.shape[1:2], *tensor.shape[-1:])
+            }
+    heads: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features in classes]
+    heads = heads or [
+        m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd) and m.out_channels in classes
+    ]
     before = parameters(model)
     with steps("prune"):
         pruner = torch_pruning.pruner.MagnitudePruner(
@@ -235,12 +246,13 @@ def torch_pruning_way(name: str, options: dict[str, Any], steps: Steps) -> None:
             importance=torch_pruning.importance.MagnitudeImportance(p=2),
             pruning_ratio=1 - options["width"],
             ignored_layers=heads[-1:],
+            output_transform=tensors_in,
         )
         pruner.step()
     share = parameters(model) / before
     steps.tell({"parameters_at_half": share})
     with steps("step at half"):
-        torch.autograd.backward([tensor.mean() for tensor in tensors_in(model(x))])
+        torch.autograd.backward([tensor.mean() for tensor in tensors_in(call(model, x)) if tensor.requires_grad])
     steps.tell({"trains": False})
     with suppress(Exception):
         train_step(model, x, torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9))

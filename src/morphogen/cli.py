@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
@@ -15,8 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .errors import ConfigError, MorphogenError, TrainingError, first_line
-from .machine.files import writable, write_text
-from .machine.ranks import rank
+from .export.finite import not_finite
+from .machine.files import write_text
+from .machine.folder import owned
+from .machine.ranks import decided_by_first, rank
+from .machine.reading import MALFORMED
 from .methods import build_method
 from .plan.show import stage_rows, told, total, width_rows
 from .report.fronts import speedups_at_equal_accuracy
@@ -25,17 +29,19 @@ from .report.inspect import describe
 from .report.ledger import environment
 from .report.render import as_table, summary, write_results
 from .report.savings.rows import saving_rows
-from .report.savings.write import PICTURES, draw_savings
+from .report.savings.write import draw_savings
 from .report.searches import draw_searches, search_rows, search_title
 from .train.checkpoint import Checkpoints, Stopped, listening
 from .train.compare import compare
 from .train.config import CompareConfig, ExportConfig, LabelMapsConfig, PlanConfig, TrainConfig, find_device
 from .train.distributed import joined
+from .train.earlier import Earlier
 from .train.export import export_run
 from .train.lengths import compare_lengths
 from .train.loop import Run
 from .train.models import build_model
 from .train.planning import plan_recipe
+from .train.settings import MODE
 from .train.sources import load_data, training_images
 from .train.token_labels.teacher import load_teacher, make_label_maps
 from .train.trackers import tracking
@@ -73,6 +79,14 @@ speed at equal accuracy, from complete runs of several lengths (a minute on a CP
   morphogen label-maps --data /data/flowers \\
       --teacher "resnet50(checkpoint_path='teacher.safetensors', num_classes=102)" --output maps""",
 }
+
+GO_ON = {
+    "train": "; go on with the same command and --resume true",
+    "compare": "; go on with the same command",
+    "export": "; nothing is half written, the same command writes what is missing",
+    "label-maps": "; go on with the same command",
+}
+"""What to do when a command was stopped."""
 
 OPTIONAL = {
     "plan": ("model", "as in train"),
@@ -116,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 or 143 after Ctrl-C or SIGTERM."""
     command = ""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), listening(_end):
             warnings.showwarning = _one_line
             command, settings = _parse(arguments)
             return COMMANDS[command][1](settings)
@@ -126,13 +140,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written to
         print(f"morphogen: cannot read or write a file ({first_line(error)})", file=sys.stderr)
         return 2
-    except Stopped as stop:
-        how = "--resume true" if command == "train" else "the same command"
-        print(f"morphogen: {stop}; go on with {how}", file=sys.stderr)
-        return 128 + stop.signal
-    except KeyboardInterrupt:
-        print("morphogen: stopped; what was finished is saved", file=sys.stderr)
-        return 130
+    except (Stopped, KeyboardInterrupt) as stop:
+        stopped = stop if isinstance(stop, Stopped) else Stopped(_number(stop))
+        print(f"morphogen: {stopped}{GO_ON.get(command, '')}", file=sys.stderr)
+        return 128 + stopped.signal
+
+
+def _end(number: int) -> None:
+    """SIGTERM ends a command as Ctrl-C does."""
+    raise KeyboardInterrupt(number)
+
+
+def _number(stop: KeyboardInterrupt) -> int:
+    """Of the signal."""
+    return stop.args[0] if stop.args else signal.SIGINT
 
 
 def _one_line(message: Warning | str, *_: object) -> None:
@@ -144,6 +165,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
     parser = ArgumentParser(
         prog="morphogen",
         exit_on_error=False,
+        parser_mode=MODE,  # of the commands too
         description="Train vision networks faster by changing their size while they train.",
         formatter_class=_Formatter,  # of the commands too
     )
@@ -164,41 +186,54 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
         parsed = parser.parse_args(arguments)
         settings: Namespace = parsed[parsed.command]
         settings.pop("config", None)
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, *MALFORMED) as error:
         raise ConfigError(" ".join(str(error).split())) from None
     return parsed.command, COMMANDS[parsed.command][0](**vars(settings))
 
 
 def run_train(config: TrainConfig) -> int:
     """Train one network by one method; weights and ledger go to the output folder."""
-    with joined(config.torch_device()):
+    with joined(config.torch_device()), owned(config.output):
         return _train(config)
 
 
 def _train(config: TrainConfig) -> int:
-    method = build_method(config.method)
+    earlier = decided_by_first(lambda: Earlier.of(config))
     checkpoints = Checkpoints(config.output / "checkpoints", config.save_every, config.keep)
-    run = Run(config, load_data(config), method, config.method, config.seed, checkpoints=checkpoints)
-    writable(config.output)
-    if config.resume and (state := checkpoints.latest()) is not None:
-        run.load_state_dict(state)
-    else:
-        checkpoints.clear()
-    for pattern in ("schedule.json", "search.png", *PICTURES) if rank() == 0 else ():  # of another run
-        for path in config.output.glob(pattern):
-            path.unlink()
-    places = config.track if rank() == 0 else []
-    with listening(checkpoints.ask):  # until all is written
-        try:
-            with _bars() as tell, tracking(places, config.output, run.ledger, config.as_text()) as trackers:
+    if config.resume and earlier.finished:
+        checkpoints.clear()  # which it may have been killed before
+        if rank() == 0:
+            print(
+                f"the run in {config.output} is finished; to train it anew, --overwrite true in place of --resume true"
+            )
+        return 0
+    method = build_method(config.method)
+    try:
+        run = Run(config, load_data(config), method, config.method, config.seed, checkpoints=checkpoints)
+        if config.resume and (state := checkpoints.latest()) is not None:
+            run.load_state_dict(state)
+        places = config.track if rank() == 0 else []
+        with (
+            listening(checkpoints.ask),  # until all is written
+            _bars() as tell,
+            tracking(places, config.output, run.ledger, config.as_text()) as trackers,
+        ):
+            if config.overwrite and rank() == 0:
+                earlier.remove()
+            try:
                 for epoch in run.epochs():
                     tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
                     trackers.follow(run.ledger)
                 trackers.end(run.ledger)
-        finally:
-            if rank() == 0:
-                _save(run, config)
-        checkpoints.clear()
+            except BaseException as error:
+                run.ledger.stopped = run.ledger.stopped or first_line(error)
+                raise
+            finally:
+                if rank() == 0:
+                    _save(run, config)
+            checkpoints.clear()
+    except KeyboardInterrupt as stop:
+        raise Stopped(_number(stop), checkpoints.told()) from None
     if rank():
         return 0
     seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
@@ -213,23 +248,30 @@ def _train(config: TrainConfig) -> int:
 
 
 def _save(run: Run, config: TrainConfig) -> None:
+    """Write all that a run leaves; last of all its record, which says whether it is finished."""
     try:
-        record = run.ledger.record()
-        write_text(config.output / "results.json", json.dumps([record], indent=1) + "\n")
-        run.save(config.output / "model.pt")
+        record: dict[str, Any] = run.ledger.record() | {"settings": config.deciding()}
+        if run.ledger.stopped and (name := not_finite(run.result)):
+            warnings.warn(f"no model.pt is written: {name} is not finite", stacklevel=2)
+        else:
+            run.save(config.output / "model.pt")
         if record["schedule"]:
             write_text(config.output / "schedule.json", json.dumps(record["schedule"]) + "\n")
         if record["searches"]:
             draw_searches(record["searches"], config.output / "search.png")
         draw_savings([record], config.output)
+        write_text(config.output / "results.json", json.dumps([record], indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write the results ({error})", where=str(config.output)) from error
 
 
 def run_compare(config: CompareConfig) -> int:
     """Train the dense network and methods side by side; print and write what was saved."""
-    if config.budgets:
-        return _compare_lengths(config)
+    with owned(config.output):
+        return _compare_lengths(config) if config.budgets else _compare(config)
+
+
+def _compare(config: CompareConfig) -> int:
     with _bars() as tell:
         records, failures = compare(config, tell)
     if not records:
@@ -311,8 +353,9 @@ def run_inspect(config: InspectConfig) -> int:
     network = trace(model, torch.zeros(2, 3, config.image_size, config.image_size), exclude=config.exclude)
     tables = describe(network, config.shares)
     if config.json:
-        print(json.dumps({"model": config.model, **tables}, indent=1))
+        print(json.dumps({"model": config.model, "extent": repr(network), **tables}, indent=1))
         return 0
+    print(network)
     console = _console()
     for title, rows in tables.items():
         if rows:
@@ -331,16 +374,17 @@ def run_export(config: ExportConfig) -> int:
 def run_label_maps(config: LabelMapsConfig) -> int:
     """Make label maps for token labelling with a teacher; a run that was stopped goes on where it was."""
     images = training_images(config.data)
-    count, agreement = make_label_maps(
-        load_teacher(config.teacher),
-        images,
-        config.output,
-        top_k=config.top_k,
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        device=find_device(config.device),
-    )
+    with owned(config.output):
+        count, agreement = make_label_maps(
+            load_teacher(config.teacher),
+            images,
+            config.output,
+            top_k=config.top_k,
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            device=find_device(config.device),
+        )
     print(f"{count} label maps made, {len(images) - count} were there; they are in {config.output}")
     if count:
         print(f"the teacher ranks the image's own class first for {agreement:.1f} % of those made")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LONGEST = 4000
+"""Characters of a message."""
+
 
 class MorphogenError(Exception):
     """Base of every error Morphogen raises on purpose; its text is one line a user can act on."""
@@ -15,7 +18,9 @@ class MorphogenError(Exception):
             text += f"{',' if expected else ';'} found {found}"
         if todo:
             text += f". {todo}"
-        super().__init__(" ".join(text.splitlines()))  # what was found may have line breaks in it
+        # What was found may be long, and have line breaks and a terminal's commands in it.
+        text = "".join(each if each.isprintable() else " " for each in text)
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}")
 
 
 class TraceError(MorphogenError):
@@ -53,4 +58,4 @@ class ExportError(MorphogenError):
 def first_line(error: BaseException) -> str:
     """Kind and first line of an error, for a message of one line."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return f"{type(error).__name__}: {lines[0][:500] if lines else 'no message'}"

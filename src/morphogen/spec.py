@@ -12,6 +12,9 @@ from .errors import ConfigError
 
 T = TypeVar("T")
 
+LONGEST = 10_000
+"""Characters of a model or a method."""
+
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     """Split `resnet20(width=32)` into its name and its arguments; a bare name has none.
@@ -20,16 +23,18 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
         ConfigError: neither a name nor a call with literal keyword arguments.
     """
     name, bracket, rest = text.strip().partition("(")
-    if not bracket:
-        return name, {}
     try:
+        if len(text) > LONGEST:
+            raise ValueError
+        if not bracket:
+            return name, {}
         call = ast.parse(f"f({rest}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError
         return name.strip(), {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # values too deep inside each other
         expected = "a name, or NAME(key=value, ...) with plain values"
-        raise ConfigError(f"cannot read '{text}'", expected=expected) from None
+        raise ConfigError(f"cannot read '{text[:200]}'", expected=expected) from None
 
 
 def build(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:

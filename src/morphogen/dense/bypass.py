@@ -1,13 +1,14 @@
-"""Blocks that are out: their place is held by a module that hands its input on."""
+"""Blocks that are out: their place is held by a module that hands its input on, or zeros where the caller adds."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..machine.private import LeafSpec, TreeSpec, tree_leaves, tree_unflatten
-from .subnet import BlockStack, Structure, SubNetwork
+from ..machine.private import LeafSpec, tree_leaves, tree_unflatten
+from .subnet import HandsOn, Structure, SubNetwork
 
 
 class Bypass(nn.Module):
@@ -17,27 +18,26 @@ class Bypass(nn.Module):
     feature taps by index, mean the same in every sub-network.
     """
 
-    def __init__(self, passes: tuple[int, ...], output: TreeSpec):
-        """`passes` and `output` are those of the block's `BlockStack`."""
+    def __init__(self, hands_on: HandsOn):
+        """`hands_on` is that of the block in its `BlockStack`."""
         super().__init__()
-        self.passes, self.output = passes, output
-        self._single = passes[0] if isinstance(output, LeafSpec) else None
+        self.hands_on = hands_on
+        self._single = hands_on.passes[0] if isinstance(hands_on.output, LeafSpec) else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the block would return, made of what it is given."""
         leaves = tree_leaves((args, kwargs))
         if self._single is not None:
-            return leaves[self._single]
-        return tree_unflatten([None if i < 0 else leaves[i] for i in self.passes], self.output)
+            return self._made(leaves[self._single])
+        passes = self.hands_on.passes
+        return tree_unflatten([None if i < 0 else self._made(leaves[i]) for i in passes], self.hands_on.output)
+
+    def _made(self, leaf: Any) -> Any:
+        return torch.zeros_like(leaf) if self.hands_on.zero and isinstance(leaf, torch.Tensor) else leaf
 
     def extra_repr(self) -> str:
         """For `print(model)`."""
         return "a block that is out"
-
-
-def bypass(stack: BlockStack) -> Bypass:
-    """A stand-in for any block of a stack."""
-    return Bypass(stack.passes, stack.output)
 
 
 def replace_module(tree: nn.Module, path: str, module: nn.Module) -> nn.Module:
@@ -54,8 +54,8 @@ def take_out(tree: nn.Module, structure: Structure, target: SubNetwork) -> list[
     """Replace every block that is out in a sub-network, in a tree that has all of them; returns these blocks."""
     absent = frozenset(structure.absent(target))
     return [
-        replace_module(tree, path, bypass(stack))
+        replace_module(tree, path, Bypass(hands_on))
         for stack in structure.stacks
-        for path in stack.blocks
+        for path, hands_on in stack.places
         if path in absent
     ]

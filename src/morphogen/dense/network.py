@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from math import prod
 from numbers import Real
 from typing import Any
@@ -18,6 +19,7 @@ from ..errors import MorphError, SubNetworkError, first_line
 from .bypass import take_out
 from .depth import interpolated, originals
 from .double import plain_tensors
+from .extent import Extent, extent
 from .fake import FakeModel
 from .grid import Grids, Resolution
 from .program import rule_name
@@ -79,6 +81,19 @@ class Network:
     def stacks(self) -> tuple[BlockStack, ...]:
         """The block stacks, in the model's order."""
         return self.structure.stacks
+
+    @cached_property
+    def extent(self) -> Extent:
+        """How much of it can change its width."""
+        return extent(self.structure, [name for name, _ in self.fake.dense.named_parameters()])
+
+    def __repr__(self) -> str:
+        """In one line, how much of the model can change."""
+        size = "" if self.dense.resolution is None else ", {} x {} pixels".format(*self.dense.resolution)
+        what = f"{type(self.model).__name__}: {len(self.groups)} channel groups, {len(self.stacks)} block stacks{size}"
+        if not self.structure.unread:
+            return f"{what}; {self.extent}"
+        return f"{what}; width cannot change: no rule for the op {next(iter(self.structure.unread))}"
 
     def is_constant(self, name: str, tensor: torch.Tensor) -> bool:
         """Whether a tensor is one of `constants` still: what was frozen may learn by now."""

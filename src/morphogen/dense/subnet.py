@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import lcm
@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, SubNetworkError
+from ..errors import ConfigError, SubNetworkError, first_line
 from ..machine.placement import on_cpu
+from ..machine.reading import MALFORMED, parse_json
+from .ranges import MOST_UNITS, read_ranges, read_resolution, spread, to_ranges
 
 FIXED = -1
 """The unit of an axis position that is always alive: an image channel, a class, a kernel tap."""
@@ -75,20 +77,34 @@ class DropPath:
 
 
 @dataclass(frozen=True)
+class HandsOn:
+    """What a block hands on when it is out.
+
+    Attributes:
+        passes: for each thing it returns, the position among the tensors and numbers it is called with (flattened);
+            -1 for None.
+        output: the form of what it returns (PyTorch's TreeSpec).
+        zero: zeros instead, in the shapes of those tensors: whoever calls the block adds what it returns to its input.
+    """
+
+    passes: tuple[int, ...] = (0,)
+    output: Any = field(default=None, repr=False, compare=False)
+    zero: bool = False
+
+
+@dataclass(frozen=True)
 class BlockStack:
     """A run of interchangeable blocks of the dense network: same type, same tensors, one feeding the next.
 
     The stack is a row of units that enter and leave: usually one block each, two where every second block
-    differs (the shifted windows of Swin).
+    differs (the shifted windows of Swin), or where the model's loop calls two (attention and feed-forward).
 
     Attributes:
         name: path of the container, with a range where it is only a part: `blocks`, `features[4:7]`.
         units: the module paths of each unit's blocks, in the order they run.
-        passes: what a block hands on when it is out: for each tensor it returns, the position among the
-            tensors and numbers it is called with (flattened).
-        output: the form of what a block returns (PyTorch's TreeSpec).
+        hands_on: for each block of a unit, what it hands on when it is out.
         drop_path: stochastic depth in each unit.
-        writers: the tensors that write into the residual stream; with all of them zero, a block passes its
+        writers: the tensors that write into the residual stream; with all of them zero, a unit passes its
             input through. For each, whether it belongs to a layer whose output is the branch's, so that
             scaling what the layer returns does the same. None where the blocks have no residual branches that
             could be silenced.
@@ -98,8 +114,7 @@ class BlockStack:
 
     name: str
     units: tuple[tuple[str, ...], ...]
-    passes: tuple[int, ...] = field(default=(0,), repr=False)
-    output: Any = field(default=None, repr=False, compare=False)
+    hands_on: tuple[HandsOn, ...] = field(default=(HandsOn(),), repr=False)
     drop_path: tuple[tuple[DropPath, ...], ...] = field(default=(), repr=False)
     writers: Mapping[str, bool] | None = field(default=None, repr=False)
     bottlenecks: tuple[tuple[frozenset[str], ...], ...] = field(default=(), repr=False)
@@ -113,6 +128,11 @@ class BlockStack:
     def blocks(self) -> tuple[str, ...]:
         """The module paths of all blocks."""
         return tuple(path for unit in self.units for path in unit)
+
+    @property
+    def places(self) -> Iterator[tuple[str, HandsOn]]:
+        """The module paths of all blocks, and what each hands on when it is out."""
+        return ((path, hands_on) for unit in self.units for path, hands_on in zip(unit, self.hands_on, strict=True))
 
     def counterpart(self, name: str, unit: int, other: int) -> str:
         """The tensor of unit `other` that is what tensor `name` is in `unit`."""
@@ -260,10 +280,17 @@ class ExpectedCall:
 
 @dataclass(frozen=True)
 class ForwardPath:
-    """The ops a forward pass runs, in order, in training or in evaluation mode."""
+    """The ops a forward pass runs, in order, in training or in evaluation mode.
+
+    Attributes:
+        training: in which of the two.
+        calls: the ops.
+        free: of what it returns, numbered as PyTorch flattens it, that which may come out at another size.
+    """
 
     training: bool
     calls: tuple[ExpectedCall, ...]
+    free: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -359,8 +386,8 @@ class SubNetwork:
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON types, index lists as ranges: `"0:32,40:48"`."""
         return {
-            "channels": {name: _to_ranges(alive) for name, alive in self.channels.items()},
-            "blocks": {name: _to_ranges(alive) for name, alive in self.blocks.items()},
+            "channels": {name: to_ranges(alive) for name, alive in self.channels.items()},
+            "blocks": {name: to_ranges(alive) for name, alive in self.blocks.items()},
             "resolution": None if self.resolution is None else list(self.resolution),
         }
 
@@ -371,18 +398,31 @@ class SubNetwork:
         Raises:
             SubNetworkError: the data does not describe a sub-network.
         """
+        return SubNetwork.from_dicts([data])[0]
+
+    @staticmethod
+    def from_dicts(items: Sequence[Mapping[str, Any]]) -> tuple[SubNetwork, ...]:
+        """The sub-networks of one file, which are bounded together: a short text can name many units.
+
+        Raises:
+            SubNetworkError: one of the data does not describe a sub-network, or they have more than MOST_UNITS.
+        """
         try:
-            height_width = data["resolution"]
-            return SubNetwork(
-                channels={str(name): _from_ranges(text) for name, text in data["channels"].items()},
-                blocks={str(name): _from_ranges(text) for name, text in data["blocks"].items()},
-                resolution=None if height_width is None else (int(height_width[0]), int(height_width[1])),
+            runs = [[read_ranges(data["channels"]), read_ranges(data["blocks"])] for data in items]
+            units = sum(
+                stop - start for kinds in runs for each in kinds for ranges in each.values() for start, stop in ranges
             )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if units > MOST_UNITS:
+                raise ValueError(f"{units:,} channels and blocks, more than {MOST_UNITS:,}")
+            return tuple(
+                SubNetwork(spread(channels), spread(blocks), read_resolution(data["resolution"]))
+                for data, (channels, blocks) in zip(items, runs, strict=True)
+            )
+        except MALFORMED as error:
             raise SubNetworkError(
                 "not a sub-network",
                 expected="keys channels, blocks, resolution with index ranges such as '0:32,40:48'",
-                found=f"{type(error).__name__} {error}",
+                found=first_line(error),
             ) from None
 
     def to_json(self) -> str:
@@ -393,9 +433,9 @@ class SubNetwork:
     def from_json(text: str) -> SubNetwork:
         """The inverse of `to_json`; raises SubNetworkError where it does not fit."""
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise SubNetworkError("not a sub-network", expected="JSON", found=str(error)) from None
+            data = parse_json(text)
+        except (TypeError, ValueError) as error:
+            raise SubNetworkError("not a sub-network", expected="JSON", found=first_line(error)) from None
         return SubNetwork.from_dict(data)
 
 
@@ -430,21 +470,3 @@ def _merged(
             resolution = (side(resolution[0], each.resolution[0]), side(resolution[1], each.resolution[1]))
         merged = SubNetwork(channels, blocks, resolution)
     return merged
-
-
-def _to_ranges(indices: tuple[int, ...]) -> str:
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][1]:
-            runs[-1][1] += 1
-        else:
-            runs.append([index, index + 1])
-    return ",".join(f"{start}:{stop}" for start, stop in runs)
-
-
-def _from_ranges(text: str) -> tuple[int, ...]:
-    indices: list[int] = []
-    for run in filter(None, text.split(",")):
-        start, stop = run.split(":")
-        indices.extend(range(int(start), int(stop)))
-    return tuple(indices)

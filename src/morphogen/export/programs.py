@@ -16,6 +16,7 @@ from ..errors import ExportError, first_line
 from ..machine.files import replaced
 from ..machine.private import tree_map
 from .extra import extra
+from .finite import check_finite
 
 
 def save_program(model: nn.Module, example: Example, path: str | os.PathLike[str]) -> None:
@@ -27,7 +28,7 @@ def save_program(model: nn.Module, example: Example, path: str | os.PathLike[str
         path: the file; what is there stays until the new one is whole.
 
     Raises:
-        ExportError: the model cannot be exported, or the file not written.
+        ExportError: the model is not finite or cannot be exported, or the file not written.
     """
     program, _ = _export(model, example)
     with replaced(Path(path)) as file:
@@ -38,8 +39,8 @@ def save_onnx(model: nn.Module, example: Example, path: str | os.PathLike[str]) 
     """Write an ONNX model of one file, by custom `*.onnx`; arguments are those of `save_program`.
 
     Raises:
-        ExportError: the model cannot be exported, an op has no counterpart in ONNX, the file cannot be written or
-            would exceed ONNX's 2 GB, or the packages that this needs are not installed.
+        ExportError: the model is not finite or cannot be exported, an op has no counterpart in ONNX, the file cannot be
+            written or would exceed ONNX's 2 GB, or the packages that this needs are not installed.
     """
     with extra():
         import onnx  # noqa: F401
@@ -58,6 +59,7 @@ def save_onnx(model: nn.Module, example: Example, path: str | os.PathLike[str]) 
 
 def _export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, Any]:
     """The program of a copy, which is thrown away with whatever its forward pass leaves on it; its dynamic shapes."""
+    check_finite(model)
     args, kwargs = tree_map(_to_cpu, as_call(example))
     batch = torch.export.Dim("batch")
 

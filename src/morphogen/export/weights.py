@@ -7,6 +7,7 @@ traced with (shapes and dtypes), and the modules that were left whole.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +22,13 @@ from ..dense.subnet import SubNetwork
 from ..errors import ExportError, MorphogenError, SubNetworkError, first_line
 from ..graph.trace import trace
 from ..machine.files import replaced
+from ..machine.reading import DTYPES, MALFORMED, parse_json, whole, word
 from ..morph.commit import averaged, morph
 from .extra import extra
+from .finite import check_finite
+
+MOST_NUMBERS = 2**28
+"""In the input that a file says its model is called with: a gigabyte."""
 
 REBUILD = "Build the model as it was built for training, and load into it before anything else changes it"
 
@@ -45,14 +51,16 @@ def save(
         notes: more to keep in the metadata, by name.
 
     Raises:
-        ExportError: the file cannot be written, or safetensors is not installed.
+        ExportError: a weight or buffer is not finite, the file cannot be written, or safetensors is not installed.
         SubNetworkError: the tensors are not those of the network's current sub-network, as while a method keeps
             something of its own in the model (before `run.end()`).
     """
     with extra():
         from safetensors.torch import save as to_bytes
 
-    tensors = (network.model if ema is None else averaged(ema, network.model)).state_dict()
+    model = network.model if ema is None else averaged(ema, network.model)
+    check_finite(model)
+    tensors = model.state_dict()
     check_tensors(tensors, network, network.current)
     # Copies, because tied weights are one tensor under two names, which safetensors refuses.
     copies = {
@@ -112,7 +120,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise ExportError("no such file", where=str(path)) from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError, *MALFORMED) as error:
         raise ExportError(
             f"cannot read the file ({first_line(error)})",
             where=str(path),
@@ -149,10 +157,10 @@ def restore(
         )
     try:
         subnetwork = SubNetwork.from_json(metadata["subnetwork"])
-        exclude = [str(path) for path in json.loads(metadata["exclude"])]
+        exclude = [word(path) for path in parse_json(metadata["exclude"])]
         if example is None:
-            example = _example(json.loads(metadata["example"]), model)
-    except (MorphogenError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            example = _example(parse_json(metadata["example"]), model)
+    except (MorphogenError, *MALFORMED) as error:
         raise ExportError(
             f"the metadata say of no sub-network, or not what its model is called with ({first_line(error)})",
             where=where,
@@ -204,7 +212,8 @@ def _check_same_kind(model: nn.Module, tensors: Mapping[str, Any], where: str) -
             todo=REBUILD,
         )
     for name, tensor in tensors.items():
-        if isinstance(tensor, torch.Tensor) and tensor.dtype != own[name].dtype:
+        kinds = [getattr(value, "dtype", None) for value in (tensor, own[name])]
+        if None not in kinds and kinds[0] != kinds[1]:
             raise ExportError(
                 f"the weights are of another precision ({name})",
                 where=where,
@@ -222,10 +231,15 @@ def _kind(tensor: torch.Tensor) -> list[Any]:
 def _example(kinds: Any, model: nn.Module) -> Example:
     """Zeros of the stored kinds, where the model is."""
     device = next((parameter.device for parameter in model.parameters()), None)
+    shapes = [tuple(whole(side, 1, MOST_NUMBERS) for side in shape) for shape, _ in _values(kinds)]
+    if sum(map(math.prod, shapes)) > MOST_NUMBERS:
+        raise ValueError(f"an input of more than {MOST_NUMBERS:,} numbers")
+    tensors = [
+        torch.zeros(shape, dtype=DTYPES[f"torch.{dtype}"], device=device)
+        for shape, (_, dtype) in zip(shapes, _values(kinds), strict=True)
+    ]
+    return dict(zip(kinds, tensors, strict=True)) if isinstance(kinds, dict) else tuple(tensors)
 
-    def zeros(shape: list[int], dtype: str) -> torch.Tensor:
-        return torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
 
-    if isinstance(kinds, dict):
-        return {name: zeros(*kind) for name, kind in kinds.items()}
-    return tuple(zeros(*kind) for kind in kinds)
+def _values(kinds: Any) -> list[Any]:
+    return list(kinds.values() if isinstance(kinds, dict) else kinds)

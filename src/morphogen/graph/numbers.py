@@ -195,6 +195,7 @@ class Numbers(TorchFunctionMode):
         self._first: torch.Tensor | None = None
         self._given: list[tuple[int, ...]] = []
         self._known: dict[int, tuple[torch.Tensor, tuple[int, int] | str]] = {}
+        self._bodies: dict[types.FunctionType, types.FunctionType] = {}
         self.equal: Equal = []
         self.values: list[Number] = []
 
@@ -234,7 +235,7 @@ class Numbers(TorchFunctionMode):
             self._open.append(func)
             try:
                 with self:
-                    return _body(func)(*args, **kwargs)
+                    return self._body(func)(*args, **kwargs)
             finally:
                 self._open.pop()
         number = len(self._given)
@@ -247,6 +248,11 @@ class Numbers(TorchFunctionMode):
             if isinstance(tensor, torch.Tensor):
                 self._known[id(tensor)] = tensor, (number, output)  # kept, so that its id is not given to another
         return result
+
+    def _body(self, function: types.FunctionType) -> types.FunctionType:
+        if function not in self._bodies:
+            self._bodies[function] = _body(function)
+        return self._bodies[function]
 
     def _shape(self, tensor: torch.Tensor, shape: Any, dim: int | None = None) -> Any:
         """A shape, or one size of it, that remembers the tensor."""

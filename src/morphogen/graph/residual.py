@@ -66,21 +66,30 @@ class Residual:
         return Residual(self.writers | other.writers, self.bottlenecks + other.bottlenecks)
 
 
-def residual_branches(program: torch.export.ExportedProgram, names: dict[str, str]) -> dict[str, Residual | None]:
-    """For each module of the program, its residual branches, or None where it is not made of such.
+class Branches:
+    """The residual branches of the modules of an exported program, each looked for when it is asked for."""
 
-    Args:
-        program: the dense network in evaluation mode.
-        names: the model's parameters by the names of the program's inputs.
-    """
-    inside: dict[str, list[torch.fx.Node]] = {}
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            for path, _ in (node.meta.get("nn_module_stack") or {}).values():
-                if path:
-                    inside.setdefault(path, []).append(node)
-    inputs = frozenset(map(str, program.graph_signature.user_inputs))
-    return {path: _Branches(nodes, names, inputs).found() for path, nodes in inside.items()}
+    def __init__(self, program: torch.export.ExportedProgram, names: dict[str, str]):
+        """`program` is the dense network in evaluation mode, `names` its parameters by the program's names."""
+        self._names = names
+        self._inputs = frozenset(map(str, program.graph_signature.user_inputs))
+        self._inside: dict[str, list[torch.fx.Node]] = {}
+        for node in program.graph.nodes:
+            if node.op == "call_function":
+                for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+                    if path:
+                        self._inside.setdefault(path, []).append(node)
+
+    def within(self, path: str) -> Residual | None:
+        """The branches that a module adds to its own input; None where it is not made of such."""
+        return self._of(path).found() if path in self._inside else None
+
+    def whole(self, path: str) -> Residual | None:
+        """A module that is a branch itself, whose output its caller adds; None where it does not end in a layer."""
+        return self._of(path).whole() if path in self._inside else None
+
+    def _of(self, path: str) -> _Branches:
+        return _Branches(self._inside[path], self._names, self._inputs)
 
 
 class _Branches:
@@ -90,9 +99,18 @@ class _Branches:
         self.nodes, self.names, self.inputs = nodes, names, inputs
         self.own = set(nodes)
 
+    def whole(self) -> Residual | None:
+        """What the module returns, as a branch."""
+        leaving = self._leaving()
+        written = self._writer(leaving[0]) if len(leaving) == 1 else None
+        return Residual(written, (self._bottlenecks(leaving[0]),)) if written else None
+
+    def _leaving(self) -> list[torch.fx.Node]:
+        return [node for node in self.nodes if any(user not in self.own for user in node.users)]
+
     def found(self) -> Residual | None:
         """All branches between the module's input and its output."""
-        leaving = [node for node in self.nodes if any(user not in self.own for user in node.users)]
+        leaving = self._leaving()
         if len(leaving) != 1:
             return None
         walked = self._along(leaving[0])

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..dense.bypass import Bypass
 from ..dense.double import double
+from ..dense.subnet import HandsOn
 from ..machine.placement import on_cpu
 from ..machine.private import is_fake, tree_flatten, tree_leaves, tree_unflatten
 
 
 @on_cpu
-def can_be_silent(
-    block: nn.Module, arguments: tuple[Any, Any], passes: tuple[int, ...], writers: Iterable[str]
-) -> bool:
-    """Whether a block hands its input on, exactly, when its writers are zero.
+def can_be_silent(block: nn.Module, arguments: tuple[Any, Any], hands_on: HandsOn, writers: Iterable[str]) -> bool:
+    """Whether a block, when its writers are zero, returns exactly what it hands on when it is out.
 
     An activation behind the sum (a ResNet's ReLU) leaves what a block of the same kind returned as it is, so the
     input is what the block itself, with its weights, returns.
@@ -25,7 +25,7 @@ def can_be_silent(
     Args:
         block: on fake tensors.
         arguments: what it is called with: positional and keyword arguments, fake tensors.
-        passes: as in `BlockStack`.
+        hands_on: as in `BlockStack`.
         writers: names of its parameters.
     """
     generator = torch.Generator().manual_seed(0)
@@ -54,14 +54,16 @@ def can_be_silent(
                 args, kwargs = tree_unflatten(leaves, form)
                 return tree_leaves(module(*args, **kwargs))
 
-            for slot, value in zip(passes, run(), strict=True):
-                if slot >= 0:
-                    leaves[slot] = value
+            if not hands_on.zero:
+                for slot, value in zip(hands_on.passes, run(), strict=True):
+                    if slot >= 0:
+                        leaves[slot] = value
             for name in writers:
                 module.get_parameter(name).zero_()
-            expected: list[Any] = [None if slot < 0 else leaves[slot] for slot in passes]
+            args, kwargs = tree_unflatten(leaves, form)
+            expected = tree_leaves(Bypass(hands_on)(*args, **kwargs))
             return all(
-                torch.allclose(a, b, atol=1e-9) if isinstance(b, torch.Tensor) else a == b
+                torch.allclose(a, b, atol=1e-9) if isinstance(b, torch.Tensor) else b is None or a == b
                 for a, b in zip(run(), expected, strict=True)
             )
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError):

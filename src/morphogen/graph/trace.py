@@ -30,18 +30,21 @@ from ..dense.subnet import (
 )
 from ..errors import TraceError, first_line
 from ..machine.private import tree_leaves, tree_map
+from .alike import drop_path_of
 from .groups import Groups, derive_groups
 from .norms import batch_norms
 from .numbers import Attribute, Numbers
+from .outputs import Outputs, check_outputs
 from .refusals import cannot_export, check_model, warn_of_hooks
-from .residual import residual_branches
+from .residual import Branches
+from .rules.table import OF_INPUT
 from .slots import Axis
-from .stacks import drop_path_of, find_stacks
-from .walk import TracedCall, Walk, without_rule
+from .stacks import find_stacks
+from .walk import EXCLUDED, TracedCall, Walk, without_rule
 
 
 @torch.inference_mode(False)  # its tensors could not be saved for a backward pass
-def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) -> Network:
+def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), outputs: Outputs = None) -> Network:
     """Find what of a model can change size: its channel groups, its block stacks, its resolution.
 
     The model is untouched: what is read is a double of it, whose tensors have no values. The double is exported in
@@ -59,12 +62,16 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
             keyword arguments. Only shapes, dtypes and devices matter.
         exclude: module paths to leave whole, such as `("layer4", "fc")`; ops inside need no rule, and blocks
             inside do not leave.
+        outputs: those that matter, by name, key or position (`"logits"`, `0`, `["loss", "decoder.logits"]`): what a
+            loss or a metric reads keeps its size. The others come out at the size that runs. By default all matter,
+            but for hidden states, attentions and caches beside others, and the last hidden state, what is pooled from
+            it, and embeddings beside a loss, logits, predictions or a sample.
 
     Returns:
         The network with its groups; all of it alive.
 
     Raises:
-        TraceError: the model cannot be exported or copied, or an excluded path does not exist.
+        TraceError: the model cannot be exported or copied, or an excluded path or an output does not exist.
     """
     check_model(model, exclude)
     exclude = tuple(exclude)
@@ -72,13 +79,13 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
     for path in exclude:
         if path not in paths or not path:
             raise TraceError("no module to exclude", where=path or "''", expected="a path of model.named_modules()")
-    walk = Walk(model, exclude)
+    walk = Walk(model, exclude, outputs)
     fake, program, numbers = _first_export(model, example)
     if not fake.hooks:
         warn_of_hooks(model)
     forward = {False: walk.read(program, numbers)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
-    branches, norms = residual_branches(program, parameters), batch_norms(program, walk.named_inputs(program))
+    branches, norms = Branches(program, parameters), batch_norms(program, walk.named_inputs(program))
     try:
         program, numbers = _export(fake, example, training=True)
     except TraceError as error:
@@ -87,6 +94,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=3)
     else:
         forward[True] = walk.read(program, numbers)
+    check_outputs(walk.outputs, outputs)
     tensors = walk.tensors()
     derived = derive_groups(walk.slots, tensors, walk.counting.attributes, walk.parameters)
     layouts = _Layouts(derived.number)
@@ -103,9 +111,9 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
             if name not in walk.plain or any(axis is not None for axis in layout.axes)
         },
         attributes=tuple(
-            layouts.attributes(model, [c for calls in forward.values() for c in calls], walk.counting.attributes)
+            layouts.attributes(model, [c for calls, _ in forward.values() for c in calls], walk.counting.attributes)
         ),
-        paths=tuple(ForwardPath(mode, tuple(map(layouts.call, calls))) for mode, calls in forward.items()),
+        paths=tuple(ForwardPath(mode, tuple(map(layouts.call, c)), free) for mode, (c, free) in forward.items()),
         resolution=_resolution(example),
         fixed_blocks=fixed_blocks,
         drop_path=tuple(drop for drop in drop_path_of(model) if not within(drop.path, inside)),
@@ -115,7 +123,13 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = ()) ->
         norms=norms,
         layers=tuple(walk.layers),
     )
-    return Network(model, structure, fake)
+    network = Network(model, structure, fake)
+    found = network.extent
+    if found.share > 1 / 2 and not structure.unread and found.reason not in (EXCLUDED, OF_INPUT):
+        aside = len(walk.outputs) > 1 and found.reason in map(str, walk.outputs)
+        todo = ". Name the outputs that matter with outputs=..., and the others come out narrower" if aside else ""
+        warnings.warn(f"less than half of the model can change its width: {found}{todo}", stacklevel=3)
+    return network
 
 
 def _without_excluded(

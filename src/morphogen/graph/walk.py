@@ -21,9 +21,13 @@ from ..machine.private import ConvBase, OpOverload, tree_leaves, tree_map
 from .counting import Counting
 from .groups import TracedTensor
 from .numbers import Attribute, Dim, Numbers
+from .outputs import Output, Outputs, mattering, outputs_of
 from .refusals import immovable
 from .rules import LAYERS, Axes, Call, Rule, Value, rule_of
 from .slots import Axis, Slots
+
+EXCLUDED = "excluded by the user"
+"""Why what the user named stays whole."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,11 @@ class TracedCall:
 class Walk:
     """Walks exported graphs of one model, which share the slots of its parameters and buffers."""
 
-    def __init__(self, model: nn.Module, exclude: tuple[str, ...]):
+    def __init__(self, model: nn.Module, exclude: tuple[str, ...], outputs: Outputs = None):
         self.slots = Slots()
-        self.model, self.exclude = model, exclude
+        self.model, self.exclude, self._asked = model, exclude, outputs
+        self.outputs: list[Output] = []
+        """Those of all graphs read so far."""
         self.layers = {path: LAYERS[type(m)] for path, m in model.named_modules() if type(m) in LAYERS and path}
         """Layers with a rule of their own, by path."""
         self.roles: dict[str, Role] = {}
@@ -66,7 +72,7 @@ class Walk:
             if owner == name:
                 self.values[name] = self._value(name, tensor, model.get_submodule(name.rpartition(".")[0]))
                 if any(name.startswith(path + ".") for path in exclude):
-                    self.fix(self.values[name], "excluded by the user")
+                    self.fix(self.values[name], EXCLUDED)
         self._fix_immovable({name: t for name, t in named_tensors(model).items() if name not in self.plain})
 
     def _value(self, name: str, tensor: torch.Tensor, owner: nn.Module) -> Value:
@@ -121,8 +127,8 @@ class Walk:
             self.slots.fix(axis, reason)
 
     @on_cpu
-    def read(self, program: torch.export.ExportedProgram, numbers: Numbers) -> list[TracedCall]:
-        """Collect the ties of one exported graph; returns its ops."""
+    def read(self, program: torch.export.ExportedProgram, numbers: Numbers) -> tuple[list[TracedCall], frozenset[int]]:
+        """Collect the ties of one exported graph; returns its ops, and which outputs do not matter."""
         signature = program.graph_signature
         names = self.named_inputs(program)
 
@@ -138,11 +144,15 @@ class Walk:
         results = reading.graph(
             program.graph_module, [given(node) for node in program.graph.nodes if node.op == "placeholder"]
         )
-        for spec, result in zip(signature.output_specs, results, strict=True):
-            if spec.kind == OutputKind.USER_OUTPUT and isinstance(result, Value):
-                self.fix(result, "output of the model")
+        outputs = outputs_of(program)
+        self.outputs += outputs
+        matter = mattering(outputs, self._asked)
+        returned = [r for s, r in zip(signature.output_specs, results, strict=True) if s.kind == OutputKind.USER_OUTPUT]
+        for output, result in zip(outputs, returned, strict=True):
+            if output in matter and isinstance(result, Value):
+                self.fix(result, str(output))
         reading.compare()
-        return reading.calls
+        return reading.calls, frozenset(i for i, output in enumerate(outputs) if output not in matter)
 
 
 class _Reading:

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import CheckpointError, ConfigError
 from ..machine.files import replaced
 from ..run.run import Run
+from .hooks import saved_state
 
 FILE = "morphogen.pt"
 """In each folder of `accelerator.save_state`: the run, with its weights."""
@@ -49,7 +50,7 @@ def carry(accelerator: Accelerator, run: Run) -> None:
             raise CheckpointError(
                 "the folder holds no run of Morphogen", where=str(path), expected="one saved after carry(...)"
             )
-        run.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        run.load_state_dict(saved_state(path))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

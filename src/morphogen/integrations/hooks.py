@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..dense.fake import Example
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError, first_line
 from ..machine.private import tree_map
+from ..machine.reading import read_pickle
 from ..methods import Method
 from ..parts import Batch, Search
 from ..run.assembly import Assembly
+
+
+def saved_state(path: Path) -> dict[str, Any]:
+    """A state that `torch.save` wrote, on the CPU.
+
+    Raises:
+        CheckpointError: it is none, or a damaged one.
+    """
+    try:
+        state = read_pickle(path)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        return state
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read the state ({first_line(error)})", where=str(path)) from error
 
 
 def check_fits(method: Method) -> None:

@@ -21,7 +21,7 @@ from ..parts import Prune
 from ..run.attach import attach
 from ..run.run import Run
 from ..search.candidates import Probe
-from .hooks import LaterWeights, check_fits, moved
+from .hooks import LaterWeights, check_fits, moved, saved_state
 
 FILE = "morphogen.pt"
 """In each of the Trainer's checkpoints: the run, with its weights and the optimizer's moments."""
@@ -149,7 +149,7 @@ class MorphogenCallback(TrainerCallback):
             torch.save(self.run.state_dict(), file)
         if (path := folder / "optimizer.pt").exists():
             with replaced(path) as file:
-                torch.save(self._without_moments(torch.load(path, weights_only=True)), file)
+                torch.save(self._without_moments(saved_state(path)), file)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take out what is sparse, and what a method keeps in the model."""
@@ -216,7 +216,7 @@ def _saved(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
             expected="a checkpoint in output_dir that was saved with MorphogenCallback",
             todo="Move it there, or begin anew from its weights without resume_from_checkpoint",
         )
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return saved_state(path)
 
 
 def _penalise(run: Run) -> Callable[[], None]:

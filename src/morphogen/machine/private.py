@@ -46,6 +46,7 @@ __all__ = [
     "OpOverload",
     "backward_hook_tables",
     "compilations",
+    "compilations_allowed",
     "compiling",
     "forward_hook_tables",
     "forward_hooks",
@@ -89,6 +90,11 @@ def compiling(room: int) -> Iterator[None]:
     }
     with _compiler.patch(changed):
         yield
+
+
+def compilations_allowed() -> int:
+    """Of the same code, before PyTorch gives up."""
+    return _compiler.recompile_limit
 
 
 def more_compilations(count: int) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed
 
-from ..errors import TrainingError
+from ..errors import MorphogenError, TrainingError
 
 T = TypeVar("T")
 
@@ -39,6 +39,20 @@ def decided(value: T) -> T:
     values: list[Any] = [value]
     distributed.broadcast_object_list(values)
     return values[0]
+
+
+def decided_by_first(find: Callable[[], T]) -> T:
+    """What rank 0 finds, on every rank; raises what MorphogenError it raises, on every rank."""
+    found: tuple[T | None, MorphogenError | None] = None, None
+    if rank() == 0:
+        try:
+            found = find(), None
+        except MorphogenError as error:
+            found = None, error
+    value, refused = decided(found)
+    if refused is not None:
+        raise refused
+    return cast(T, value)
 
 
 def mean(tensor: torch.Tensor) -> torch.Tensor:

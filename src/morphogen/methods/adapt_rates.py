@@ -27,6 +27,7 @@ class AdaptRates(Method):
     most: float = 10.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.most < float("inf"):
             raise ConfigError("most out of range", where="AdaptRates", expected="at least 1", found=f"{self.most}")
 

@@ -62,6 +62,7 @@ class AutoProg(Method):
     scoring: str = "fitted"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.ratio <= 1 or self.stages < 2 or self.search_epochs < 1:
             raise ConfigError(
                 "out of range",
@@ -77,7 +78,7 @@ class AutoProg(Method):
             raise ConfigError(
                 "no such scoring", where="AutoProg", expected="fitted or literal", found=f"{self.scoring!r}"
             )
-        check_dimensions(self.dimensions, "AutoProg")
+        check_dimensions(self.dimensions, self.multiple_of, "AutoProg")
         check_adaptive(self.adaptive, "AutoProg")
         self.parts()
 
@@ -203,9 +204,10 @@ class Supernet(Method):
     multiple_of: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.ratio <= 1:
             raise ConfigError("ratio out of range", where="Supernet", expected="0 < ratio <= 1", found=f"{self.ratio}")
-        check_dimensions(self.dimensions, "Supernet")
+        check_dimensions(self.dimensions, self.multiple_of, "Supernet")
 
     def parts(self) -> Sequence[Part]:
         """A search that never decides."""

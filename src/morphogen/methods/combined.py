@@ -29,6 +29,7 @@ class Combined(Method):
     methods: tuple[Method, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.methods) < 2:
             raise ConfigError("nothing to combine", expected="two methods or more", found=f"{len(self.methods)}")
         each = [m for method in self.methods for m in (method.methods if isinstance(method, Combined) else [method])]

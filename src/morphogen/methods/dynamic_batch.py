@@ -35,6 +35,7 @@ class DynamicBatch(Method):
     scaling: Scaling = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _ = self.mini_batch  # checks the settings
 
     @property

@@ -52,6 +52,7 @@ class GrowOnce(Method):
     multiple_of: int = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         shares = {"width": self.width, "depth": self.depth, "resolution": self.resolution}
         check_growth("GrowOnce", 2, self.multiple_of, **shares)
         if not 0 < self.at < 1:

@@ -47,6 +47,7 @@ class NetworkExpansion(Method):
     multiple_of: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width is None and self.depth is None:
             object.__setattr__(self, "width", 0.5)
         check_growth("NetworkExpansion", self.stages, self.multiple_of, width=self.width, depth=self.depth)

@@ -45,6 +45,7 @@ class Prog(Method):
     adaptive: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.ratio <= 1 or self.stages < 1:
             raise ConfigError(
                 "out of range",

@@ -40,6 +40,7 @@ class Sparsifying(Method):
     proximal: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._policy((1,))
 
     def parts(self) -> Sequence[Part]:

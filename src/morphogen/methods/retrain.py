@@ -15,7 +15,7 @@ from ..run.part import Part
 from ..schedule.saved import SavedSchedule, shares_of
 from ..schedule.stages import Regularisation, Stage
 from ..search.candidates import describe
-from .method import Method, average_for
+from .method import Method, average_for, check_growth
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Retrain(Method):
 
     Attributes:
         file: `schedule.json`, as `morphogen train` and `compare` write it.
+        multiple_of: channel counts of another model are rounded to multiples of this, as the hardware likes them.
 
     Raises:
         ConfigError: no such file, or it is no schedule.
@@ -31,9 +32,12 @@ class Retrain(Method):
     """
 
     file: str = "schedule.json"
+    multiple_of: int = 8
     saved: SavedSchedule = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_growth("Retrain", 1, self.multiple_of)
         object.__setattr__(self, "saved", SavedSchedule.load(Path(self.file)))
         self.parts()
 
@@ -57,7 +61,7 @@ class Retrain(Method):
         saved = self.saved
         table = depth_named(saved.settings["depth_operator"]).table
         try:
-            stages = saved.for_network(network, epochs, table)
+            stages = saved.for_network(network, epochs, table, self.multiple_of)
         except (ConfigError, SubNetworkError) as error:
             raise ConfigError(f"this model cannot follow the schedule ({error})", where=self.file) from error
         if network.dense != saved.dense:

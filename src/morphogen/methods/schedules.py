@@ -43,6 +43,7 @@ class ProgressiveResizing(Method):
     stages: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.ratio <= 1 or self.stages < 1:
             raise ConfigError(
                 "out of range",
@@ -101,12 +102,11 @@ class EfficientTrain(Method):
         Raises:
             ConfigError: too few epochs, or a model that takes no images.
         """
-        sizes = [side / 224 for side, _ in self._curriculum]
         try:
-            pixels = [prod(network.subnetwork(resolution=size).resolution or (1,)) for size in sizes]
+            sizes = [network.subnetwork(resolution=side / 224).resolution or (1, 1) for side, _ in self._curriculum]
         except SubNetworkError as error:
             raise ConfigError(str(error), where="EfficientTrain") from error
-        lengths = [tenths / each for (_, tenths), each in zip(self._curriculum, pixels, strict=True)]
+        lengths = [tenths / prod(size) for (_, tenths), size in zip(self._curriculum, sizes, strict=True)]
         starts = starts_by_ratio(epochs, lengths)
         return growth(network, starts, epochs, resolution=sizes, who="EfficientTrain")
 
@@ -131,6 +131,7 @@ class StackBERT(Method):
     depth_operator: str | DepthOperator = "stack"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         depth_named(self.depth_operator)
 
     def parts(self) -> Sequence[Part]:
@@ -171,6 +172,7 @@ class ProgStack(Method):
     horizon: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.parts()
 
     def parts(self) -> Sequence[Part]:
@@ -220,6 +222,7 @@ class Net2Net(Method):
     operator: str | GrowthOperator = field(default="net2net", init=False, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_growth("Net2Net", self.stages, self.multiple_of, width=self.width)
         if not 0 <= self.noise < inf:
             raise ConfigError("noise out of range", where="Net2Net", expected="noise >= 0", found=f"{self.noise}")
@@ -273,6 +276,7 @@ class Bert2BERT(Method):
     multiple_of: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_growth("Bert2BERT", self.stages, self.multiple_of, width=self.width, depth=self.depth)
         self.parts()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,15 +12,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..dense.assign import assign
 from ..dense.fake import drop_caches, has_own_arithmetic, tensor_named
 from ..dense.network import Network, set_attributes, set_buffers
 from ..dense.subnet import SubNetwork, within
+from ..dense.whole import about_to_write, overwrite, whole
 from ..errors import MorphError
 from ..machine.averages import inside
-from .assign import assign, copy
-from .blocks import entering_blocks
+from .blocks import Entering, entering_blocks
 from .drop_path import lay_out_drop_path
-from .entry import DepthOperator, depth_named
+from .entry import DepthGrowth, DepthOperator, depth_named
 from .exchange import add_factors, averaged_blocks, exchange, tensors_of
 from .growth import GrowthOperator, WidthGrowth, named
 from .optimizer import begin_together, carried_state, check_optimizers
@@ -112,7 +113,7 @@ def morph(
     Raises:
         SubNetworkError: `target` is not a part of this network.
         MorphError: the model cannot run at that size, or the optimizer or EMA cannot follow. Nothing has
-            been changed then.
+            been changed then, nor after whatever else is raised; a signal such as Ctrl-C waits until all is done.
     """
     start = time.perf_counter()
     network.check(target)
@@ -122,10 +123,29 @@ def morph(
     restarted = None if momentum is None else averaged(_as_list(momentum, nn.Module, "momentum")[0], network.model)
     entering = list(entering_blocks(network, network.current, target))
     check_operator(growth.momentum and restarted is None, growth.silent, entering, depth_operator)
+    trees = [network.model, *averages] if restarted is None else [network.model, *averages, restarted]
+    change = partial(_change, network, target, entering, optimizers, trees, restarted, fill, growth, generator)
+    receipt = whole(change, network, *optimizers, *trees, generator)
+    return replace(receipt, seconds=time.perf_counter() - start)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _change(
+    network: Network,
+    target: SubNetwork,
+    entering: list[Entering],
+    optimizers: list[Optimizer],
+    trees: list[nn.Module],
+    restarted: nn.Module | None,
+    fill: WidthGrowth,
+    growth: DepthGrowth,
+    generator: torch.Generator | None,
+) -> Receipt:
+    """Plan every edit, then make them; see `morph`."""
     structure, current, model = network.structure, network.current, network.model
     leaving = tuple(path for path in structure.absent(target) if path not in network.outside)
     maps, above = map_tensors(network, current, target), blocks_above(network, target)
-    trees = [model, *averages] if restarted is None else [model, *averages, restarted]
     outside = tensors_of(network.outside)
     parameters = {p: name for name, p in outside.items() if isinstance(p, nn.Parameter)}
     parameters |= {parameter: name for name, parameter in model.named_parameters()}
@@ -135,53 +155,43 @@ def morph(
     for tree in trees:
         _check_tree(tree, model, maps)
     try_out(network, target)
-    with torch.inference_mode(False), torch.no_grad():
-        unfold = fold_factors(trees, optimizers)
-        try:
-            values = compute_values(network, target, maps, entering, fill, growth, restarted, above, generator)
-            edits = [
-                edit
-                for name, value in values.staying.items()
-                for tensor in [tensor_named(model, name)]
-                for edit in _plan(
-                    maps.get(name),
-                    tensor,
-                    value,
-                    optimizers,
-                    trees[1:],
-                    fill_of(network, name, tensor, fill),
-                    above,
-                )
-            ]
-            copies = [averaged_blocks(network, entering, values.entering, tree) for tree in trees[1:]]
-        except BaseException:
-            unfold()
-            raise
-        for edit in edits:  # from here on nothing is computed, so nothing can fail halfway
-            edit()
-        exchange(network, entering, leaving, values.entering, trees, copies, optimizers)
-        if entering:
-            begin_together(optimizers)
-        before, network.current = current, target
-        for tree in trees:
-            set_buffers(tree, network, target, values.buffers)
-            set_attributes(tree, network, target)
-            drop_caches(tree)
-        if before.blocks != target.blocks:  # rates of the loop's own stay where they are
-            lay_out_drop_path(network)
-        if growth.rezero:
-            for block in entering:
-                add_factors(block, trees, optimizers)
-        if restarted is not None:
-            _restart(restarted, model)
+    fold_factors(trees, optimizers)
+    values = compute_values(network, target, maps, entering, fill, growth, restarted, above, generator)
+    edits = [
+        edit
+        for name, value in values.staying.items()
+        for tensor in [tensor_named(model, name)]
+        for edit in _plan(
+            maps.get(name), tensor, value, optimizers, trees[1:], fill_of(network, name, tensor, fill), above
+        )
+    ]
+    copies = [averaged_blocks(network, entering, values.entering, tree) for tree in trees[1:]]
+    for edit in edits:  # from here on nothing is computed, so nothing should fail halfway
+        edit()
+    exchange(network, entering, leaving, values.entering, trees, copies, optimizers)
+    if entering:
+        begin_together(optimizers)
+    network.current = target
+    for tree in trees:
+        set_buffers(tree, network, target, values.buffers)
+        set_attributes(tree, network, target)
+        drop_caches(tree)
+    if current.blocks != target.blocks:  # rates of the loop's own stay where they are
+        lay_out_drop_path(network)
+    if growth.rezero:
+        for block in entering:
+            add_factors(block, trees, optimizers)
+    if restarted is not None:
+        _restart(restarted, model)
     changes = {name: Change(tensor_named(model, name), change) for name, change in maps.items()}
     entered = {name: tensor_named(model, name) for name in values.entering}
-    return Receipt(before, target, changes, entered, leaving, time.perf_counter() - start)
+    return Receipt(current, target, changes, entered, leaving, 0.0)
 
 
 def _restart(momentum: nn.Module, model: nn.Module) -> None:
     """The momentum network begins anew as the model is."""
     theirs = dict([*momentum.named_parameters(), *momentum.named_buffers()])
+    about_to_write(theirs.values())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         theirs[name].copy_(tensor)
 
@@ -197,7 +207,7 @@ def _plan(
 ) -> list[Callable[[], None]]:
     """All edits that bring one tensor, its gradient, its moments and its averages to the new size."""
     if change is None:  # another value of the same size
-        return [partial(copy, tensor, new)]
+        return [partial(overwrite, tensor, new)]
     # A gradient belongs to entries; interpolated ones are others.
     grad = None if tensor.grad is None or change.regrids else change.carry(tensor.grad)
     edits: list[Callable[[], None]] = [partial(assign, tensor, new, grad)]

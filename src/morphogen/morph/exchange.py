@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..dense.bypass import bypass, replace_module
+from ..dense.assign import assign
+from ..dense.bypass import Bypass, replace_module
 from ..dense.double import double, named_tensors
 from ..dense.fake import tensor_named
 from ..dense.network import Network
-from .assign import assign
 from .blocks import Entering
 from .optimizer import append, enter, leave
 from .rezero import FACTOR, add_factor
@@ -86,10 +86,10 @@ def exchange(
             replace_module(tree, block.path, blocks[block.path].train(tree.training))
     gone: dict[str, nn.Module] = {}
     for stack in network.stacks:
-        for path in stack.blocks:
+        for path, hands_on in stack.places:
             if path in leaving:
                 for tree in trees:
-                    stand_in = bypass(stack)
+                    stand_in = Bypass(hands_on)
                     module = replace_module(tree, path, stand_in)
                     stand_in.training = module.training
                     if tree is model:

@@ -6,13 +6,13 @@ stage lasts; then it is multiplied into the layer's weight and bias, and nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..dense.whole import overwrite
 from ..machine.private import forward_hooks
 from .optimizer import remove
 
@@ -35,17 +35,13 @@ def _scale(layer: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
     return output * factor.to(output.dtype)
 
 
-def fold_factors(trees: Iterable[nn.Module], optimizers: Iterable[Optimizer]) -> Callable[[], None]:
+def fold_factors(trees: Iterable[nn.Module], optimizers: Iterable[Optimizer]) -> None:
     """Multiply every factor into its layer and take it out; the function stays the same.
 
     Args:
         trees: the model, and averaged copies of it.
         optimizers: they lose the factors.
-
-    Returns:
-        A function that undoes it, for a morph that is refused afterwards.
     """
-    undo: list[Callable[[], object]] = []
     gone: set[int] = set()
     for layer in (layer for tree in trees for layer in tree.modules() if has_factor(layer)):
         factor = layer._parameters[FACTOR]
@@ -54,33 +50,18 @@ def fold_factors(trees: Iterable[nn.Module], optimizers: Iterable[Optimizer]) ->
         for name in ("weight", "bias"):
             tensor = layer._parameters.get(name)
             if tensor is not None:
-                undo += [
-                    partial(tensor.data.copy_, tensor.detach().clone()),
-                    partial(setattr, tensor, "grad", tensor.grad),
-                ]
-                tensor.data.mul_(factor.detach())
+                overwrite(tensor, tensor.detach() * factor.detach())
                 tensor.grad = None
                 gone.add(id(tensor))
         del layer._parameters[FACTOR]
-        undo.append(partial(layer.register_parameter, FACTOR, factor))
         (key,) = (key for key, hook in forward_hooks(layer).items() if hook is _scale)
         del forward_hooks(layer)[key]
-        undo.append(partial(layer.register_forward_hook, _scale))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             # The moments of a weight that is scaled are of another scale: it begins without, like the new it is.
             for parameter in [p for p in group["params"] if id(p) in gone and p in optimizer.state]:
-                undo.append(partial(optimizer.state.__setitem__, parameter, optimizer.state.pop(parameter)))
-            for key in ("params", "param_names"):
-                if key in group:
-                    undo.append(partial(group[key].__setitem__, slice(None), list(group[key])))
+                del optimizer.state[parameter]
             remove(group, {id(p) for p in group["params"] if p.ndim == 0 and id(p) in gone})
-
-    def restore() -> None:
-        for step in undo:
-            step()
-
-    return restore
 
 
 def has_factor(layer: nn.Module) -> bool:

@@ -63,7 +63,7 @@ class Average(Part):
             warnings.warn(
                 "the momentum network did not come with the state that was loaded: new blocks are taken from the "
                 "weights; optimizer.state_dict(), or run.state_dict(), has it",
-                stacklevel=4,
+                stacklevel=7,
             )
             with self.run.own_state():
                 self.network = MomentumNetwork(self.run.network.model, 0.0)
@@ -129,6 +129,8 @@ class Average(Part):
             raise KeyError("decay, state or buffers of the momentum network")
 
         counted = None if state.get("counted") is None else int(state["counted"])
+        if (counted or 0) < 0 or (saved is not None and not 0 <= float(saved["decay"]) < 1):
+            raise ValueError("steps, or a decay, out of range")
 
         def load() -> None:
             self._counted = counted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -93,8 +94,10 @@ class Batching:
     @staticmethod
     def checked(state: Mapping[str, Any]) -> tuple[int, float, SubNetwork | None]:
         """What `go_on_from` takes, of a state."""
-        present = state["present"]
-        return int(state["size"]), float(state["factor"]), None if present is None else SubNetwork.from_dict(present)
+        present, size, factor = state["present"], int(state["size"]), float(state["factor"])
+        if size < 1 or not 0 < factor < math.inf:
+            raise ValueError(f"a batch of {size} images, a factor of {factor}")
+        return size, factor, None if present is None else SubNetwork.from_dict(present)
 
     def go_on_from(self, size: int, factor: float, present: SubNetwork | None) -> None:
         """Go on from there."""

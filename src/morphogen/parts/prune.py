@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -72,7 +73,8 @@ class Prune(Part):
         self._reconfigure(self._epochs)
 
     def _reconfigure(self, epoch: int) -> None:
-        if any(self.run.epoch < at <= epoch for at in self.policy.at):
+        # A run that is joined late has penalised nothing yet: zeros are those of an initialisation.
+        if any(0 <= self.run.epoch < at <= epoch for at in self.policy.at):
             old = self.run.network.current
             left = decided(self.pruner.left())  # on another rank a rounding could differ
             if left != old:
@@ -126,6 +128,8 @@ class Prune(Part):
         left = SubNetwork.from_dict(state["left"])
         self.run.network.check(left)
         coefficient = None if state["coefficient"] is None else float(state["coefficient"])
+        if coefficient is not None and not 0 <= coefficient < math.inf:
+            raise ValueError(f"a coefficient of {coefficient}")
 
         def load() -> None:
             self.left, self.pruner.coefficient, self._skipped = left, coefficient, True

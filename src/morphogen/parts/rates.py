@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -67,6 +68,12 @@ class Rates(Part):
     def begin_epoch(self, epoch: int) -> None:
         """What the morph has added is born."""
         self._step = 0
+        if epoch > 0 and not self._rates:
+            warnings.warn(
+                f"the run is joined in epoch {epoch}, and the learning rates before are not known; AdaptRates takes "
+                "them for those of the first step, so that what is new is scaled by less than it would be",
+                stacklevel=5,
+            )
         if self.run.receipt is not None and epoch > 0:
             self._follow(self.run.receipt, epoch / self.run.epochs)
 
@@ -158,6 +165,8 @@ class Rates(Part):
         births = list(map(float, state["births"]))
         rates = {str(group): list(map(float, of_group)) for group, of_group in state["rates"].items()}
         step, young = int(state["step"]), {str(name): ages for name, ages in (state["young"] or {}).items()}
+        if step < 0 or any(not 0 <= birth < 1 for birth in births):
+            raise ValueError("a step, or a birth, out of range")
         if any(ages.dtype != torch.uint8 or int(ages.max()) > len(births) for ages in young.values()):
             raise ValueError("ages of entries that were never born")
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..dense.fake import tensor_named
 from ..dense.network import Network
+from ..dense.whole import overwrite
 from ..machine.ranks import spread
 from ..morph.commit import averaged
 
@@ -59,10 +60,10 @@ def revive(network: Network, dense: Mapping[str, torch.Tensor], copies: Iterable
             fresh = torch.randn_like(weight, dtype=was.dtype)
             by_filter = [-1 if dim == axis else 1 for dim in range(weight.ndim)]
             fresh *= (was / _norms(fresh, axis)).view(by_filter)
-            weight.copy_(torch.where(empty.view(by_filter), fresh.to(weight.dtype), weight))
+            overwrite(weight, torch.where(empty.view(by_filter), fresh.to(weight.dtype), weight))
             spread([weight])
             for copy in copies:
-                tensor_named(averaged(copy, network.model), name).copy_(weight)
+                overwrite(tensor_named(averaged(copy, network.model), name), weight)
     if filled:
         _tell(filled, "They begin anew at random, at the norm they had")
     if frozen:

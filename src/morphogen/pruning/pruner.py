@@ -18,8 +18,8 @@ from .policy import Pruning
 from .proximal import ADAPTIVE, check_known, proximal_steps
 from .sparsity import sparse_part
 
-SHORT = 0.05
-"""By so much more of the FLOPs than wanted a network may end without a warning."""
+FAR = 0.05
+"""By so much more or less of the FLOPs than wanted a network may end without a warning."""
 
 NEAR = 64
 """Nodes of a loss's graph, from the loss on, that are looked through for a penalty: it is added last."""
@@ -103,15 +103,21 @@ class Pruner:
 
     def steer(self, left: SubNetwork, epoch: int) -> None:
         """Set the coefficient by what a reconfiguration before an epoch has left of the dense network."""
-        if self.coefficient and self.policy.target is not None:
+        if self.coefficient is not None and self.policy.target is not None:
             share = cost(self.network, left).forward / cost(self.network, self.network.dense).forward
             self.coefficient = self.policy.steered(self.coefficient, share, epoch)
-            if epoch == self.policy.at[-1] and share > self.policy.target + SHORT:
-                warnings.warn(
-                    f"the penalty ends with {share:.0%} of the FLOPs left, and {self.policy.target:.0%} were wanted; "
-                    "a larger ratio, or a longer run, prunes more",
-                    stacklevel=5,
-                )
+            if epoch == self.policy.at[-1]:
+                self._compare(share, self.policy.target)
+
+    @staticmethod
+    def _compare(share: float, target: float) -> None:
+        """Warn of a network that ends far from its target."""
+        if abs(share - target) > FAR:
+            todo = "a larger ratio, or a longer run, prunes more" if share > target else "a smaller ratio prunes less"
+            warnings.warn(
+                f"the penalty ends with {share:.0%} of the FLOPs left, and {target:.0%} were wanted; {todo}",
+                stacklevel=9,
+            )
 
     def left(self) -> SubNetwork:
         """The sub-network without what is sparse now."""
@@ -119,7 +125,7 @@ class Pruner:
             warnings.warn(
                 "the network is reconfigured, and no loss has been penalised yet; call run.penalised(loss).backward() "
                 "instead of loss.backward()",
-                stacklevel=4,
+                stacklevel=8,
             )
         policy = self.policy
         return sparse_part(self.network, policy.threshold, policy.multiple_of, folded=policy.folded)

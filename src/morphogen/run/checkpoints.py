@@ -4,6 +4,7 @@ network to that size where it is loaded."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +13,17 @@ from torch.optim import Optimizer
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, within
+from ..dense.whole import whole
 from ..errors import CheckpointError
 from ..machine.private import ASSIGNS
+from .moments import check_moments
 from .state import (
     FORMAT,
     bring_to,
     check_origin,
     describe,
     factors_in,
+    history_from,
     notes_of,
     prepared,
     progress_from,
@@ -61,9 +65,13 @@ class Followed:
                 setattr(first, KEY, notes)
 
     def _loads(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
+        if module is self._tree and not self._run.has_own_state:
+            whole(partial(self._come, module, state, prefix, metadata, *_), self._run)
+
+    def _come(
+        self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool, *_: Any
+    ) -> None:
         run = self._run
-        if module is not self._tree or run.has_own_state:
-            return
         if module is run.network.model and not run.ended and metadata.pop(ASSIGNS, False):
             raise CheckpointError(
                 "assign=True puts other parameters into the model than those that the optimizer trains",
@@ -79,6 +87,8 @@ class Followed:
                 target = subnetwork_from(run.network, notes["current"])
             else:
                 notes, target = None, _by_shapes(run, own)
+            if target is not None and target != run.network.current:
+                _check_fits(run.network, target, own, strict)
             load = _parts_from(run, notes) if module is run.network.model and not _is_there(run, notes) else None
         before = run.network.current
         _bring(run, target, factors_in(run.network, list(own)))
@@ -116,9 +126,11 @@ class FollowedOptimizer:
         }
 
     def _loads(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        if optimizer is self._optimizer and not self._run.has_own_state:
+            whole(partial(self._come, optimizer, state), self._run)
+
+    def _come(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         run = self._run
-        if optimizer is not self._optimizer or run.has_own_state:
-            return
         notes = state.get(KEY)
         if notes is None or notes.get("format") != FORMAT or not _is_of(run, notes):
             self._check_moments(state, [p for group in optimizer.param_groups for p in group["params"]])
@@ -168,7 +180,7 @@ class FollowedOptimizer:
             )
 
     def _check_moments(self, state: Mapping[str, Any], parameters: list[torch.Tensor]) -> None:
-        """PyTorch would take moments of any shape, and fail in the next step."""
+        """PyTorch would take moments of any shape and kind, and fail in the next step."""
         for number, entry in state.get("state", {}).items():
             for key, value in entry.items() if isinstance(entry, Mapping) else ():
                 if not isinstance(value, torch.Tensor) or value.ndim == 0 or not isinstance(number, int):
@@ -181,6 +193,10 @@ class FollowedOptimizer:
                         found=f"shape {tuple(value.shape)}",
                         todo="Load the model's state first, as it was saved together with this one",
                     )
+        for group in state.get("param_groups", []):
+            numbers = [number for number in group["params"] if number < len(parameters)]
+            entries = {f"parameter {n}": (state.get("state", {}).get(n), parameters[n]) for n in numbers}
+            check_moments(self._optimizer, entries)
 
 
 def _is_of(run: Run, notes: Mapping[str, Any]) -> bool:
@@ -211,7 +227,7 @@ def _parts_from(run: Run, notes: Mapping[str, Any] | None) -> Callable[[], None]
             )
         return None
     loads = prepared(run, notes["parts"])
-    history = [(int(epoch), subnetwork_from(run.network, data)) for epoch, data in notes["history"]]
+    history = history_from(run.network, notes)
     progress = progress_from(notes)
 
     def load() -> None:
@@ -251,6 +267,28 @@ def _by_shapes(run: Run, tensors: Mapping[str, torch.Tensor]) -> SubNetwork | No
             expected="a state of this run, or of the dense network",
         )
     return min(fitting, key=lambda each: misfits[each][1])
+
+
+def _check_fits(network: Network, subnetwork: SubNetwork, tensors: Mapping[str, torch.Tensor], strict: bool) -> None:
+    """Before the size changes: what PyTorch would refuse afterwards.
+
+    Raises:
+        CheckpointError: a tensor of another shape or kind; with `strict`, one that is missing or unknown.
+    """
+    where, missing = _misfit(network, subnetwork, tensors)
+    known = network.fake.dense.state_dict()
+    for name, tensor in tensors.items():
+        if name in known and where is None and tensor.is_complex() != known[name].is_complex():
+            where = name
+        if strict and where is None and name not in known and not factors_in(network, [name]):
+            where = name
+    if where is not None or (strict and missing):
+        raise CheckpointError(
+            "the state is not of the network that it says, or not all of it",
+            where=where or "",
+            expected="what model.state_dict() gave",
+            found="" if where else f"{missing} tensors less",
+        )
 
 
 def _misfit(network: Network, subnetwork: SubNetwork, tensors: Mapping[str, torch.Tensor]) -> tuple[str | None, int]:

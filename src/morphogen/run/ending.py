@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from ..dense.subnet import SubNetwork
+from ..machine.hook import Hook, take_off
 from ..machine.ranks import ranks
 from ..morph.entry import depth_named
 from .watch import Watch
@@ -71,7 +73,7 @@ class Ending:
         warnings.warn(
             f"the run ends in epoch {max(0, run.epoch)} of {run.epochs}, and the network is not at its full size "
             f"({compared(run.network.current, run.network.dense)}); run.end(grow=True) brings it there",
-            stacklevel=3,
+            stacklevel=5,
         )
 
     def check_size(self) -> None:
@@ -90,8 +92,28 @@ class Ending:
         self._forgotten.clear()
 
     def _end(self) -> None:
+        guessed = not self._watch.knows_length(self._run.steps_now)
         self._run.end()
         self._by_itself = True
+        if guessed and self.has_work:
+            self._look_for_more()
+
+    def _look_for_more(self) -> None:
+        """Warn, once, where a step follows the end of a run whose only epoch has a length that nobody has told."""
+        handles = list[RemovableHandle]()
+
+        def another(*_: Any) -> None:
+            take_off(handles)
+            if self._by_itself and not self._run.assembly.prunes:  # a pruned run tells it of the next loss
+                warnings.warn(
+                    f"{self._run.who}: the run has ended by itself when its model was first evaluated, after "
+                    f"{self._watch.steps} steps of its only epoch, and the epoch goes on; give "
+                    "attach(..., steps_per_epoch=...)",
+                    stacklevel=3,
+                )
+
+        hook = Hook(another, self)
+        handles += [optimizer.register_step_pre_hook(hook) for optimizer in self._run.followers[1]]
 
 
 def _say(messages: list[str]) -> None:

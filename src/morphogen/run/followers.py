@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
+from ..dense.whole import about_to_write
 from ..machine.parallel import wrap_anew
-from ..machine.ranks import check_same, spread
+from ..machine.ranks import check_same, ranks, spread
 from ..morph.commit import Receipt, morph
 from .assembly import Assembly
 from .values import parameter_names
@@ -66,6 +67,8 @@ class Followers:
         )
         # What the ranks filled each with its own random numbers becomes rank 0's.
         tensors = [t for tree in (*self.trees, *self.averages) for t in (*tree.parameters(), *tree.buffers())]
+        if ranks() > 1:
+            about_to_write(tensors)
         spread(tensors)
         check_same("the network after a morph", tensors, target.to_json())
         return receipt

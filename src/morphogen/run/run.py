@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from ..cost.memory import StepMemory
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, contains, intersection
+from ..dense.whole import whole
 from ..errors import ConfigError
 from ..morph.commit import Receipt, averaged
 from ..morph.drop_path import lay_out_drop_path
@@ -29,7 +31,7 @@ from .hooks import Hooks, check_free
 from .part import Part
 from .state import restore, state_of
 from .steps import Steps
-from .watch import Watch, whole
+from .watch import Watch, number_of
 
 if TYPE_CHECKING:
     from ..search.candidates import Probe
@@ -107,20 +109,10 @@ class Run:
             MorphError: see `morph`.
             TrainingError: see `search` and `wrap_anew`.
         """
-        if self.ended and whole(epoch) < self.epochs:
+        if self.ended and number_of(epoch) < self.epochs:
             raise ConfigError("the run is over", expected="a new one by morphogen.attach", found=f"epoch {epoch}")
         self._hooks.settle()
-        counts = any(part.counts_steps for part in self.assembly)
-        epoch = self._watch.checked(epoch, self.next_epoch(self.epoch), self.steps_now, matters=counts)
-        if self.ended:  # a script's epochs of its own behind the run's
-            self.ending.forget()
-            self._watch.begun(epoch)
-            return None
-        try:
-            self._begin(epoch)
-        except BaseException:
-            self._watch.state_was_loaded()  # it may be begun again
-            raise
+        whole(partial(self._begin, epoch), self)
         return self._receipt
 
     def penalised(self, loss: torch.Tensor) -> torch.Tensor:
@@ -159,25 +151,28 @@ class Run:
         if self.ended:
             check_free(self.network.model)
         self._hooks.settle()
+        whole(partial(self._end, grow), self)
+        return self._receipt
+
+    def _end(self, grow: bool) -> None:
         self._watch.check_rates()
         self.close()
         folds = any(map(has_factor, self.network.model.modules()))
         fold_factors(*self.followers)
         for part in self.assembly:
             part.end()
-        self._receipt, whole = None, self._intersection([part.final() for part in self.assembly])
-        target = whole if grow else intersection([self.network.current, whole])
+        self._receipt, final = None, self._intersection([part.final() for part in self.assembly])
+        target = final if grow else intersection([self.network.current, final])
         if target != self.network.current:
             self._morph(target, grows=grow)
             self.history.append((self.epochs, target))
-        if folds or self._receipt is not None:  # otherwise one rank may end the run alone, to save it
-            self.following.wrap_anew()
         self.ended = True
         self.ending.forget()
-        self._hooks.stop(keep_loading=target != whole)
-        if target != whole:
+        self._hooks.stop(keep_loading=target != final)
+        if target != final:
             self.ending.say_early()
-        return self._receipt
+        if folds or self._receipt is not None:  # otherwise one rank may end the run alone, to save it
+            self.following.wrap_anew()
 
     def follow(self, ema: nn.Module) -> None:
         """Change an averaged copy along from here on, which is at the network's present size.
@@ -211,6 +206,9 @@ class Run:
             CheckpointError: the state is damaged, or of another run; nothing is changed then.
         """
         self._follow_new_averages()
+        whole(partial(self._load, state), self)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
         restore(self, state)
         self.ending.forget()
         if self.ended:
@@ -280,6 +278,10 @@ class Run:
     def who(self) -> str:
         """The method's name, for messages."""
         return str(self.method)
+
+    def __repr__(self) -> str:
+        """In one line, what trains and how much of it can change."""
+        return f"{self.who}, {self.network!r}"
 
     @property
     def stages(self) -> list[Stage]:
@@ -405,6 +407,12 @@ class Run:
         return {**self._watch.progress(), "ended": self.ended}
 
     def _begin(self, epoch: int) -> None:
+        counts = any(part.counts_steps for part in self.assembly)
+        epoch = self._watch.checked(epoch, self.next_epoch(self.epoch), self.steps_now, matters=counts)
+        if self.ended:  # a script's epochs of its own behind the run's
+            self.ending.forget()
+            self._watch.begun(epoch)
+            return
         first, busy, self._receipt = self.epoch < 0, self.assembly.busy, None
         entered = [part.before_epoch(epoch) for part in self.assembly]
         scale, regularisation = self.network.drop_path_scale, self.regularisation(epoch)
@@ -416,7 +424,7 @@ class Run:
                 warnings.warn(
                     f"the run is joined at epoch {epoch}, whose stage is smaller than the model "
                     f"({compared(target, self.network.dense)}): what it has learnt beyond that is dropped",
-                    stacklevel=2,
+                    stacklevel=4,
                 )
             self._morph(target, grows=any(entered) or not contains(self.network.current, target))
         if any(entered) or self._receipt is not None or not self.history:
@@ -426,9 +434,9 @@ class Run:
             part.begin_epoch(epoch)
         if regularisation.drop_path != scale:
             lay_out_drop_path(self.network)
+        self._watch.begun(epoch, grew=self._receipt is not None and _grows(self._receipt))
         if self._receipt is not None or busy or self.assembly.busy:
             self.following.wrap_anew()
-        self._watch.begun(epoch, grew=self._receipt is not None and _grows(self._receipt))
 
     def _intersection(self, wanted: Sequence[SubNetwork]) -> SubNetwork:
         return intersection([self.network.dense, *wanted])

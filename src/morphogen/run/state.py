@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
-from ..errors import CheckpointError, ConfigError, SubNetworkError, first_line
+from ..dense.whole import overwrite
+from ..errors import CheckpointError, first_line
 from ..export.weights import check_tensors
 from ..morph.commit import averaged, morph
 from ..morph.exchange import put_factors
 from ..morph.rezero import FACTOR, has_factor
-from .values import as_data, check_optimizer, load_optimizer, load_tree, optimizer_state, tree_state
+from .moments import check_groups, check_moments
+from .values import as_data, check_equal, check_optimizer, load_optimizer, load_tree, optimizer_state, tree_state
 
 if TYPE_CHECKING:
     from .part import Part
     from .run import Run
 
 FORMAT = "morphogen run 2"
-
-DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, SubNetworkError)
-"""What reading a state raises that is not one."""
 
 
 def state_of(run: Run) -> dict[str, Any]:
@@ -68,10 +67,9 @@ def states_of(run: Run, without: Part | None = None) -> dict[str, Any]:
 
 def restore(run: Run, state: Mapping[str, Any]) -> None:
     """See `Run.load_state_dict`."""
-    with reading():
-        plan = _Plan(run, state)
-    with run.own_state():
-        plan.carry_out()
+    with reading(), run.own_state():
+        _Plan(run, state).carry_out()
+        check_equal(state, state_of(run))
 
 
 @contextmanager
@@ -79,7 +77,9 @@ def reading() -> Iterator[None]:
     """Whatever a damaged state raises is one kind of error."""
     try:
         yield
-    except DAMAGED as error:
+    except CheckpointError:
+        raise
+    except Exception as error:
         raise CheckpointError(
             f"the state of the run is damaged ({first_line(error)})", expected="what run.state_dict() gave"
         ) from error
@@ -118,7 +118,25 @@ def subnetwork_from(network: Network, data: Mapping[str, Any]) -> SubNetwork:
 def progress_from(state: Mapping[str, Any]) -> dict[str, float]:
     """Where a run is, see `Watch.progress`."""
     progress = {key: int(state["progress"][key]) for key in ("epoch", "steps", "usual", "wrong")}
-    return progress | {"peak": float(state["progress"].get("peak", 0.0))}
+    progress |= {"peak": float(state["progress"]["peak"])}
+    last = math.inf if state["progress"]["ended"] else state["epochs"] - 1
+    steps = [progress[key] for key in ("steps", "usual", "peak")]
+    if not (-1 <= progress["epoch"] <= last and all(0 <= number < math.inf for number in steps)):
+        raise CheckpointError(
+            "the state is of no place in this run",
+            expected=f"an epoch from -1 to {last}, and numbers of steps from 0",
+            found=f"{progress}",
+        )
+    return progress
+
+
+def history_from(network: Network, state: Mapping[str, Any]) -> list[tuple[int, SubNetwork]]:
+    """The stages so far, see `Run.history`."""
+    history = [(int(epoch), subnetwork_from(network, data)) for epoch, data in state["history"]]
+    starts = [epoch for epoch, _ in history]
+    if any(not 0 <= epoch <= state["epochs"] for epoch in starts):
+        raise CheckpointError("a stage of the state is at no epoch", expected="epochs of the run", found=f"{starts}")
+    return history
 
 
 def check_same_run(run: Run, state: Mapping[str, Any]) -> None:
@@ -242,6 +260,10 @@ def check_values(run: Run, subnetwork: SubNetwork, state: Mapping[str, Any]) -> 
     names = run.following.names
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         check_optimizer(optimizer, names, saved, whole=False)
+        weights = state["trees"][0]["state"]
+        check_groups(optimizer, [group["settings"] for group in saved["groups"]])
+        for group in saved["groups"]:
+            check_moments(optimizer, {n: (saved["state"].get(n), weights.get(n)) for n in group["parameters"]})
 
 
 def _prefix(tree: nn.Module, inner: nn.Module) -> str:
@@ -261,16 +283,18 @@ def check_origin(run: Run, state: Mapping[str, Any]) -> None:
             "the run that was saved had other parameters frozen",
             expected="the same requires_grad as when it was attached",
         )
-    _ = [(float(mean), float(std)) for mean, std in state["initial"].values()]
+    drawn = {name: (float(mean), float(std)) for name, (mean, std) in state["initial"].items()}
+    finite = all(math.isfinite(mean) and 0 <= std < math.inf for mean, std in drawn.values())
+    if drawn.keys() != run.network.initial.keys() or not finite:
+        raise CheckpointError("what new blocks are drawn from is damaged", expected="mean and deviation of each tensor")
 
 
 def take_origin(run: Run, state: Mapping[str, Any]) -> None:
     """What comes back of frozen parts and constant buffers, and what blocks that begin at random are drawn from."""
     network = run.network
     network.initial = {str(name): (float(mean), float(std)) for name, (mean, std) in state["initial"].items()}
-    with torch.no_grad():
-        for name, value in state["constants"].items():
-            network.constants[name].copy_(value)
+    for name, value in state["constants"].items():
+        overwrite(network.constants[name], value)
 
 
 class _Plan:
@@ -280,7 +304,7 @@ class _Plan:
         self.run, self.state, network = run, state, run.network
         check_same_run(run, state)
         self.current = subnetwork_from(network, state["current"])
-        self.history = [(int(epoch), subnetwork_from(network, data)) for epoch, data in state["history"]]
+        self.history = history_from(network, state)
         self.progress = progress_from(state)
         self.ended = bool(state["progress"]["ended"])
         self.factors = factors_in(network, list(state["trees"][0]["state"]))

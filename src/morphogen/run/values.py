@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..dense.subnet import SubNetwork
+from ..dense.whole import about_to_write
 from ..errors import CheckpointError
 
 
@@ -38,6 +39,7 @@ def tree_state(tree: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
 
 def load_tree(tree: nn.Module, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
     """The inverse of `tree_state`, in place."""
+    about_to_write([*tree.parameters(), *tree.buffers()])
     tree.load_state_dict(state["state"])
     buffers = dict(tree.named_buffers())
     with torch.no_grad():
@@ -86,9 +88,61 @@ def load_optimizer(optimizer: Optimizer, names: Mapping[nn.Parameter, str], stat
         for key, value in entry.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 optimizer.state[parameter][key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            elif isinstance(value, torch.Tensor):
+                optimizer.state[parameter][key] = value.to(optimizer.state[parameter][key].device, copy=True)
     for group, loaded in zip(groups, optimizer.param_groups, strict=True):
         group.update({key: value for key, value in loaded.items() if key not in ("params", "param_names")})
     optimizer.param_groups[:] = groups
+
+
+def check_equal(saved: Any, loaded: Any, where: str = "") -> None:
+    """Refuse a state that is not what has become of it: what was left out, added or turned into something else.
+
+    Raises:
+        CheckpointError: at the first place that differs.
+    """
+    if isinstance(saved, Mapping) and isinstance(loaded, Mapping):
+        flags = where.endswith(".settings")  # another release of PyTorch may have more of them
+        absent = [name for name in loaded if name not in saved and not (flags and loaded[name] in (None, True, False))]
+        for name in (*absent, *(name for name in saved if name not in loaded)):
+            raise _differs(
+                f"{where}.{name}", "as it was saved" if name in loaded else "nothing", "another key, or none"
+            )
+        for name, value in saved.items():
+            check_equal(value, loaded[name], f"{where}.{name}")
+    elif isinstance(saved, (list, tuple)) and isinstance(loaded, (list, tuple)):
+        if len(saved) != len(loaded):
+            raise _differs(where, f"{len(loaded)} entries", f"{len(saved)}")
+        for number, pair in enumerate(zip(saved, loaded, strict=True)):
+            check_equal(*pair, f"{where}.{number}")
+    elif isinstance(saved, torch.Tensor) and isinstance(loaded, torch.Tensor):
+        if (saved.shape, saved.dtype) != (loaded.shape, loaded.dtype) or not _same_bits(saved, loaded):
+            raise _differs(where, _kind(loaded), f"{_kind(saved)}, which does not fit")
+    elif isinstance(saved, torch.Tensor) or isinstance(loaded, torch.Tensor) or not _is_same(saved, loaded):
+        raise _differs(where, f"such as {loaded!r}", f"{saved!r}"[:80])
+
+
+def _is_same(saved: Any, loaded: Any) -> bool:
+    return (saved is None) == (loaded is None) and isinstance(saved, str) == isinstance(loaded, str) and saved == loaded
+
+
+def _same_bits(saved: torch.Tensor, loaded: torch.Tensor) -> bool:
+    bits = [t.detach().to(loaded.device).contiguous().view(-1).view(torch.uint8) for t in (saved, loaded)]
+    return torch.equal(*bits)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"shape {tuple(tensor.shape)}, {tensor.dtype}"
+
+
+def _differs(where: str, expected: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        "the state of the run is damaged, or not this run's",
+        where=where.lstrip("."),
+        expected=expected,
+        found=found,
+        todo="Load what run.state_dict() gave",
+    )
 
 
 def check_optimizer(

@@ -60,7 +60,7 @@ class Watch:
             ConfigError: no whole number from 0; an epoch again, or an earlier one, without a state that was loaded;
                 the epoch before was trained by an optimizer that the run does not know.
         """
-        number = whole(epoch)
+        number = number_of(epoch)
         self.check_rates()
         if not self._anew:
             self._check_training()
@@ -76,7 +76,7 @@ class Watch:
             warnings.warn(
                 f"epoch {number} is beyond the run's {self._epochs} epochs, counted from 0; the network stays as it is "
                 "(attach(..., epochs=...) sets the length)",
-                stacklevel=4,
+                stacklevel=5,
             )
         return number
 
@@ -137,6 +137,10 @@ class Watch:
         """Whether the last epoch is at work, or over."""
         return self.epoch == self._epochs - 1
 
+    def knows_length(self, told: int | None) -> bool:
+        """Whether `attach` or an epoch before has said how many steps an epoch has."""
+        return self._expected(told) > 0
+
     def _expected(self, told: int | None) -> int:
         return self.usual if told is None or self._wrong else told
 
@@ -153,7 +157,7 @@ class Watch:
         warnings.warn(
             f"epoch {number} begins after epoch {self.epoch}; call run.begin_epoch(epoch) for each epoch between, "
             "or its stages are left out",
-            stacklevel=5,
+            stacklevel=6,
         )
 
     def _check_training(self) -> None:
@@ -163,7 +167,7 @@ class Watch:
         where = f"epoch {self.epoch}"
         found = "weights changed, and no optimizer given to attach took a step"
         if not any(parameter.grad is not None for parameter in self._model.parameters()):
-            warnings.warn(f"{where}: {found}", stacklevel=5)
+            warnings.warn(f"{where}: {found}", stacklevel=6)
             return
         ours = "attach(model, optimizer, ...) with the optimizer that the loop uses, after it is made"
         raise ConfigError(
@@ -178,7 +182,7 @@ class Watch:
             warnings.warn(
                 f"epoch {self.epoch} had {self.steps} steps, and the run reckons with {told}; give "
                 f"attach(..., steps_per_epoch={self.steps})",
-                stacklevel=5,
+                stacklevel=6,
             )
 
 
@@ -214,11 +218,11 @@ class Rates:
             f"the network grew in epoch {epoch}, at a learning rate of {self._epoch:.2g} at most, where it has been "
             f"{self._before:.2g}: what is new hardly trains; grow earlier, or take a schedule of the learning rate "
             "that stays flat until the last growth",
-            stacklevel=5,
+            stacklevel=7,
         )
 
 
-def whole(epoch: Any) -> int:
+def number_of(epoch: Any) -> int:
     """The number of an epoch; raises ConfigError where it is none."""
     try:
         number = -1 if isinstance(epoch, bool) else operator.index(epoch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..dense.depth import Table, nested
+from ..dense.grid import Resolution
 from ..dense.network import Network, round_half_up
 from ..errors import ConfigError, SubNetworkError
 from .stages import Stage
@@ -17,7 +18,7 @@ def growth(
     *,
     width: Sequence[float] | None = None,
     depth: Sequence[float] | None = None,
-    resolution: Sequence[float] | None = None,
+    resolution: Sequence[float | Resolution] | None = None,
     table: Table | None = None,
     multiple_of: int = 1,
     who: str = "",
@@ -30,7 +31,7 @@ def growth(
         epochs: length of the run.
         width, depth, resolution: for each stage the share that is alive, in (0, 1], the last one 1. Depth is
             rounded to whole blocks of each stack, at least one; blocks stay where they are as the network
-            deepens, as the index table says.
+            deepens, as the index table says. A resolution may be a size in pixels.
         table: the index table of the depth operator.
         multiple_of: see `Network.subnetwork`.
         who: the method, for messages.
@@ -81,7 +82,7 @@ def growth(
                 network.subnetwork(
                     width=None if width is None else width[i],
                     blocks=blocks[i],
-                    resolution=None if resolution is None else float(resolution[i]),
+                    resolution=None if resolution is None else _size(resolution[i]),
                     multiple_of=multiple_of,
                 ),
             )
@@ -89,3 +90,8 @@ def growth(
         ]
     except SubNetworkError as error:
         raise ConfigError(str(error), where=who) from error
+
+
+def _size(asked: float | Resolution) -> float | Resolution:
+    """A share as a float: whole numbers are pixels, and a share may be the number 1."""
+    return asked if isinstance(asked, tuple) else float(asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,17 @@ from typing import Any
 from ..dense.depth import Table
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
-from ..errors import ConfigError, MorphogenError
+from ..errors import ConfigError, MorphogenError, first_line
+from ..machine.reading import MALFORMED, parse_json, read_text, whole, within
 from .growth import growth
 from .stages import Stage
 
 FORMAT = "morphogen schedule 1"
+
+MOST_EPOCHS = 1_000_000
+
+STRONGEST = 100.0
+"""Share of a recipe's regularisation that an epoch can have; methods give 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class SavedSchedule:
             )
         return [Stage(start, subnetwork) for start, subnetwork in starts.items()]
 
-    def for_network(self, network: Network, epochs: int, table: Table) -> list[Stage]:
+    def for_network(self, network: Network, epochs: int, table: Table, multiple_of: int = 1) -> list[Stage]:
         """The stages in a run of so many epochs of any network.
 
         Of a network like the saved run's they are its sub-networks. Another one (of other depth, width or image size)
@@ -66,6 +71,7 @@ class SavedSchedule:
             network: to train.
             epochs: length of its run.
             table: the index table of the depth operator.
+            multiple_of: of the channel counts of another network, see `Network.subnetwork`.
 
         Raises:
             ConfigError: the run is too short; the saved sub-networks are no one share of depth, side or width, or this
@@ -86,6 +92,7 @@ class SavedSchedule:
             resolution=side if min(side) < 1 else None,
             width=width if min(width) < 1 else None,
             table=table,
+            multiple_of=multiple_of,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,20 +113,24 @@ class SavedSchedule:
             ConfigError: no such file, or it is no schedule.
         """
         try:
-            data = json.loads(path.read_text())
+            data = parse_json(read_text(path))
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']!r}")
+            stages = data["stages"]
+            starts = [whole(stage["epoch"], 0, MOST_EPOCHS) for stage in stages]
+            subnetworks = SubNetwork.from_dicts([stage["subnetwork"] for stage in stages])
+            strengths = [tuple(within(share, 0, STRONGEST) for share in each) for each in data["regularisation"]]
             schedule = SavedSchedule(
-                int(data["epochs"]),
-                tuple((int(s["epoch"]), SubNetwork.from_dict(s["subnetwork"])) for s in data["stages"]),
+                whole(data["epochs"], 1, MOST_EPOCHS),
+                tuple(zip(starts, subnetworks, strict=True)),
                 dict(data["settings"]),
-                tuple((float(a), float(b), float(c)) for a, b, c in data["regularisation"]),
+                tuple((a, b, c) for a, b, c in strengths),
             )
             schedule.check()
             return schedule
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, MorphogenError) as error:
+        except (OSError, *MALFORMED, MorphogenError) as error:
             raise ConfigError(
-                f"not a growth schedule ({type(error).__name__}: {error})",
+                f"not a growth schedule ({first_line(error)})",
                 where=str(path),
                 expected="schedule.json as `morphogen train` writes it",
             ) from None
@@ -132,8 +143,8 @@ class SavedSchedule:
         if set(self.settings) != set(SETTINGS) or len(self.regularisation) != self.epochs:
             raise ValueError(f"settings {sorted(self.settings)}, regularisation for {len(self.regularisation)} epochs")
         for name, kinds in SETTINGS.items():
-            if not isinstance(self.settings[name], kinds):
-                raise ValueError(f"{name} {self.settings[name]!r}")
+            if type(self.settings[name]) not in kinds:
+                raise ValueError(f"{name} {str(self.settings[name])[:40]}")
 
 
 SETTINGS: Mapping[str, tuple[type, ...]] = {

@@ -99,12 +99,14 @@ class ListedSpace:
         return [candidate for candidate in self.candidates() if contains(candidate, current)]
 
 
-def check_dimensions(dimensions: Sequence[str], who: str) -> None:
-    """Refuse anything but some of `DIMENSIONS`; raises ConfigError."""
+def check_dimensions(dimensions: Sequence[str], multiple_of: int, who: str) -> None:
+    """Refuse anything but some of `DIMENSIONS`, and multiples of less than 1; raises ConfigError."""
     if not dimensions or isinstance(dimensions, str) or any(each not in DIMENSIONS for each in dimensions):
         raise ConfigError(
             "no such dimension", where=who, expected=f"some of {', '.join(DIMENSIONS)}", found=f"{dimensions}"
         )
+    if multiple_of < 1:
+        raise ConfigError("multiple_of out of range", where=who, expected="at least 1", found=f"{multiple_of}")
 
 
 def growth_space(

@@ -117,6 +117,8 @@ class Searching:
         self.before, self.steps = int(state["before"]), int(state["steps"])
         self.probes = [[list(map(float, own)) for own in probe] for probe in state["probes"]]
         self.seconds = float(state["measuring"])
+        if min(self.before, self.steps, self.seconds) < 0:
+            raise ValueError("steps, or seconds, below 0")
         self._clock.seconds = {kind: list(map(float, s)) for kind, s in enumerate(state["seconds"]) if s}
 
     def decide(self, probe: Probe, resize: Resize, average: nn.Module | None, fitted: bool) -> Found:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..dense.bypass import bypass
+from ..dense.bypass import Bypass
 from ..dense.fake import tensor_named
 from ..dense.network import Network, attributes_in
 from ..dense.subnet import DropPath, SubNetwork, contains, within
@@ -111,7 +111,7 @@ class ElasticSupernet:
             self._inside = 1
             self._leave()
         for module, _, own in self._now.off:
-            module.__dict__.pop("forward")
+            module.__dict__.pop("forward", None)
             module.__dict__.update(own)
         self._now = self._whole if number is None else self._parts[number]
         for module, hand_on, _ in self._now.off:
@@ -183,10 +183,11 @@ def _part(network: Network, candidate: SubNetwork) -> _Part:
     already = frozenset(structure.absent(current))
     off = []
     for stack in network.stacks:
-        stand_in = bypass(stack)
-        paths = (path for path in stack.blocks if path in absent and path not in already)
-        modules = [model.get_submodule(path) for path in paths]
-        off += [(m, stand_in.forward, {k: v for k, v in m.__dict__.items() if k == "forward"}) for m in modules]
+        for path, hands_on in stack.places:
+            if path in absent and path not in already:
+                module = model.get_submodule(path)
+                own = {k: v for k, v in module.__dict__.items() if k == "forward"}
+                off.append((module, Bypass(hands_on).forward, own))
     # What a candidate leaves alone has to be set all the same: the one before it may have changed it.
     attributes = [
         (model.get_submodule(path), name, value)

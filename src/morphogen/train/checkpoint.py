@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from safetensors.torch import save as save_tensors
 from ..errors import CheckpointError, ExportError, MorphogenError, first_line
 from ..machine.files import replaced
 from ..machine.ranks import gathered, rank, ranks
+from ..machine.reading import MALFORMED, parse_json
 
 FORMAT = "morphogen checkpoint 1"
 KIND = "$"
@@ -41,8 +43,8 @@ class Stopped(Exception):
         signal: the number of the signal that asked.
     """
 
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+    def __init__(self, number: int, where: str = ""):
+        super().__init__(f"stopped by {signal.Signals(number).name}{f', {where}' if where else ''}")
         self.signal = number
 
 
@@ -106,7 +108,14 @@ class Checkpoints:
             self.save(epoch, step, state())
             gathered(None)  # none leaves before it is saved
         if asked is not None:
-            raise Stopped(asked)
+            raise Stopped(asked, f"saved in epoch {epoch} after step {step}")
+
+    def told(self) -> str:
+        """Where the latest one is, for a message."""
+        names = [path.stem.split("-") for path in self.files()[:1]]
+        return (
+            "".join(f"last saved in epoch {int(n[1])} after step {int(n[3])}" for n in names) or "nothing was saved yet"
+        )
 
     def save(self, epoch: int, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint and remove the oldest; where that fails, say so and go on with those that are there. Of
@@ -136,16 +145,19 @@ class Checkpoints:
     def ask(self, number: int) -> None:
         """End the run after the step at work, for this signal; raises KeyboardInterrupt at a second Ctrl-C."""
         if self._asked is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         self._asked = number
 
 
 @contextmanager
 def listening(ask: Callable[[int], None]) -> Iterator[None]:
-    """Call `ask` with the signal's number at every SIGTERM and Ctrl-C, which else end the process."""
-    before = {
-        number: signal.signal(number, lambda number, _: ask(number)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    """Call `ask` with the signal's number at every SIGTERM and Ctrl-C that would else end the process. Only a process's
+    main thread hears of them."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, lambda number, _: ask(number))
     try:
         yield
     finally:
@@ -176,7 +188,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
         size = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+        metadata = parse_json(content[8 : 8 + size])["__metadata__"]
         tensors = load_tensors(content)
         if metadata["format"] != FORMAT:
             raise CheckpointError(
@@ -188,22 +200,13 @@ def read(path: Path) -> dict[str, Any]:
             )
         if metadata["sha256"] != _digest(metadata["tree"], tensors):
             raise ValueError("its checksum is another one")
-        state = _unpacked(json.loads(metadata["tree"]), tensors)
+        state = _unpacked(parse_json(metadata["tree"], nan=True), tensors)
         if not isinstance(state, dict):
             raise ValueError("it holds no state")
         return state
     except MorphogenError:
         raise
-    except (
-        OSError,
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        MemoryError,
-    ) as error:
+    except (OSError, SafetensorError, MemoryError, RuntimeError, *MALFORMED) as error:
         raise CheckpointError(
             f"not a checkpoint, or a damaged one ({first_line(error)})",
             where=str(path),

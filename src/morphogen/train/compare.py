@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..machine.files import writable
 from ..methods import build_method
 from ..plan.predict import realised
 from ..report.records import Record
@@ -10,7 +9,7 @@ from .config import CompareConfig
 from .data import Data
 from .finished import Finished
 from .sources import load_data
-from .turns import Progress, Task, in_turn
+from .turns import Progress, Task, in_turn, unfinished
 
 
 def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> tuple[list[Record], list[str]]:
@@ -36,8 +35,7 @@ def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> tupl
     failures: list[str] = []
     for seed in config.all_seeds:
         tasks = [Task(label, label, seed, config.epochs * data.steps) for label in labels]
-        writable(config.output)
-        failures += in_turn([t for t in tasks if t.key not in finished.records], config, data, finished, progress)
+        failures += in_turn(unfinished(tasks, config, finished), config, data, finished, progress)
         short = [_in_time_of(label, seed, config, data, finished) for label in _timed(config.methods, finished, seed)]
         for task in short:
             if task is not None:

@@ -32,6 +32,13 @@ _HIGHEST = {
 }
 
 
+BESIDE_THE_RUN = (
+    "data output workers sparsity_map resume overwrite save_every keep track warn_drop "
+    "methods seeds first_seed budgets parallel".split()
+)
+"""Settings that leave the run as it is; of the data the images are compared."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train one network; the same for a method and the dense baseline.
@@ -189,6 +196,10 @@ class Recipe:
         """Every setting as one would write it."""
         return {entry.name: str(getattr(self, entry.name)) for entry in fields(self)}
 
+    def deciding(self) -> dict[str, str]:
+        """The settings that decide how a run goes, as one would write them."""
+        return {key: value for key, value in self.as_text().items() if key not in BESIDE_THE_RUN}
+
     @property
     def autocast(self) -> torch.dtype | None:
         """The type of autocast; None for none."""
@@ -223,7 +234,10 @@ class TrainConfig(Recipe):
         method: such as `NetworkExpansion(width=0.5, stages=5, operator='orthogonal')` or `Dense`.
         seed: of the weights, the data order and the augmentation.
         output: folder for the weights, the ledger and the checkpoints.
-        resume: go on from the latest checkpoint in the output folder, where there is one; otherwise begin anew.
+        resume: bring the run in the output folder to its end, from its latest checkpoint; where there is none, begin. A
+            run that is finished stays as it is.
+        overwrite: remove the run that is in the output folder, and begin anew. Without either, a folder that holds a
+            run is refused.
         save_every: seconds between checkpoints; 0 saves after every step.
         keep: checkpoints that stay.
         track: where else to write each epoch and each morph: `tensorboard`, `wandb` (offline unless WANDB_MODE says
@@ -234,6 +248,7 @@ class TrainConfig(Recipe):
     seed: int = 0
     output: Path = Path("runs/train")
     resume: bool = False
+    overwrite: bool = False
     save_every: float = 300.0
     keep: int = 2
     track: list[Tracker] = field(default_factory=list)
@@ -242,6 +257,8 @@ class TrainConfig(Recipe):
         super().__post_init__()
         if not 0 <= self.seed < 2**31:
             raise ConfigError("seed out of range", expected="0 to 2147483647", found=f"{self.seed}")
+        if self.resume and self.overwrite:
+            raise ConfigError("a run cannot be gone on with and removed", expected="resume or overwrite", found="both")
         if not self.save_every >= 0 or self.keep < 1:
             raise ConfigError(
                 "out of range",
@@ -263,6 +280,7 @@ class CompareConfig(Recipe):
         parallel: runs at a time, each in a process of its own, with budgets; times are then made of step times that
             are taken when all runs are over.
         output: folder for the results; finished runs found there are kept, others go on where they were.
+        overwrite: remove the comparison that is in the output folder, and begin anew.
     """
 
     methods: list[str] = field(default_factory=lambda: ["GrowOnce"])
@@ -271,6 +289,7 @@ class CompareConfig(Recipe):
     budgets: list[float] = field(default_factory=list)
     parallel: int = 1
     output: Path = Path("runs/compare")
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -373,12 +392,16 @@ class ExportConfig:
 
     Attributes:
         run: output folder of `morphogen train`, with its `model.pt`.
+        model: how its model was built, as in train, where that was code of your own: what a file names is not run.
         output: folder for the files, by default the run's own.
         onnx: write `model.onnx` too, for batches of any size at the resolution it was trained to.
         program: write `model.pt2` too, likewise, which `torch.export.load` reads.
+        overwrite: replace files that hold another network. Without it, a folder that has them is refused.
     """
 
     run: str = "runs/train"
+    model: str | None = None
     output: Path | None = None
     onnx: bool = False
     program: bool = False
+    overwrite: bool = False

@@ -6,6 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,8 +23,9 @@ from ..schedule.mini_batch import step_sizes
 from ..schedule.stages import Regularisation
 from .augment import Augments, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
 from .config import Recipe
+from .contents import Contents, of_arrays, of_files
 from .images import CentreCrops, MapCrops, RandomCrops, Sample
-from .token_labels.label_maps import LabelMaps
+from .token_labels.label_maps import LabelMaps, image_root
 
 T = TypeVar("T")
 
@@ -81,20 +83,23 @@ class Data(ABC):
     """A training set and a test set.
 
     Attributes:
+        labels: the class of each training image, int64.
         steps: batches of the recipe's size in an epoch; the last, incomplete one is left out.
         teacher: name and checksum of what made the label maps; None without.
     """
 
     teacher: str | None = None
 
-    def __init__(self, name: str, num_classes: int, image_size: int, images: int, recipe: Recipe):
-        """`images` is the number of training images.
+    def __init__(self, name: str, num_classes: int, image_size: int, labels: Tensor, recipe: Recipe):
+        """`labels` are the classes of the training images.
 
         Raises:
             ConfigError: they do not fill a batch.
         """
         self.name, self.num_classes, self.image_size, self.recipe = name, num_classes, image_size, recipe
-        self.images, self.steps, self.device = images, images // recipe.batch_size, recipe.torch_device()
+        images = len(labels)
+        self.labels, self.images, self.steps = labels, images, images // recipe.batch_size
+        self.device = recipe.torch_device()
         self.mean, self.std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         mixes = recipe.mixup > 0 or recipe.cutmix > 0
         # The loss smooths the labels, mixed or not.
@@ -106,6 +111,16 @@ class Data(ABC):
                 expected=f"at least {recipe.batch_size}",
                 found=f"{images}",
             )
+
+    @cached_property
+    def contents(self) -> Contents:
+        """What the images are known by, when a run is gone on with; read once."""
+        found = self._contents()
+        return found | {"label maps": self.teacher} if self.teacher else found
+
+    @abstractmethod
+    def _contents(self) -> Contents:
+        """Of the images."""
 
     @property
     def size(self) -> Size:
@@ -271,10 +286,14 @@ class MemoryData(Data):
         self.train_images, self.train_labels = (t.to(device) for t in _subset(train, recipe.images))
         self.test_images, self.test_labels = (t.to(device) for t in _subset(test, recipe.test_images))
         num_classes = int(torch.cat([self.train_labels, self.test_labels]).max()) + 1
-        super().__init__(name, num_classes, self.train_images.shape[-1], len(self.train_images), recipe)
+        super().__init__(name, num_classes, self.train_images.shape[-1], self.train_labels, recipe)
         scaled = self.train_images.float().div_(255)
         self.mean = scaled.mean((0, 2, 3))
         self.std = scaled.std((0, 2, 3)).clamp_min_(1 / 255)  # a channel may be constant
+
+    def _contents(self) -> Contents:
+        images = {"training images": self.train_images, "test images": self.test_images}
+        return of_arrays(images | {"training labels": self.train_labels, "test labels": self.test_labels})
 
     def _made_at(self, size: Size) -> Size:
         return self.size
@@ -310,7 +329,13 @@ class StreamData(Data):
         self.test: list[Sample] = [test.samples[i] for i in _chosen(len(test), recipe.test_images)]
         self.maps = LabelMaps.open(recipe.token_labels).of(train, chosen) if recipe.token_labels else None
         self.teacher = self.maps.maps.about.teacher if self.maps else None
-        super().__init__(name, len(train.classes), recipe.image_size or 224, len(self.train), recipe)
+        self._roots = image_root(train), image_root(test)
+        labels = torch.tensor([label for _, label in self.train])
+        super().__init__(name, len(train.classes), recipe.image_size or 224, labels, recipe)
+
+    def _contents(self) -> Contents:
+        train, test = self._roots
+        return of_files("the training files", train, self.train) | of_files("the test files", test, self.test)
 
     def _made_at(self, size: Size) -> Size:
         return size

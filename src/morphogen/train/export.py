@@ -8,14 +8,18 @@ from typing import Any
 import torch
 
 from ..dense.network import Network
-from ..errors import ExportError, first_line
+from ..errors import ConfigError, ExportError, first_line
+from ..export.finite import check_finite
 from ..export.programs import save_onnx, save_program
-from ..export.weights import restore, save
-from ..machine.files import writable
+from ..export.weights import read, restore, save
+from ..machine.folder import owned
+from ..machine.reading import parse_json, read_pickle, within
 from .config import ExportConfig
-from .models import build_model
+from .earlier import EXPORTED, found, remove
+from .models import build_model, build_noted
 
 NOTES = ("model", "num_classes", "drop_path", "mean", "std")
+MOST_CLASSES = 1_000_000
 TODO = "Give the output folder of `morphogen train`"
 
 
@@ -23,25 +27,53 @@ def export_run(config: ExportConfig) -> list[Path]:
     """Write what a run trained; returns the files.
 
     Raises:
-        ExportError: there is no such run, it cannot be read, or its network cannot be written.
-        ConfigError: its model cannot be built here, or the folder not be written to.
+        ExportError: there is no such run, it cannot be read, its network is not finite, or cannot be written.
+        ConfigError: its model cannot be built here; the folder cannot be written to, or is another process's, or it
+            holds another network and `overwrite` is off.
     """
-    network, notes = load_run(Path(config.run) / "model.pt")
-    output = config.output or Path(config.run)
-    writable(output)
+    network, notes = load_run(Path(config.run) / "model.pt", config.model)
+    check_finite(network.model)
     args, _ = network.fake.inputs(None)
-    example = torch.zeros(2, args[0].shape[1], *(network.current.resolution or ()))
-    written = [output / "model.safetensors"]
-    save(network, written[0], notes=notes)
-    for wanted, write, name in ((config.onnx, save_onnx, "model.onnx"), (config.program, save_program, "model.pt2")):
-        if wanted:
-            write(network.model, example, output / name)
-            written.append(output / name)
-    return written
+    if [getattr(value, "ndim", 0) for value in args] != [4]:
+        raise ExportError("the model is not called with images alone", where=config.run, todo=TODO)
+    output = config.output or Path(config.run)
+    names = [name for name, wanted in zip(EXPORTED, (True, config.onnx, config.program), strict=True) if wanted]
+    with owned(output):
+        there = found(output, EXPORTED)
+        if config.overwrite:
+            remove(output, there)
+        elif there and not _holds(output / EXPORTED[0], network):
+            raise ConfigError(
+                "the folder holds another network",
+                where=str(output),
+                found=", ".join(path.name for path in there),
+                todo="Choose another with --output, or replace it with --overwrite true, which removes these files",
+            )
+        example = torch.zeros(2, args[0].shape[1], *(network.current.resolution or ()))
+        save(network, output / EXPORTED[0], notes=notes)
+        for name, write in (("model.onnx", save_onnx), ("model.pt2", save_program)):
+            if name in names:
+                write(network.model, example, output / name)
+    return [output / name for name in names]
 
 
-def load_run(path: Path) -> tuple[Network, dict[str, str]]:
+def _holds(path: Path, network: Network) -> bool:
+    """Whether a file has the weights of a network; it is then written again without a question."""
+    try:
+        theirs, _ = read(path)
+    except ExportError:
+        return False
+    ours = network.model.state_dict()
+    return theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name].cpu()) for name in ours)
+
+
+def load_run(path: Path, model: str | None = None) -> tuple[Network, dict[str, str]]:
     """The trained network of a `model.pt`, and what it says of how the model was built.
+
+    Args:
+        path: the file.
+        model: how the model is built, as `build_model` reads it; by default what the file says of it, of which no code
+            of one's own is run (see `build_noted`).
 
     Raises:
         ExportError: no such file, one that was not written by `Run.save`, or weights that do not fit the model.
@@ -52,23 +84,32 @@ def load_run(path: Path) -> tuple[Network, dict[str, str]]:
     metadata = {name: value for name, value in content.items() if isinstance(value, str)}
     notes = {name: metadata[name] for name in NOTES}
     try:
-        classes, drop_path = int(notes["num_classes"]), float(notes["drop_path"])
-    except ValueError as error:
-        raise ExportError(f"the file's notes are damaged ({error})", where=str(path), todo=TODO) from error
-    model = build_model(notes["model"], classes, drop_path)
-    return restore(model, tensors, metadata, where=str(path)), notes
+        classes = int(within(int(notes["num_classes"]), 1, MOST_CLASSES))
+        drop_path = within(float(notes["drop_path"]), 0, 1)
+        for name in ("mean", "std"):
+            if len([within(value, 0, 1) for value in parse_json(notes[name])]) != 3:
+                raise ValueError(f"{name} is not that of three channels")
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"the file's notes are damaged ({first_line(error)})", where=str(path), todo=TODO) from error
+    if model is None:
+        built = build_noted(notes["model"], classes, drop_path)
+    else:
+        built, notes["model"] = build_model(model, classes, drop_path), model
+    return restore(built, tensors, metadata, where=str(path)), notes
 
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_pickle(path)
     except FileNotFoundError:
         raise ExportError("no trained network there", where=str(path), todo=TODO) from None
-    except Exception as error:  # what PyTorch's reader stumbles over in a damaged file
+    except (OSError, ValueError) as error:
         raise ExportError(f"cannot read the file ({first_line(error)})", where=str(path), todo=TODO) from error
     known = isinstance(content, dict) and all(isinstance(content.get(name), str) for name in NOTES)
     if not known or not isinstance(content.get("state_dict"), dict):
         raise ExportError(
             "not a trained network with its sub-network and the name of its model", where=str(path), todo=TODO
         )
+    if not all(isinstance(name, str) for name in content["state_dict"]):
+        raise ExportError("its tensors have no names", where=str(path), todo=TODO)
     return content

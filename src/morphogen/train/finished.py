@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
 
 from ..errors import ConfigError, first_line
 from ..machine.files import write_text
+from ..machine.reading import MALFORMED, parse_json, read_text
 from ..report.ledger import environment
-from ..report.records import Record
+from ..report.records import Record, check_record
 from .config import CompareConfig
+from .contents import known_as
 from .data import Data
+from .earlier import COMPARED, found, refuse_trained, remove
 
-BESIDE_THE_RECIPE = tuple("methods seeds first_seed budgets parallel output workers sparsity_map warn_drop".split())
+BESIDE_THE_RECIPE = tuple(
+    "methods seeds first_seed budgets parallel output overwrite workers sparsity_map warn_drop".split()
+)
 """Settings that leave the outcome of a run as it is."""
 
 Key = tuple[str, float, int]
@@ -32,41 +36,58 @@ class Finished:
         """Read those that are there.
 
         Raises:
-            ConfigError: they are of another recipe, or cannot be read.
+            ConfigError: they are of another recipe, or cannot be read; the folder holds what `train` leaves.
         """
         self.path = config.output / "runs.jsonl"
+        if not self.path.exists():
+            refuse_trained(config.output)
+        if config.overwrite:
+            remove(config.output, found(config.output, COMPARED))
         # Results are to be shared, the paths of a machine are not.
-        recipe = _recipe(config) | {"data": data.name, "token_labels": data.teacher}
+        recipe = _recipe(config) | {
+            "data": data.name,
+            "token_labels": data.teacher,
+            "data_known_as": known_as(data.contents),
+        }
         self.head = {"recipe": recipe, "environment": environment(config.torch_device())}
         self.records: dict[Key, Record] = {}
         try:
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(self.path) if self.path.exists() else ""
+        except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read it ({first_line(error)})", where=str(self.path)) from error
-        whole = []
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line a killed session was writing
+        whole, _, torn = text.rpartition("\n")  # a killed session may have begun a last line
+        for number, line in enumerate(whole.split("\n") if whole else (), 1):
+            record = self._read(line, number)
             self._check(record, recipe)
             self.records[_key(record)] = record
-            whole.append(line + "\n")
-        if len(whole) < len(lines):
-            write_text(self.path, "".join(whole))
+        if torn:
+            write_text(self.path, whole + "\n" if whole else "")
 
-    def _check(self, record: Any, recipe: Record) -> None:
+    def _read(self, line: str, number: int) -> Record:
+        """A record, with all that tables and pictures are made of."""
+        try:
+            record = parse_json(line, nan=True)
+            check_record(record)
+            return record
+        except MALFORMED as error:
+            raise ConfigError(
+                f"line {number} is no finished run ({first_line(error)})",
+                where=str(self.path),
+                todo="Remove the line, and its run is done again; or choose another folder with --output",
+            ) from error
+
+    def _check(self, record: Record, recipe: Record) -> None:
         """Refuse a record of another recipe."""
         # Keys that came after the record was written have their defaults in it.
-        theirs = _recipe(CompareConfig()) | (dict(record.get("recipe", {})) if isinstance(record, dict) else {})
+        theirs = _recipe(CompareConfig()) | {"data_known_as": recipe["data_known_as"]} | dict(record.get("recipe", {}))
         other = next((key for key in sorted(theirs.keys() | recipe.keys()) if theirs.get(key) != recipe.get(key)), None)
-        if other is not None or not isinstance(record, dict) or not {"method", "seed"} <= record.keys():
+        if other is not None:
             raise ConfigError(
                 "the folder holds runs of another recipe",
                 where=str(self.path.parent),
-                expected=f"{other} {recipe.get(other)}" if other else "runs",
-                found=f"{theirs.get(other)}" if other else "",
-                todo="Choose another folder with --output, or remove it",
+                expected=f"{other} {recipe.get(other)}",
+                found=f"{theirs.get(other)}",
+                todo="Choose another folder with --output, or begin anew with --overwrite true, which removes them",
             )
 
     def append(self, record: Record) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop, v2
 
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 from ..parts.resizing import Size
 from .augment import Augments, seeded
 from .token_labels.label_maps import ImageMaps
@@ -24,6 +26,16 @@ Sample = tuple[str, int]
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of an image, as shares of its sides."""
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+"""What a file may be, whatever its name says. Pillow would start Ghostscript for another."""
+
+MOST_PIXELS = 2**28
+"""Of an image; a gigabyte when it is decoded. The largest cameras make 2**27.6."""
+
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+"""Grey images of 16 bits, by Pillow's names; those of three channels it scales itself."""
 
 
 class MapCrops(NamedTuple):
@@ -55,10 +67,10 @@ def read_image(path: str) -> Image.Image:
     """An RGB image.
 
     Raises:
-        ConfigError: the file is no image, or is cut short.
+        ConfigError: the file is no image, is cut short, has more than MOST_PIXELS, or more than 16 bits a channel.
     """
     with _opened(path) as image:
-        return image.convert("RGB")
+        return _rgb(image)
 
 
 def read_random_crop(path: str, size: Size) -> tuple[Image.Image, Box]:
@@ -76,19 +88,38 @@ def read_random_crop(path: str, size: Size) -> tuple[Image.Image, Box]:
         drafted = image.draft("RGB", least)  # None for formats that decode at one scale only
         scale = drafted[1][2] / full[0] if drafted else 1.0
         box = (scale * left, scale * top, scale * (left + width), scale * (top + height))
-        crop = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
+        crop = _rgb(image).resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
         return crop, (left / full[0], top / full[1], (left + width) / full[0], (top + height) / full[1])
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Decoded, 8 bits a channel: of 16 bits the higher eight, as Pillow does for colours; it cuts grey off at 255."""
+    if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its numbers have no known range (mode {image.mode}); 8 or 16 bits a channel are read")
+    return image.convert("RGB")
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
+    before = Image.MAX_IMAGE_PIXELS
     try:
-        with Image.open(path) as image:
-            yield image
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses twice as many, wherever in the file they are named
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                yield image
+    except Exception as error:  # whatever Pillow's decoders raise on a damaged file
         raise ConfigError(
-            f"cannot read the image ({error})", where=path, todo="Remove the file or restore it"
+            f"cannot read the image ({first_line(error)})",
+            where=path,
+            todo="Make it smaller"
+            if isinstance(error, Image.DecompressionBombError)
+            else "Remove the file or restore it",
         ) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 @dataclass

@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..machine.files import writable, write_text
+from ..errors import ConfigError, first_line
+from ..machine.files import write_text
+from ..machine.reading import MALFORMED, parse_json, read_text, within
 from ..methods import Method, build_method
 from ..report.fronts import FULL_LENGTH, Point
 from ..report.records import Record
@@ -15,7 +17,7 @@ from .finished import Finished
 from .processes import side_by_side
 from .sources import load_data
 from .step_times import StepTimes
-from .turns import Progress, Resumable, Task, in_turn
+from .turns import Progress, Resumable, Task, in_turn, unfinished
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,8 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
     if times is not None:
         for schedule in schedules.values():  # what could not be timed is refused before anything is trained
             times.spans(*schedule)
-    writable(config.output)
     failures: list[str] = []
-    todo = [task for task in tasks if task.key not in finished.records]
+    todo = unfinished(tasks, config, finished)
     if config.parallel > 1:
         pair = [task for task in todo if task.budget == FULL_LENGTH and task.seed == config.first_seed]
         failures += side_by_side([task for task in todo if task not in pair], config, finished, progress)
@@ -105,7 +106,7 @@ def _apart(
     path: Path, schedules: dict[tuple[str, float], tuple[Method, int]], times: StepTimes
 ) -> dict[str, dict[str, float]]:
     """Training seconds by label and budget, from step times; those in the file where it has all of them."""
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = _known(path) if path.exists() else {}
     if all(f"{budget:g}" in known.get(label, {}) for label, budget in schedules):
         return known
     for schedule in schedules.values():
@@ -115,6 +116,20 @@ def _apart(
         seconds.setdefault(label, {})[f"{budget:g}"] = times.seconds(*schedule)
     write_text(path, json.dumps(seconds, indent=1) + "\n")
     return seconds
+
+
+def _known(path: Path) -> dict[str, dict[str, float]]:
+    try:
+        return {
+            label: {budget: within(seconds, 1e-9, 1e12) for budget, seconds in each.items()}
+            for label, each in parse_json(read_text(path)).items()
+        }
+    except (OSError, *MALFORMED) as error:
+        raise ConfigError(
+            f"not the step times of a comparison ({first_line(error)})",
+            where=str(path),
+            todo="Remove it; they are taken again",
+        ) from error
 
 
 def _end_to_end(

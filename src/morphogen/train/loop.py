@@ -18,6 +18,7 @@ from torch import nn
 
 from ..cost.inference import inference_speeds
 from ..errors import CheckpointError, ConfigError, DivergedError, first_line
+from ..export.finite import check_finite as check_finite_network
 from ..export.weights import metadata_of
 from ..machine.files import replaced
 from ..machine.ranks import gathered, mean, rank, ranks, spread
@@ -32,6 +33,7 @@ from ..search.candidates import Found, Probe
 from ..search.searching import Searching
 from .checkpoint import Checkpoints
 from .config import Recipe
+from .contents import compare_contents
 from .costs import Costs
 from .data import Data, TrainBatch
 from .distributed import share
@@ -47,13 +49,6 @@ CHECK_EVERY = 50
 
 LEAST_SUBSET = 512
 """Images on which a search compares losses where one in 25, as of the paper's ImageNet, is fewer."""
-
-
-BESIDE_THE_RUN = (
-    "data output workers sparsity_map resume save_every keep track warn_drop "
-    "methods seeds first_seed budgets parallel".split()
-)
-"""Settings that leave the run as it is; of the data the name and the number of images are compared."""
 
 
 TOLD = {"smaller": "half of what it added enters now", "later": "which is an epoch later"}
@@ -101,6 +96,8 @@ class Run:
         self.steps = recipe.epochs * data.steps if steps is None else steps
         self.ledger = Ledger(label, recipe.model, data.name, seed)
         self.checkpoints, self._at = checkpoints, _Position()
+        if checkpoints is not None:
+            _ = data.contents  # as it is now, and not when the first one is saved
         self._before: dict[str, Any] | None = None
         self._random = OwnRandom(self.device)
         with self._random.active():
@@ -256,6 +253,7 @@ class Run:
         self.ledger.read_clocks()
         return {
             "run": self._identity(),
+            "data": self.data.contents,
             "epoch": self._at.epoch,
             "step": self._at.step,
             "losses": [float(loss) for loss in _of_all_ranks(self._at.losses)],
@@ -276,8 +274,9 @@ class Run:
                         where=key,
                         expected=f"{ours.get(key)}, as this one",
                         found=f"{theirs.get(key)}",
-                        todo="Give the settings it was begun with, or begin anew in another output folder",
+                        todo="Give the settings it was begun with, or begin anew: --output, or --overwrite true",
                     )
+            compare_contents({**state["data"]}, self.data.contents)
             epoch, step = int(state["epoch"]), None if state["step"] is None else int(state["step"])
             losses = [torch.tensor(float(loss), device=self.device) for loss in state["losses"]]
             ledger, random = Ledger.from_record(state["ledger"]), list(state["random"])
@@ -302,7 +301,7 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
-        recipe = {key: value for key, value in self.recipe.as_text().items() if key not in BESIDE_THE_RUN}
+        recipe = self.recipe.deciding()
         data = f"{self.data.name}, {self.data.images} images of {self.data.image_size} pixels"
         return recipe | {"data": data, "method": self.ledger.method, "seed": self.seed, "steps": self.steps}
 
@@ -468,7 +467,11 @@ class Run:
         """Write the weights, the sub-network they belong to, and what a method keeps: momentum network, coefficient.
 
         A file already there stays until the new one is whole; `morphogen export` reads it.
+
+        Raises:
+            ExportError: a weight or buffer is not finite, or the file cannot be written.
         """
+        check_finite_network(self.result)
         path.parent.mkdir(parents=True, exist_ok=True)
         notes = {
             "model": self.recipe.model,

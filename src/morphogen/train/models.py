@@ -5,16 +5,28 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
 import torchvision
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..errors import ConfigError, first_line
+from ..machine.reading import MALFORMED, walk, within
 from ..spec import parse_call, suggest
 from .cifar_resnet import CIFAR_RESNETS
+
+OPEN_SOURCES = ("", "timm", "torchvision")
+"""What a file may name a model of; the bare name is looked up in all three tables."""
+
+MOST_PARAMETERS, MOST_TENSORS = 10**10, 100_000
+"""Of a model that a file names, and the tensors that hold them; timm's largest has 7e9 in 600."""
+
+LARGEST_NUMBER = 1_000_000
+"""Among the arguments that a file gives a model."""
 
 
 def build_model(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Module:
@@ -48,14 +60,76 @@ def build_model(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Modul
     return model
 
 
+def build_noted(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Module:
+    """Build the untrained model that a file names.
+
+    A file is data: what it names is built in, torchvision's or timm's, and gets numbers alone, which name no weights,
+    no other file and no address. One's own code runs when its user names it, to `build_model`.
+
+    Raises:
+        ConfigError: it names anything else, or a model that is too large.
+    """
+    name, arguments = parse_call(text)
+    if name.rpartition(":")[0] not in OPEN_SOURCES:
+        raise ConfigError(
+            "the file names code of one's own for its model, and nothing that a file names is run",
+            where=text[:200],
+            expected="a model of torchvision's, of timm's, or built in",
+            todo="If you know this code, name it yourself: --model package.module:function",
+        )
+    try:
+        for value in walk(list(arguments.values())):
+            if value is not None and not isinstance(value, (bool, list, tuple)):
+                within(value, -LARGEST_NUMBER, LARGEST_NUMBER)
+    except MALFORMED as error:
+        raise ConfigError(
+            f"the file gives its model more than numbers ({first_line(error)})",
+            where=text[:200],
+            todo="If the model is yours, name it yourself with --model",
+        ) from error
+    with _bounded():
+        return build_model(text, num_classes, drop_path)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Stop a model that has too many parameters, while it is built and before they are filled."""
+    tensors = numbers = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal tensors, numbers
+        if parameter is not None:
+            tensors, numbers = tensors + 1, numbers + parameter.numel()
+        if tensors > MOST_TENSORS or numbers > MOST_PARAMETERS:
+            raise ValueError(f"more than {MOST_PARAMETERS:,} parameters, or {MOST_TENSORS:,} tensors of them")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def timm_model(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """`timm.create_model`, where weights from a file (`checkpoint_path`) are read as data, whatever timm's version."""
+    path = arguments.pop("checkpoint_path", None)
+    model = timm.create_model(name, **arguments)
+    if path is not None:
+        timm.models.load_checkpoint(model, path, weights_only=True)
+    return model
+
+
 def _by_name(source: str, name: str) -> Callable[..., Any]:
     torchvision_names, timm_names = torchvision.models.list_models(), timm.list_models()
     if not source and name in CIFAR_RESNETS:
         return CIFAR_RESNETS[name]
     if source != "timm" and name in torchvision_names:
-        return lambda **arguments: torchvision.models.get_model(name, weights=None, **arguments)
+        builder = torchvision.models.get_model_builder(name)
+        known = inspect.signature(builder).parameters
+        untrained = {key: None for key in ("weights", "weights_backbone") if key in known}
+        return lambda **arguments: builder(**untrained, **arguments)
     if source != "torchvision" and (name in timm_names or timm.is_model(name)):
-        return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
+        return lambda **arguments: timm_model(name, dict(pretrained=False, **arguments))
     names = {"timm": timm_names, "torchvision": torchvision_names}
     known = names.get(source, [*CIFAR_RESNETS, *torchvision_names, *timm_names])
     raise ConfigError(f"no model '{name}'", todo=f"{suggest(name, known)} One's own is written package.module:function")

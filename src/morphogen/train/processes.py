@@ -6,10 +6,13 @@ import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,58 +24,133 @@ from .finished import Finished
 from .sources import load_data
 from .turns import Progress, Resumable, Task
 
+PATIENCE = 20.0
+"""Seconds that a process gets to end itself when its run is over."""
+
+
+@dataclass
+class Worker:
+    """A process that trains one run.
+
+    Attributes:
+        said: its last word, where it has come: `finished` or `failed`.
+    """
+
+    task: Task
+    process: ForkServerProcess
+    connection: Any
+    said: str = ""
+
+    def messages(self) -> Iterator[tuple[str, Any]]:
+        """What it has sent; a process that is killed may have cut off the last."""
+        try:
+            while self.connection.poll():
+                yield self.connection.recv()
+        except (EOFError, OSError, UnpicklingError):
+            self.connection.close()
+
+    @property
+    def sources(self) -> list[Any]:
+        """What tells that it has sent something, or is gone; processes of its own may hold its end of the pipe."""
+        return [self.process.sentinel] if self.connection.closed else [self.connection, self.process.sentinel]
+
+    def stop(self) -> None:
+        """Ask it to save and to end, also where it is held up (SIGSTOP)."""
+        self.process.terminate()
+        if self.process.pid is not None:
+            with suppress(OSError):
+                os.kill(self.process.pid, signal.SIGCONT)
+
+    def ended(self) -> bool:
+        """Whether it is gone, which it must be soon after its last word."""
+        if self.said:
+            self.process.join(PATIENCE)
+            if self.process.is_alive():
+                self.process.kill()
+                self.process.join()
+        return not self.process.is_alive()
+
 
 def side_by_side(tasks: Sequence[Task], config: CompareConfig, finished: Finished, progress: Progress) -> list[str]:
-    """Train `config.parallel` at a time until all are over; returns what went wrong with any.
+    """Train `config.parallel` at a time until all are over; returns what went wrong with any. A run whose process is
+    killed by another (as where memory runs out) goes on from its checkpoint once.
 
     Raises:
         Stopped: asked to; every run at work has saved a checkpoint.
     """
-    waiting, going = list(tasks), dict[Any, tuple[Task, ForkServerProcess]]()  # by the end of a pipe that is ours
+    waiting, going, again = list(tasks), list[Worker](), set[Task]()
     failures, asked = list[str](), list[int]()
 
     def ask(number: int) -> None:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)
-        for _, process in going.values():
-            process.terminate()
+        for worker in going:
+            worker.stop()
 
     with listening(ask):
         _start_server()
         try:
             while going or (waiting and not asked):
                 while waiting and len(going) < config.parallel and not asked:
-                    task = waiting.pop(0)
-                    connection, process = _start(task, config)
-                    going[connection] = task, process
-                for ready in wait(list(going)):
-                    connection: Any = ready
-                    task, process = going[connection]
-                    try:
-                        what, content = connection.recv()
-                    except EOFError:
-                        del going[connection]
-                        process.join()
-                        if task.key not in finished.records and process.exitcode and not asked:
-                            failures.append(f"{task}, its process ended (exit code {process.exitcode})")
+                    going.append(_start(waiting.pop(0), config))
+                    if asked:  # while it was started
+                        going[-1].stop()
+                wait([source for worker in going for source in worker.sources])
+                for worker in list(going):
+                    ended = not worker.process.is_alive()  # asked first, so that no message is missed
+                    for what, content in worker.messages():
+                        _heed(worker, what, content, config, finished, failures, progress)
+                    if not (ended or worker.ended()):
                         continue
-                    match what:
-                        case "epoch":
-                            progress(f"{task}", *content)
-                        case "warning":
-                            warnings.warn(f"{task}, {content}", stacklevel=2)
-                        case "failed":
-                            failures.append(f"{task}, {content}")
-                        case _:
-                            finished.append(content)
-                            Resumable(task, config).clear()
+                    going.remove(worker)
+                    code, task = worker.process.exitcode or 0, worker.task
+                    if worker.said or asked:
+                        continue
+                    if code < 0 and task not in again:
+                        again.add(task)
+                        waiting.append(task)
+                        warnings.warn(
+                            f"{task}, its process was killed ({_name(code)}); it is begun again", stacklevel=2
+                        )
+                    else:
+                        failures.append(f"{task}, its process ended ({_name(code)})")
         finally:
-            for _, process in going.values():
-                process.kill()
+            for worker in going:
+                worker.process.kill()
     if asked:
-        raise Stopped(asked[0])
+        raise Stopped(asked[0], f"{len(finished.records)} runs are finished, those at work are saved")
     return failures
+
+
+def _heed(
+    worker: Worker,
+    what: str,
+    content: Any,
+    config: CompareConfig,
+    finished: Finished,
+    failures: list[str],
+    progress: Progress,
+) -> None:
+    """Do what a message asks for."""
+    task = worker.task
+    match what:
+        case "epoch":
+            progress(f"{task}", *content)
+        case "warning":
+            warnings.warn(f"{task}, {content}", stacklevel=2)
+        case "failed":
+            worker.said = what
+            failures.append(f"{task}, {content}")
+        case _:
+            worker.said = what
+            finished.append(content)
+            Resumable(task, config).clear()
+
+
+def _name(code: int) -> str:
+    """Of an exit code."""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def _start_server() -> None:
@@ -85,14 +163,14 @@ def _start_server() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def _start(task: Task, config: CompareConfig) -> tuple[Any, ForkServerProcess]:
+def _start(task: Task, config: CompareConfig) -> Worker:
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
     threads = max(1, torch.get_num_threads() // config.parallel)
     process = context.Process(target=_train, args=(task, config, threads, theirs))
     process.start()
     theirs.close()  # the process has it, and the end of what it sends is seen
-    return ours, process
+    return Worker(task, process, ours)
 
 
 def _train(task: Task, config: CompareConfig, threads: int, connection: Any) -> None:

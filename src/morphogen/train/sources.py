@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,34 @@ from .images import read_image
 
 
 def load_data(recipe: Recipe) -> Data:
-    """The data a recipe names.
+    """The data a recipe names; a warning where some classes have no training image.
 
     Raises:
-        ConfigError: a missing or empty folder, an image that cannot be read, fewer images than a batch.
+        ConfigError: a missing or empty folder, an image that cannot be read, fewer images than a batch,
+            training images of one class alone.
     """
+    data = _load(recipe)
+    counts = torch.bincount(data.labels, minlength=data.num_classes)
+    there = int((counts > 0).sum())
+    if there < 2:
+        raise ConfigError(
+            "all training images are of one class, so there is nothing to learn",
+            where=recipe.data,
+            expected="two classes or more",
+            found=f"{data.images} images of class {int(counts.argmax())}",
+            todo="Set images higher" if recipe.images else "Put each class into a folder of its own: train/CLASS/IMAGE",
+        )
+    if there < data.num_classes:
+        missing = (counts == 0).nonzero().flatten().tolist()
+        names = ", ".join(map(str, missing[:10])) + (" ..." if len(missing) > 10 else "")
+        warnings.warn(
+            f"{recipe.data}: {len(missing)} of {data.num_classes} classes have no training image (numbers {names})",
+            stacklevel=2,
+        )
+    return data
+
+
+def _load(recipe: Recipe) -> Data:
     kind, _, folder = recipe.data.rpartition(":")
     if not kind and folder == "digits":
         return _digits(recipe)
@@ -30,8 +54,8 @@ def load_data(recipe: Recipe) -> Data:
         dataset = CIFAR10 if kind == "cifar10" else CIFAR100
         try:
             pairs = [dataset(folder, train=train) for train in (True, False)]
-        except (RuntimeError, OSError) as error:
-            raise ConfigError(f"cannot read {kind} ({error})", where=folder) from error
+        except Exception as error:  # whatever torchvision stumbles over in a damaged file
+            raise ConfigError(f"cannot read {kind} ({first_line(error)})", where=folder) from error
         train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2), torch.tensor(p.targets)) for p in pairs]
         return MemoryData(
             kind, _resized(train, recipe.image_size), _resized(test, recipe.image_size), recipe, crop=4, flip=True
@@ -39,8 +63,10 @@ def load_data(recipe: Recipe) -> Data:
     if kind == "imagenet":
         try:
             return StreamData(kind, ImageNet(folder, "train"), ImageNet(folder, "val"), recipe)
-        except (RuntimeError, OSError) as error:
-            raise ConfigError(f"cannot read ImageNet ({error})", where=folder) from error
+        except (ConfigError, MemoryError):
+            raise
+        except Exception as error:  # whatever torchvision stumbles over in a damaged file
+            raise ConfigError(f"cannot read ImageNet ({first_line(error)})", where=folder) from error
     return _folder(Path(recipe.data), recipe)
 
 

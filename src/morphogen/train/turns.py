@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +98,14 @@ class Resumable:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def unfinished(tasks: Sequence[Task], config: CompareConfig, finished: Finished) -> list[Task]:
+    """Those without a record; of the others the checkpoints go, which a kill may have left."""
+    for task in tasks:
+        if task.key in finished.records:
+            Resumable(task, config).clear()
+    return [task for task in tasks if task.key not in finished.records]
+
+
 def in_turn(
     tasks: Sequence[Task], config: CompareConfig, data: Data, finished: Finished, progress: Progress
 ) -> list[str]:
@@ -106,31 +116,50 @@ def in_turn(
         Stopped: asked to; every run that had begun has saved a checkpoint.
     """
     runs = [Resumable(task, config) for task in tasks]
+    going = deque[tuple[Resumable, Iterator[Epoch]]]()
 
     def ask(number: int) -> None:
         for run in runs:
             run.checkpoints.ask(number)
 
-    failures, stopped = list[str](), None
+    failures, stopped = list[str](), list[Stopped]()
     with listening(ask):
-        going = [(run, run.begin(data)) for run in runs]
+        going.extend((run, run.begin(data)) for run in runs)
         while going:
-            for run, epochs in list(going):
-                try:
-                    epoch = next(epochs, None)
-                except (MorphogenError, Stopped) as error:
-                    going.remove((run, epochs))
-                    if isinstance(error, Stopped):
-                        stopped = error
-                    else:
-                        failures.append(f"{run.task}, {error}")
-                    continue
-                if epoch is None:
-                    going.remove((run, epochs))
-                    finished.append(run.record())
-                    run.clear()
-                else:
-                    progress(f"{run.task}", epoch.epoch + 1, run.run.total_epochs, epoch.accuracy)
-    if stopped is not None:
-        raise stopped
+            run, epochs = going[0]
+            if _turn(run, epochs, finished, failures, stopped, progress):
+                going.popleft()
+                runs.remove(run)
+                del run, epochs
+                gc.collect()  # a network and its hooks hold each other, and a GPU's memory
+            else:
+                going.rotate(-1)
+    if stopped:
+        number = stopped[0].signal
+        raise Stopped(number, f"{len(finished.records)} runs are finished, {len(stopped)} are saved in the middle")
     return failures
+
+
+def _turn(
+    run: Resumable,
+    epochs: Iterator[Epoch],
+    finished: Finished,
+    failures: list[str],
+    stopped: list[Stopped],
+    progress: Progress,
+) -> bool:
+    """An epoch of a run; whether it is over, by its end or otherwise."""
+    try:
+        epoch = next(epochs, None)
+    except MorphogenError as error:
+        failures.append(f"{run.task}, {error}")
+        return True
+    except Stopped as error:
+        stopped.append(error)
+        return True
+    if epoch is None:
+        finished.append(run.record())
+        run.clear()
+        return True
+    progress(f"{run.task}", epoch.epoch + 1, run.run.total_epochs, epoch.accuracy)
+    return False

@@ -39,8 +39,33 @@ def index_select(call: Call) -> Axes:
     return tuple(axes)
 
 
-@rule("gather", "take_along_dim", "scatter", "scatter_add", "index_copy", "index_add", "index_put", "_index_put_impl")
+@rule("gather", "scatter", "scatter_add", "scatter_reduce", "index_copy", "index_add")
 def gather(call: Call) -> Axes:
+    """Positions along one axis by index; the tensors go side by side along the others.
+
+    The axis stays whole, and so do others where one tensor is shorter than another.
+    """
+    dim, values = call["dim"] % max(len(call.input.shape), 1), list(call.values())
+    (shape,) = call.shapes
+    axes: list[Axis] = [None] * len(shape)
+    whole = [value for value in values if len(value.shape) == len(shape)]
+    for i in range(len(shape)):
+        met = [value.axes[i] for value in whole]
+        if i == dim or len({value.shape[i] for value in whole}) > 1:
+            for axis in met:
+                call.slots.fix(axis, f"taken by index ({call.op})")
+            continue
+        axes[i] = met[0]
+        for axis in met[1:]:
+            axes[i] = call.slots.tie(axes[i], axis, "meets an axis of fixed size")
+    for value in values:
+        if len(value.shape) != len(shape):  # the index of `index_copy`
+            call.slots.fix(value.axes[0] if value.axes else None, f"taken by index ({call.op})")
+    return tuple(axes)
+
+
+@rule("take_along_dim", "index_put", "_index_put_impl")
+def taken(call: Call) -> Axes:
     """Positions of every axis by index."""
     for value in call.values():
         for axis in value.axes:

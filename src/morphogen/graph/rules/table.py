@@ -25,6 +25,9 @@ from ..slots import Axis, Slots
 
 Axes = tuple[Axis, ...]
 
+OF_INPUT = "reads channels that are fixed, such as the model's input"
+"""Why the channels of an image stay whole."""
+
 
 PLACES = frozenset(
     """dim dim0 dim1 dims start_dim end_dim axis0 axis1 source destination dimension stride padding dilation kernel_size
@@ -159,7 +162,7 @@ class Call:
 
     def reads(self, value: Value, dim: int, layer: Axis) -> Axis:
         """Tie an axis of the layer's own tensor to the axis it reads."""
-        return self.slots.tie(value.axes[dim], layer, "reads channels that are fixed, such as the model's input")
+        return self.slots.tie(value.axes[dim], layer, OF_INPUT)
 
 
 def _same_axes(left: Value, right: Value) -> bool:

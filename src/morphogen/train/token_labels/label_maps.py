@@ -15,8 +15,17 @@ from torch import Tensor
 from torchvision.datasets import DatasetFolder
 
 from ...errors import ConfigError, first_line
+from ...machine.reading import MALFORMED, parse_json, read_text, whole, word
 
 ABOUT = "label_maps.json"
+
+KINDS = (torch.float16, torch.uint16)
+"""Of the scores and of the classes."""
+
+MOST_CLASSES = 2**16
+
+MOST_PLACES = 2**22
+"""Numbers in a map."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,14 @@ class LabelMaps:
         """
         path = folder / ABOUT
         try:
-            about = json.loads(path.read_text())
-            return cls(folder, About(about["teacher"], tuple(about["classes"]), about["top_k"], tuple(about["grid"])))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            about = parse_json(read_text(path))
+            classes = tuple(word(name) for name in about["classes"])
+            rows, columns = (whole(side, 1, MOST_PLACES) for side in about["grid"])
+            top_k = whole(about["top_k"], 1, len(classes))
+            if len(classes) > MOST_CLASSES or top_k * rows * columns > MOST_PLACES:
+                raise ValueError(f"{len(classes):,} classes, maps of {top_k} x {rows} x {columns}")
+            return cls(folder, About(word(about["teacher"]), classes, top_k, (rows, columns)))
+        except (OSError, *MALFORMED) as error:
             raise ConfigError(
                 f"no label maps here ({first_line(error)})", where=str(path), todo="Make them: morphogen label-maps"
             ) from error
@@ -141,25 +155,29 @@ class LabelMaps:
         """
         path = self.folder / f"{name}.safetensors"
         try:
+            if os.path.getsize(path) != self._bytes:
+                raise ValueError(f"{os.path.getsize(path)} bytes, where all maps have {self._bytes}")
             content = load(path.read_bytes())
-            scores, classes = content["scores"], content["classes"].to(torch.int32)  # PyTorch cannot index by uint16
-        except (OSError, SafetensorError, KeyError) as error:
+            scores, classes = content["scores"], content["classes"]
+        except (OSError, SafetensorError, RuntimeError, *MALFORMED) as error:
             raise ConfigError(
                 f"cannot read the label map ({first_line(error)})",
                 where=str(path),
                 todo="Run morphogen label-maps again; it makes what is missing or cut short",
             ) from error
         about = self.about
-        shape = (about.top_k, *about.grid)
-        if scores.shape != shape or classes.shape != shape or int(classes.max()) >= len(about.classes):
+        shape, kinds = (about.top_k, *about.grid), (scores.dtype, classes.dtype)
+        expected, found = (shape, shape, *KINDS), (tuple(scores.shape), tuple(classes.shape), *kinds)
+        highest = int(classes.int().max()) if found == expected else -1
+        if found != expected or highest >= len(about.classes) or not bool(torch.isfinite(scores).all()):
             raise ConfigError(
                 "a label map of another kind than the folder's",
                 where=str(path),
-                expected=f"top_k, rows and columns {shape}, classes below {len(about.classes)}",
-                found=f"{tuple(scores.shape)}, classes up to {int(classes.max())}",
+                expected=f"top_k, rows and columns {shape}, finite scores, classes below {len(about.classes)}",
+                found=f"{found[0]}, {kinds[0]} and {kinds[1]}, classes up to {highest}",
                 todo="Remove it and run morphogen label-maps again",
             )
-        return scores, classes
+        return scores, classes.to(torch.int32)  # PyTorch cannot index by uint16
 
     def write(self, name: str, scores: Tensor, classes: Tensor) -> None:
         """Keep the map of an image: (top_k, rows, columns) each; it is there whole or not at all."""
@@ -181,8 +199,13 @@ class ImageMaps:
 
 def image_names(dataset: DatasetFolder) -> list[str]:
     """Each image's path below its class folders, `CLASS/IMAGE`, whatever the machine."""
-    root = getattr(dataset, "split_folder", dataset.root)  # torchvision's ImageNet calls the folder above it root
+    root = image_root(dataset)
     return [Path(os.path.relpath(path, root)).as_posix() for path, _ in dataset.samples]
+
+
+def image_root(dataset: DatasetFolder) -> str:
+    """The folder of its class folders."""
+    return str(getattr(dataset, "split_folder", dataset.root))  # torchvision's ImageNet calls the folder above it root
 
 
 def class_names(dataset: DatasetFolder) -> tuple[str, ...]:

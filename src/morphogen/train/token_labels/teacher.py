@@ -19,6 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 from ...errors import ConfigError, first_line
 from ...spec import parse_call, suggest
 from ..data import in_one_line
+from ..models import timm_model
 from ..sources import terminal
 from .label_maps import About, LabelMaps, class_names, image_names
 
@@ -105,7 +106,7 @@ def load_teacher(text: str) -> nn.Module:
         raise ConfigError(f"no timm model '{name}'", todo=suggest(name.partition(".")[0], timm.list_models()))
     arguments.setdefault("pretrained", "checkpoint_path" not in arguments)
     try:
-        return timm.create_model(name, **arguments)
+        return timm_model(name, arguments)
     except Exception as error:  # the network's, the disk's and the model's own
         raise ConfigError(f"cannot load the teacher ({first_line(error)})", where=text) from error
 

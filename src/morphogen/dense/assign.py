@@ -5,11 +5,6 @@ from __future__ import annotations
 import torch
 
 
-def copy(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Give a parameter or buffer another value of the same shape."""
-    tensor.data.copy_(value)
-
-
 def assign(tensor: torch.Tensor, value: torch.Tensor, grad: torch.Tensor | None) -> None:
     """Give a parameter or buffer another value of another shape; it stays the same object."""
     if tensor.data_ptr() == value.data_ptr() and tensor.shape == value.shape:

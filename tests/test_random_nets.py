@@ -1,0 +1,77 @@
+"""Invariants 1 to 3 of random small nets, on random walks of six sub-networks each."""
+
+import copy
+import random
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+import morphogen
+from random_nets import RandomNet
+
+from checks import (
+    assert_equals_masked_dense,
+    assert_optimizer_holds_model,
+    assert_survivors_equal,
+    perturb,
+    snapshot,
+    take_steps,
+)
+from nets import image
+
+
+def drawn(net, dice, *, deep):
+    """Any sub-network, `deep` with all its blocks; the size of heads stays, since the scale of attention follows it."""
+
+    def some(size):
+        return sorted(dice.sample(range(size), dice.randint(1, size)))
+
+    alive = {group.name: some(group.size) for group in net.groups if not group.inner}
+    return net.subnetwork(alive=alive, blocks={s.name: some(s.size) for s in net.stacks if not deep})
+
+
+def walk(number):
+    """Returns how many of its sub-networks were compared with the masked dense network."""
+    dice, x = random.Random(number), image()
+    torch.manual_seed(number)
+    model, compared = RandomNet(number), 0
+    model.train()
+    perturb(model)
+    net = morphogen.trace(model, x)
+    optimizer, ema = torch.optim.AdamW(model.parameters(), 1e-3), AveragedModel(model)
+    take_steps(model, optimizer, x, steps=1)
+    everything = {"optimizer": optimizer, "ema": ema}
+
+    def to(target):
+        old, before, averaged = net.current, snapshot(model, optimizer), snapshot(ema.module)
+        morphogen.morph(net, target, **everything, operator=dice.choice(["quiet", "orthogonal", "replicate"]))
+        assert_survivors_equal(net, before, old, target, snapshot(model, optimizer))
+        assert_survivors_equal(net, averaged, old, target, snapshot(ema.module))
+        assert_optimizer_holds_model(model, optimizer)
+
+    for step in range(6):
+        target = drawn(net, dice, deep=step % 2 == 0)
+        if step:  # one is tried out first; what is compared here says more, and is faster
+            net.fits.add(target)
+        if step % 2 == 0:
+            to(net.dense)
+            if model.per_channel:
+                alike = morphogen.Network(copy.deepcopy(model), net.structure, net.fake)
+                alike.fits = net.fits
+                assert_equals_masked_dense(alike, target, x, tolerance=1e-4)
+                compared += 1
+        to(target)
+        take_steps(model, optimizer, x, steps=1)
+        ema.update_parameters(model)
+    to(net.dense)
+    RandomNet(number).load_state_dict(model.state_dict())
+    return compared
+
+
+@pytest.mark.parametrize("first", [0, pytest.param(30, marks=pytest.mark.nightly)])
+def test_random_walks_of_random_nets(first):
+    numbers = range(30) if first == 0 else range(300)
+    compared = sum(map(walk, numbers))
+    print(f"\n{len(numbers)} nets, {6 * len(numbers)} sub-networks, {compared} compared with the masked dense network")
+    assert compared > len(numbers)

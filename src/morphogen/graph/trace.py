@@ -35,7 +35,7 @@ from .groups import Groups, derive_groups
 from .norms import batch_norms
 from .numbers import Attribute, Numbers
 from .outputs import Outputs, check_outputs
-from .refusals import cannot_export, check_model
+from .refusals import cannot_export, check_model, warn_of_hooks
 from .residual import Branches
 from .rules.table import OF_INPUT
 from .slots import Axis
@@ -47,9 +47,14 @@ from .walk import EXCLUDED, TracedCall, Walk, without_rule
 def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), outputs: Outputs = None) -> Network:
     """Find what of a model can change size: its channel groups, its block stacks, its resolution.
 
-    The model is untouched. It is exported in evaluation and in training mode, because auxiliary heads, and
-    whatever else the forward pass does in training alone, must fit the smaller network too. Where only the
-    training mode cannot be exported, a warning says so.
+    The model is untouched: what is read is a double of it, whose tensors have no values. The double is exported in
+    evaluation and in training mode, because auxiliary heads, and whatever else the forward pass does in training
+    alone, must fit the smaller network too. Where only the training mode cannot be exported, a warning says so. Hooks
+    around forward passes are left out, unless the model cannot run without them. An op without a rule keeps what it
+    reads whole; a warning names it.
+
+    Tensors that modules keep as plain attributes follow like buffers, where the forward pass reads them; they are in
+    no `state_dict`, and come back with the values they have now.
 
     Args:
         model: any module that `torch.export` reads; it is the dense network.
@@ -66,8 +71,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
         The network with its groups; all of it alive.
 
     Raises:
-        TraceError: the model cannot be exported or copied, or an excluded path or an output does not exist. What an op
-            without a rule reads stays whole; asking for another width names it.
+        TraceError: the model cannot be exported or copied, or an excluded path or an output does not exist.
     """
     check_model(model, exclude)
     exclude = tuple(exclude)
@@ -77,6 +81,8 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
             raise TraceError("no module to exclude", where=path or "''", expected="a path of model.named_modules()")
     walk = Walk(model, exclude, outputs)
     fake, program, numbers = _first_export(model, example)
+    if not fake.hooks:
+        warn_of_hooks(model)
     forward = {False: walk.read(program, numbers)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
     branches, norms = Branches(program, parameters), batch_norms(program, walk.named_inputs(program))
@@ -145,7 +151,7 @@ def _unread(walk: Walk, derived: Groups) -> dict[str, str]:
         axes = pins[without_rule(op)]
         warnings.warn(
             f"{path or 'the forward of the model'}: {without_rule(op)}, so that what it reads stays whole: {axes[0]}"
-            + (f" and {len(axes) - 1} more axes" if len(axes) > 1 else "")
+            + (f" and {len(axes) - 1} more" if len(axes) > 1 else "")
             + f". Add a rule, one function under @morphogen.rule({rule_name(op)!r}) (see docs/extending.md)",
             stacklevel=4,  # the caller of `trace`, which is decorated
         )

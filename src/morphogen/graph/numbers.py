@@ -141,15 +141,17 @@ class Part(float):
         return float, (float(self),)
 
 
+Origin = Attribute | Dim | Quotient | Times | Plus | Minus | Computed
+"""Where a number comes from."""
+
+
 class Number(int):
     """A whole number that remembers its origin."""
 
-    origin: Attribute | Dim | Quotient | Times | Plus | Minus | Computed
+    origin: Origin
     equal: Equal
 
-    def __new__(
-        cls, value: int, origin: Attribute | Dim | Quotient | Times | Plus | Minus | Computed, equal: Equal
-    ) -> Number:
+    def __new__(cls, value: int, origin: Origin, equal: Equal) -> Number:
         """Comparisons that find it equal to another are added to `equal`."""
         number = int.__new__(cls, value)
         number.origin, number.equal = origin, equal

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..machine.private import FakeTensorMode, new_fake, tree_leaves, tree_map, without_forward_hooks
+from ..machine.private import FakeTensorMode, new_fake, tree_map, without_forward_hooks
+from .images import Images, Path, exchanged, find_images, inputs_in
 from .program import silence
 
 Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
@@ -24,20 +25,31 @@ class FakeModel:
         dense: the copy.
         mode: PyTorch's mode in which its tensors live.
         device: where the model is (its first parameter).
+        images: the example's images and their sizes, see `find_images`.
     """
 
-    def __init__(self, model: nn.Module, example: Example):
+    def __init__(self, model: nn.Module, example: Example, images: Images = None):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         with quiet(model, training=False):
             self.dense = self.copy(model, self._fake)
         self._example = tree_map(self._fake, as_call(example))
         self.device = next((t.device for t in self.dense.parameters()), torch.device("cpu"))
+        args, kwargs = self._example
+        self.images = find_images(args, kwargs, images)
 
     @property
     def image_channels(self) -> int | None:
-        """Channels of the example's images; None where it begins with something else."""
-        first = next((leaf for leaf in tree_leaves(self._example) if isinstance(leaf, torch.Tensor)), None)
-        return first.shape[1] if first is not None and first.ndim == 4 else None
+        """Channels of the example's images; None where it has none."""
+        tensors = dict(inputs_in(*self._example))
+        return next((tensors[path].shape[1] for path in self.images), None)
+
+    def sizes(self, resolution: tuple[int, int]) -> dict[Path, tuple[int, int]]:
+        """The size of each image where the largest has this resolution: the others follow in proportion."""
+        dense = next(iter(self.images.values()), resolution)
+        return {
+            path: (max(1, round(h * resolution[0] / dense[0])), max(1, round(w * resolution[1] / dense[1])))
+            for path, (h, w) in self.images.items()
+        }
 
     def reshaped(self, shape_of: Callable[[str, torch.Tensor], tuple[int, ...]]) -> nn.Module:
         """A copy of the dense model with tensors of other shapes, by name."""
@@ -65,17 +77,15 @@ class FakeModel:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The example as fake arguments, its tensors at the batch size and resolution given."""
 
-        def resize(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor) or not value.ndim:
-                return value
-            shape = list(value.shape)
-            shape[0] = batch or shape[0]
-            if resolution is not None and value.ndim == 4:
-                shape[2:] = resolution
-            return value.new_empty(shape)
-
+        args, kwargs = self._example
+        sizes = {} if resolution is None else self.sizes(resolution)
+        new: dict[Path, torch.Tensor] = {}
         with self.mode:
-            return tree_map(resize, self._example)
+            for path, value in inputs_in(args, kwargs):
+                if value.ndim:
+                    shape = [batch or value.shape[0], *value.shape[1:]]
+                    new[path] = value.new_empty([*shape[:-2], *sizes[path]] if path in sizes else shape)
+        return tuple(exchanged(list(args), new)), exchanged(kwargs, new)
 
     def run(self, model: nn.Module, resolution: tuple[int, int] | None, batch: int | None = None) -> Any:
         """Call a fake model; raises whatever its forward raises."""

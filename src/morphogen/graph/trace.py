@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..dense.fake import Example, FakeModel, as_call, at_least_two, quiet
+from ..dense.images import Images
 from ..dense.network import Network
 from ..dense.program import export
 from ..dense.subnet import (
@@ -28,7 +29,7 @@ from ..dense.subnet import (
     within,
 )
 from ..errors import TraceError, first_line
-from ..machine.private import tree_leaves, tree_map
+from ..machine.private import tree_map
 from .groups import derive_groups
 from .norms import batch_norms
 from .numbers import Attribute, Numbers
@@ -42,7 +43,14 @@ from .walk import EXCLUDED, TracedCall, Walk
 
 
 @torch.inference_mode(False)  # its tensors could not be saved for a backward pass
-def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), outputs: Outputs = None) -> Network:
+def trace(
+    model: nn.Module,
+    example: Example,
+    *,
+    exclude: Iterable[str] = (),
+    outputs: Outputs = None,
+    images: Images = None,
+) -> Network:
     """Find what of a model can change size: its channel groups, its block stacks, its resolution.
 
     The model is untouched. It is exported in evaluation and in training mode, because auxiliary heads, and
@@ -59,6 +67,8 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
             loss or a metric reads keeps its size. The others come out at the size that runs. By default all matter,
             but for hidden states, attentions and caches beside others, and the last hidden state, what is pooled from
             it, and embeddings beside a loss, logits, predictions or a sample.
+        images: the arguments whose resolution changes, by name or position (`"pixel_values"`). By default the largest
+            floating-point (N, C, H, W), or (N, C, D, H, W) whose D stays, and those at a whole fraction of its size.
 
     Returns:
         The network with its groups; all of it alive.
@@ -90,7 +100,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
     tensors = walk.tensors()
     derived = derive_groups(walk.slots, tensors, walk.counting.attributes)
     layouts = _Layouts(derived.number)
-    fake = _fake(model, example)
+    fake = _fake(model, example, images)
     stacks, fixed_blocks = _without_excluded(*find_stacks(fake, model, branches), frozenset(exclude))
     inside = frozenset(path for stack in stacks for path in stack.blocks)
     structure = Structure(
@@ -102,7 +112,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
             layouts.attributes(model, [c for calls, _ in forward.values() for c in calls], walk.counting.attributes)
         ),
         paths=tuple(ForwardPath(mode, tuple(map(layouts.call, c)), free) for mode, (c, free) in forward.items()),
-        resolution=_resolution(example),
+        resolution=next(iter(fake.images.values()), None),
         fixed_blocks=fixed_blocks,
         drop_path=tuple(drop for drop in drop_path_of(model) if not within(drop.path, inside)),
         unread=walk.unruled,
@@ -129,9 +139,11 @@ def _without_excluded(
     return tuple(stack for stack in stacks if stack not in inside), fixed + kept
 
 
-def _fake(model: nn.Module, example: Example) -> FakeModel:
+def _fake(model: nn.Module, example: Example, images: Images) -> FakeModel:
     try:
-        return FakeModel(model, example)
+        return FakeModel(model, example, images)
+    except TraceError:
+        raise
     except Exception as error:  # whatever the attributes of the model raise
         raise TraceError(
             f"the model cannot be copied ({first_line(error)})",
@@ -157,11 +169,6 @@ def _export(model: nn.Module, example: Example, *, training: bool) -> tuple[torc
                 return export(model, args, kwargs), Numbers(model)
     except Exception as error:  # whatever the model's own code raises on this input
         raise cannot_export(model, (args, kwargs), error) from error
-
-
-def _resolution(example: Example) -> tuple[int, int] | None:
-    first = next((leaf for leaf in tree_leaves(as_call(example)) if isinstance(leaf, torch.Tensor)), None)
-    return (first.shape[2], first.shape[3]) if first is not None and first.ndim == 4 else None
 
 
 class _Layouts:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..dense.double import has_hooks
 from ..dense.fake import Example, FakeModel, as_call, at_least_two
+from ..dense.images import Images
 from ..dense.network import Network
 from ..dense.program import export, rule_name
 from ..dense.subnet import (
@@ -29,7 +30,7 @@ from ..dense.subnet import (
     within,
 )
 from ..errors import TraceError, first_line
-from ..machine.private import tree_leaves, tree_map
+from ..machine.private import tree_map
 from .alike import drop_path_of
 from .groups import Groups, derive_groups
 from .norms import batch_norms
@@ -44,7 +45,14 @@ from .walk import EXCLUDED, TracedCall, Walk, without_rule
 
 
 @torch.inference_mode(False)  # its tensors could not be saved for a backward pass
-def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), outputs: Outputs = None) -> Network:
+def trace(
+    model: nn.Module,
+    example: Example,
+    *,
+    exclude: Iterable[str] = (),
+    outputs: Outputs = None,
+    images: Images = None,
+) -> Network:
     """Find what of a model can change size: its channel groups, its block stacks, its resolution.
 
     The model is untouched: what is read is a double of it, whose tensors have no values. The double is exported in
@@ -66,6 +74,8 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
             loss or a metric reads keeps its size. The others come out at the size that runs. By default all matter,
             but for hidden states, attentions and caches beside others, and the last hidden state, what is pooled from
             it, and embeddings beside a loss, logits, predictions or a sample.
+        images: the arguments whose resolution changes, by name or position (`"pixel_values"`). By default the largest
+            floating-point (N, C, H, W), or (N, C, D, H, W) whose D stays, and those at a whole fraction of its size.
 
     Returns:
         The network with its groups; all of it alive.
@@ -80,7 +90,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
         if path not in paths or not path:
             raise TraceError("no module to exclude", where=path or "''", expected="a path of model.named_modules()")
     walk = Walk(model, exclude, outputs)
-    fake, program, numbers = _first_export(model, example)
+    fake, program, numbers = _first_export(model, example, images)
     if not fake.hooks:
         warn_of_hooks(model)
     forward = {False: walk.read(program, numbers)}
@@ -114,7 +124,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
             layouts.attributes(model, [c for calls, _ in forward.values() for c in calls], walk.counting.attributes)
         ),
         paths=tuple(ForwardPath(mode, tuple(map(layouts.call, c)), free) for mode, (c, free) in forward.items()),
-        resolution=_resolution(example),
+        resolution=next(iter(fake.images.values()), None),
         fixed_blocks=fixed_blocks,
         drop_path=tuple(drop for drop in drop_path_of(model) if not within(drop.path, inside)),
         unread=_unread(walk, derived),
@@ -158,19 +168,21 @@ def _unread(walk: Walk, derived: Groups) -> dict[str, str]:
     return found
 
 
-def _first_export(model: nn.Module, example: Example) -> tuple[FakeModel, torch.export.ExportedProgram, Numbers]:
+def _first_export(
+    model: nn.Module, example: Example, images: Images
+) -> tuple[FakeModel, torch.export.ExportedProgram, Numbers]:
     """A double of the model, exported in evaluation mode.
 
     It is without hooks, which may do anything to anybody (count, print, log), unless the model cannot run without them:
     some libraries read hidden states by hooks.
     """
-    fake = _fake(model, example, hooks=False)
+    fake = _fake(model, example, images, hooks=False)
     try:
         return fake, *_export(fake, example, training=False)
     except TraceError:
         if not has_hooks(model):
             raise
-        with_hooks = _fake(model, example, hooks=True)
+        with_hooks = _fake(model, example, images, hooks=True)
         try:
             return with_hooks, *_export(with_hooks, example, training=False)
         except TraceError:
@@ -178,9 +190,11 @@ def _first_export(model: nn.Module, example: Example) -> tuple[FakeModel, torch.
         raise
 
 
-def _fake(model: nn.Module, example: Example, *, hooks: bool) -> FakeModel:
+def _fake(model: nn.Module, example: Example, images: Images, *, hooks: bool) -> FakeModel:
     try:
-        return FakeModel(model, example, hooks=hooks)
+        return FakeModel(model, example, images, hooks=hooks)
+    except TraceError:
+        raise
     except Exception as error:  # whatever the attributes of the model raise
         raise TraceError(
             f"the model cannot be copied ({first_line(error)})",
@@ -207,11 +221,6 @@ def _export(fake: FakeModel, example: Example, *, training: bool) -> tuple[torch
             return export(model, args, kwargs), Numbers(model)
     except Exception as error:  # whatever the model's own code raises on this input
         raise cannot_export(model, (args, kwargs), error) from error
-
-
-def _resolution(example: Example) -> tuple[int, int] | None:
-    first = next((leaf for leaf in tree_leaves(as_call(example)) if isinstance(leaf, torch.Tensor)), None)
-    return (first.shape[2], first.shape[3]) if first is not None and first.ndim == 4 else None
 
 
 class _Layouts:

@@ -82,7 +82,7 @@ def check_kind(value: Any, kind: Any, where: str) -> None:
     number = isinstance(value, (int, float))
     if type(value) not in plain or (number and not -(2.0**63) < value < 2.0**63):
         raise ValueError(f"{where} is {str(value)[:40]}")
-    if origin is not None:
+    if isinstance(value, (dict, list)) and inner:
         for each in value.values() if isinstance(value, dict) else value:
             check_kind(each, inner[-1] if origin is dict else inner[0], where)
 

@@ -82,6 +82,7 @@ class Run:
         self.history: list[tuple[int, SubNetwork]] = []
         self.hooked, self.is_measuring, self.has_own_state, self.ended = hooked, False, False, False
         self.following = Followers(network, assembly, optimizers, ema)
+        self.following.check_wrappers()
         self._watch = Watch(network.model, optimizers, epochs, hooked)
         self._receipt: Receipt | None = None
         self.ending = Ending(self, self._watch)
@@ -97,7 +98,7 @@ class Run:
 
         What the parts decide comes first (the candidates of a search that is over are measured, sparse channels are
         found), then one morph to what all of them want. A DistributedDataParallel around the model is brought up to
-        date, whoever holds it.
+        date, whoever holds it. Between ranks, all of which call it, they compare where they are and what they hold.
 
         Returns:
             What the morph did; None where the network stays as it is.
@@ -105,19 +106,21 @@ class Run:
         Raises:
             ConfigError: no epoch, or one out of order (see `next_epoch`); the epoch before lacked a call that it needs.
             MorphError: see `morph`.
-            TrainingError: see `search` and `wrap_anew`.
+            TrainingError: see `search` and `wrap_anew`; ranks are at different epochs, or hold different weights.
         """
         if self.ended and whole(epoch) < self.epochs:
             raise ConfigError("the run is over", expected="a new one by morphogen.attach", found=f"epoch {epoch}")
         self._hooks.settle()
         counts = any(part.counts_steps for part in self.assembly)
-        epoch = self._watch.checked(epoch, self.next_epoch(self.epoch), self.steps_now, matters=counts)
+        with self.following.as_one(self, epoch):
+            epoch = self._watch.checked(epoch, self.next_epoch(self.epoch), self.steps_now, matters=counts)
         if self.ended:  # a script's epochs of its own behind the run's
             self.ending.forget()
             self._watch.begun(epoch)
             return None
         try:
-            self._begin(epoch)
+            with self.following.whole() if self.epoch < 0 else nullcontext():  # parts look at the dense network
+                self._begin(epoch)
         except BaseException:
             self._watch.state_was_loaded()  # it may be begun again
             raise
@@ -194,10 +197,11 @@ class Run:
 
         Dictionaries, lists, numbers, strings and tensors alone, so that `torch.load(..., weights_only=True)` reads it;
         the tensors are the run's own, not copies. The random numbers and the position in the data are the loop's.
+        Where the model is sharded, they are whole, and all ranks call this.
         """
         self._hooks.settle()
         self._follow_new_averages()
-        with self.own_state():
+        with self.own_state(), self.following.whole():
             return state_of(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -211,7 +215,8 @@ class Run:
             CheckpointError: the state is damaged, or of another run; nothing is changed then.
         """
         self._follow_new_averages()
-        restore(self, state)
+        with self.following.whole():
+            restore(self, state)
         self.ending.forget()
         if self.ended:
             self._hooks.stop(keep_loading=False)

@@ -63,6 +63,7 @@ def start(arguments: list[str], said: Path) -> int:
     if process:
         return process
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so do we then
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1), os.dup2(file, 2)
     try:

@@ -76,7 +76,10 @@ def tree_of(tree, dice: random.Random):
             if isinstance(node[key], (dict, list)):
                 look(node[key])
 
-    look(tree)
+    if isinstance(tree, (dict, list)):
+        look(tree)
+    if not places:
+        return dice.choice(ODD)
     node, key = dice.choice(places)
     match dice.randrange(5):
         case 0 | 1:

@@ -285,6 +285,18 @@ def test_export_replaces_another_network_only_when_told(tmp_path, capsys):
     assert [path.name for path in out.iterdir()] == ["model.safetensors"]
 
 
+def test_without_a_terminal_there_are_lines(tmp_path, monkeypatch, capsys):
+    """One soon, then one every few seconds: of a job that says nothing one does not know whether it hangs."""
+    from morphogen import cli
+
+    assert train(tmp_path / "a", "--epochs", "5") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "is over" in line]
+    assert [line.partition(" is over")[0] for line in told] == ["Dense: epoch 1 of 5"]
+    monkeypatch.setattr(cli, "QUIET", 0.0)
+    assert train(tmp_path / "b", "--epochs", "5") == 0
+    assert capsys.readouterr().out.count(" of 5 is over, accuracy ") == 5
+
+
 def test_sigterm_ends_any_command_in_one_line(tmp_path, monkeypatch, capsys):
     from morphogen import cli
 

@@ -49,6 +49,15 @@ def same(one, other):
     return repr(one) == repr(other)
 
 
+def covers(said, found):
+    """Whether all that was found is what the file says, which may say more."""
+    if isinstance(found, dict):
+        return all(covers(said[key], value) for key, value in found.items())
+    if isinstance(found, (list, tuple)):
+        return len(said) == len(found) and all(map(covers, said, found))
+    return said == found
+
+
 class Safetensors:
     """A network that leaves and comes back."""
 
@@ -153,10 +162,7 @@ class Schedule:
 
     def load(self):
         found = SavedSchedule.load(self.path).to_dict()
-        assert same(
-            json.loads(json.dumps(found)) | {"regularisation": 0},
-            json.loads(self.path.read_text()) | {"regularisation": 0},
-        )
+        assert covers(json.loads(self.path.read_text()), found)
 
 
 class Maps:
@@ -213,7 +219,9 @@ class Runs:
     def load(self):
         before = self.path.read_bytes()
         try:
-            found = Finished(self.config, self.data).records
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("morphogen.train.finished.environment", lambda device: {})  # which asks git
+                found = Finished(self.config, self.data).records
         finally:
             assert self.path.read_bytes() == before
         assert [*found.values()] == [json.loads(line) for line in before.decode().split("\n") if line]

@@ -395,7 +395,7 @@ WORK = {
     "buffer written in forward": works(
         lambda: Net(lambda n, x: x + n.k.add_(1), buffer(lambda: torch.zeros(16, 1, 1)))
     ),
-    "plain tensor": works(given(lambda n, x: x * n.k, lambda: torch.rand(16, 1, 1)), {"second"}),
+    "plain tensor": works(given(lambda n, x: x * n.k, lambda: torch.rand(16, 1, 1)), {"first", "second"}),
     "initialised lazy layer": works(
         lambda: called_once(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.LazyLinear(5)), image()), {"0"}
     ),

@@ -49,21 +49,21 @@ class KnownGrids(Grids):
                 self.shared[resolution] = self._found[resolution]
 
 
-def shared_trace(original, model, example, *, exclude=(), outputs=None) -> morphogen.Network:
+def shared_trace(original, model, example, *, exclude=(), outputs=None, images=None) -> morphogen.Network:
     """`original`, which is `morphogen.trace`, done once for all models that are alike."""
     exclude = tuple(exclude)
     try:
-        key = likeness(model, example, exclude), plain(outputs)
+        key = likeness(model, example, exclude), plain(outputs), plain(images)
     except Unlike:
-        return original(model, example, exclude=exclude, outputs=outputs)
+        return original(model, example, exclude=exclude, outputs=outputs, images=images)
     if key not in _known:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for category in (DeprecationWarning, FutureWarning):
                 warnings.simplefilter("ignore", category)
-            first = original(model, example, exclude=exclude, outputs=outputs)
+            first = original(model, example, exclude=exclude, outputs=outputs, images=images)
         if caught:  # they are this test's to see
-            return original(model, example, exclude=exclude, outputs=outputs)
+            return original(model, example, exclude=exclude, outputs=outputs, images=images)
         _known[key] = first, {}
     first, grids = _known[key]
     network = morphogen.Network(model, first.structure, first.fake)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -186,9 +187,9 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, object]:
         parsed = parser.parse_args(arguments)
         settings: Namespace = parsed[parsed.command]
         settings.pop("config", None)
+        return parsed.command, COMMANDS[parsed.command][0](**vars(settings))
     except (ArgumentError, *MALFORMED) as error:
         raise ConfigError(" ".join(str(error).split())) from None
-    return parsed.command, COMMANDS[parsed.command][0](**vars(settings))
 
 
 def run_train(config: TrainConfig) -> int:
@@ -401,8 +402,13 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Help with defaults, and examples as they are written."""
 
 
+QUIET = 10.0
+"""Seconds without a line, at least, where progress goes to a file: one that grows by the second is not read."""
+
+
 class _bars:
-    """A progress bar for each run; nothing where there is no terminal."""
+    """A progress bar for each run; where there is no terminal, a line after the first epoch of each, and then every few
+    seconds."""
 
     def __enter__(self):
         self.console = Console(stderr=True)
@@ -413,13 +419,15 @@ class _bars:
             TimeElapsedColumn(),
             TextColumn("{task.fields[accuracy]:.2f} %"),
         )
-        silent = rank() > 0 or not self.console.is_terminal
-        self.progress = Progress(*columns, console=self.console, disable=silent)
+        self.progress = Progress(*columns, console=self.console, disable=rank() > 0 or not self.console.is_terminal)
         self.progress.start()
-        self.tasks = {}
+        self.tasks, self.told = {}, time.monotonic()
         return self.tell
 
     def tell(self, label: str, done: int, total: int, accuracy: float) -> None:
+        if self.progress.disable and rank() == 0 and (label not in self.tasks or time.monotonic() - self.told > QUIET):
+            print(f"{label}: epoch {done} of {total} is over, accuracy {accuracy:.2f} %", flush=True)
+            self.told = time.monotonic()
         if label not in self.tasks:
             self.tasks[label] = self.progress.add_task(label, total=total, accuracy=0.0)
         self.progress.update(self.tasks[label], completed=done, accuracy=accuracy)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..machine.private import Constants, FakeTensorMode, is_fake, new_fake, tree_leaves, tree_map
+from ..machine.private import Constants, FakeTensorMode, is_fake, new_fake, tree_map
 from ..machine.randomness import own_random
 from .double import double, named_tensors
+from .images import Images, Path, exchanged, find_images, inputs_in
 from .program import silence, uncompiled
 
 Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
@@ -28,9 +29,10 @@ class FakeModel:
         mode: PyTorch's mode in which its tensors live.
         device: where the model is (its first parameter).
         hooks: whether the double keeps the hooks around the model's forward pass, because it is nothing without them.
+        images: the example's images and their sizes, see `find_images`.
     """
 
-    def __init__(self, model: nn.Module, example: Example, *, hooks: bool = False):
+    def __init__(self, model: nn.Module, example: Example, images: Images = None, *, hooks: bool = False):
         """The model is only read."""
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.hooks = hooks
@@ -39,12 +41,22 @@ class FakeModel:
         make_ready(self.dense, training=False)
         self._example = tree_map(self._fake, as_call(example))
         self.device = next((t.device for t in self.dense.parameters()), torch.device("cpu"))
+        args, kwargs = self._example
+        self.images = find_images(args, kwargs, images)
 
     @property
     def image_channels(self) -> int | None:
-        """Channels of the example's images; None where it begins with something else."""
-        first = next((leaf for leaf in tree_leaves(self._example) if isinstance(leaf, torch.Tensor)), None)
-        return first.shape[1] if first is not None and first.ndim == 4 else None
+        """Channels of the example's images; None where it has none."""
+        tensors = dict(inputs_in(*self._example))
+        return next((tensors[path].shape[1] for path in self.images), None)
+
+    def sizes(self, resolution: tuple[int, int]) -> dict[Path, tuple[int, int]]:
+        """The size of each image where the largest has this resolution: the others follow in proportion."""
+        dense = next(iter(self.images.values()), resolution)
+        return {
+            path: (max(1, round(h * resolution[0] / dense[0])), max(1, round(w * resolution[1] / dense[1])))
+            for path, (h, w) in self.images.items()
+        }
 
     def reshaped(self, shape_of: Callable[[str, torch.Tensor], tuple[int, ...]]) -> nn.Module:
         """A copy of the dense model with tensors of other shapes, by name."""
@@ -83,17 +95,15 @@ class FakeModel:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The example as fake arguments, its tensors at the batch size and resolution given."""
 
-        def resize(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor) or not value.ndim:
-                return value
-            shape = list(value.shape)
-            shape[0] = batch or shape[0]
-            if resolution is not None and value.ndim == 4:
-                shape[2:] = resolution
-            return value.new_empty(shape)
-
+        args, kwargs = self._example
+        sizes = {} if resolution is None else self.sizes(resolution)
+        new: dict[Path, torch.Tensor] = {}
         with self.mode:
-            return tree_map(resize, self._example)
+            for path, value in inputs_in(args, kwargs):
+                if value.ndim:
+                    shape = [batch or value.shape[0], *value.shape[1:]]
+                    new[path] = value.new_empty([*shape[:-2], *sizes[path]] if path in sizes else shape)
+        return tuple(exchanged(list(args), new)), exchanged(kwargs, new)
 
     def run(self, model: nn.Module, resolution: tuple[int, int] | None, batch: int | None = None) -> Any:
         """Call a fake model; raises whatever its forward raises."""

@@ -22,7 +22,7 @@ from ..dense.subnet import SubNetwork
 from ..errors import ExportError, MorphogenError, SubNetworkError, first_line
 from ..graph.trace import trace
 from ..machine.files import replaced
-from ..machine.reading import DTYPES, MALFORMED, parse_json, whole, word
+from ..machine.reading import DTYPES, MALFORMED, parse_json, whole, words
 from ..morph.commit import averaged, morph
 from .extra import extra
 from .finite import check_finite
@@ -157,7 +157,7 @@ def restore(
         )
     try:
         subnetwork = SubNetwork.from_json(metadata["subnetwork"])
-        exclude = [word(path) for path in parse_json(metadata["exclude"])]
+        exclude = words(parse_json(metadata["exclude"]))
         if example is None:
             example = _example(parse_json(metadata["example"]), model)
     except (MorphogenError, *MALFORMED) as error:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..dense.subnet import DropPath
 from ..machine.private import NormBase, tree_leaves
-from .loops import Unit
+from .watch import Unit
 
 KEPT_BY_PYTORCH = frozenset(vars(nn.Module()))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from math import isclose, prod
 from typing import Any
 
 import torch
 
 from .axes import Factor, Segment, fold, unfold
-from .numbers import Attribute, Dim, Minus, Number, Plus, Quotient, Times, factors_of, identity
+from .numbers import Attribute, Dim, Equal, Minus, Number, Plus, Quotient, Times, factors_of, identity
 from .slots import ALWAYS, Axis, Slots
 
 
@@ -28,10 +28,16 @@ class Counting:
         self.attributes: dict[Attribute, Axis] = {}
         self._axis_of: Callable[[Dim], Axis] = lambda dim: None
         self._shares: dict[Any, Axis] = {}
+        self._computed = Equal()
 
-    def begin(self, axis_of: Callable[[Dim], Axis]) -> None:
-        """Another graph is read, in which calls are numbered anew; `axis_of` gives the axis whose size was read."""
-        self._axis_of = axis_of
+    def begin(self, axis_of: Callable[[Dim], Axis], computed: Equal) -> None:
+        """Another graph is read, in which calls are numbered anew.
+
+        Args:
+            axis_of: gives the axis whose size was read.
+            computed: what the model's code computed of sizes.
+        """
+        self._axis_of, self._computed = axis_of, computed
         self._shares.clear()
 
     def counts(self, number: int | None, axis: Axis) -> None:
@@ -74,8 +80,24 @@ class Counting:
                 always = [torch.full((size,), ALWAYS) for size in sizes]
                 parts = [a if part is None else part for part, a in zip(whole, always, strict=True)]
                 self.counts(left, torch.cat(parts))
-            case _:
+            case origin:
                 self._slots.fix(axis, "its size is computed in the model's code")
+                for part in vars(origin).values():
+                    if isinstance(part, Number):
+                        self.counts(part, None)
+
+    def enters(self, value: float) -> bool:
+        """A number that is not whole enters what an op computes; returns whether it must be the same at every size.
+
+        A square root of a size need not: as in PyTorch's own attention, a scale follows the number of channels. Where
+        it is computed from a size in another way, that stays.
+        """
+        if any(isclose(value, root) for root in self._computed.roots):
+            return False
+        for result, size in self._computed.values:
+            if isclose(value, result):
+                self.counts(size, None)
+        return True
 
     def _known(self, number: int) -> bool:
         """Whether it is known which axis a number counts: with a plain one, none that changes."""

@@ -12,16 +12,16 @@ are followed through additions, and through what makes zeros of zeros.
 from __future__ import annotations
 
 import itertools
+import math
 from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..dense.subnet import HandsOn
-from .watch import Block, Op, Watch
+from .watch import Block, Op, Unit, Watch
 
 ADD = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 PRODUCT = frozenset({"mul", "mul_", "__mul__", "__rmul__", "__imul__"})
@@ -39,42 +39,6 @@ MOST_WAYS = 1024
 
 Way = tuple[tuple[int, bool], ...]
 """For each block of a unit, the input whose shape it returns, and whether it is that input or zeros."""
-
-
-@dataclass
-class Unit:
-    """Blocks that are called in one turn of a loop.
-
-    Attributes:
-        path: of the child of the container that holds them, or of the first of them.
-        blocks: in the order in which they are called.
-        hands_on: what each hands on when it is out, so that the following unit is given what this one is; None for
-            the last unit.
-        needed: the blocks that must do nothing so that the unit does nothing.
-        trouble: why it cannot leave.
-    """
-
-    path: str
-    blocks: tuple[Block, ...]
-    hands_on: tuple[HandsOn, ...] | None = None
-    needed: tuple[bool, ...] = ()
-    trouble: str | None = None
-
-    @property
-    def parent(self) -> str:
-        """The path of the module that holds it."""
-        return self.path.rpartition(".")[0]
-
-    @property
-    def position(self) -> int | None:
-        """The number it has among its siblings, where it has one."""
-        key = self.path.rpartition(".")[2]
-        return int(key) if key.isdigit() else None
-
-    @property
-    def kind(self) -> tuple[type, ...]:
-        """The types of its blocks."""
-        return tuple(type(block.module) for block in self.blocks)
 
 
 def loops(seen: Watch, model: nn.Module, skipped: frozenset[str]) -> Iterator[list[Unit]]:
@@ -173,8 +137,11 @@ class _Finder:
         """Find a way in which the unit can be out; it is noted on the unit."""
         if max(block.stop for block in unit.blocks) > following.blocks[0].start:
             return False
+        ways = [list(_ways(block)) for block in unit.blocks]
+        if math.prod(map(len, ways)) > MOST_WAYS:
+            return False
         turn = _Turn(self, unit, following)
-        for way in itertools.product(*map(_ways, unit.blocks)):
+        for way in itertools.product(*ways):
             needed = [zero for _, zero in way]
             if all(block.is_plain_layer for block in unit.blocks) and not any(needed):
                 continue  # layers in a row

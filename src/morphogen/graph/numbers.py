@@ -12,6 +12,7 @@ import types
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import ceil, floor, sqrt
 from typing import Any
 
 import torch
@@ -66,6 +67,9 @@ class Plus:
     right: int
 
 
+CUTS = (torch.Tensor.__getitem__, torch.narrow, torch.Tensor.narrow, torch.split, torch.Tensor.split)
+"""Calls whose numbers may be parts of sizes."""
+
 OWN = frozenset(vars(nn.Module()))
 """What every module keeps for PyTorch."""
 
@@ -78,27 +82,108 @@ class Minus:
     right: int
 
 
-Equal = list[tuple["Number", "Number"]]
-"""Attributes and sizes that the model's code compared and found equal."""
+@dataclass(frozen=True)
+class Computed:
+    """A number that follows another in some other way."""
+
+    size: int
+
+
+class Equal(list[tuple["Number", "Number"]]):
+    """Attributes and sizes that the model's code compared and found equal; and what else it computed of them.
+
+    Attributes:
+        roots: square roots, and one by them.
+        values: other numbers that are not whole, and the sizes they were computed from.
+        wholes: such numbers made whole again, the last of each value.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.roots: list[float] = []
+        self.values: list[tuple[float, Number]] = []
+        self.wholes: dict[int, Number] = {}
+
+
+class Part(float):
+    """A size multiplied with a number that is not whole, `x.size(1) * 0.5`, or divided by one, `x.size(1) / 2`."""
+
+    size: Number
+    by: int | None
+
+    def __new__(cls, value: float, size: Number, by: int | None = None) -> Part:
+        """`size` is what it is a part of, `by` the whole number that it was divided by."""
+        part = float.__new__(cls, value)
+        part.size, part.by = size, by
+        size.equal.values += [(value, number) for number in (size, by) if isinstance(number, Number)]
+        return part
+
+    def _whole(self, value: int) -> Number:
+        times = self.by or (round(int(self.size) / value) if value else 0)
+        exact = int(times) > 0 and value * int(times) == int(self.size)
+        number = Number(value, Quotient(self.size, times) if exact else Computed(self.size), self.size.equal)
+        self.size.equal.wholes[value] = number
+        return number
+
+    def __int__(self) -> int:
+        """Python hands out a plain number, which is known by its value."""
+        return int(self._whole(int(float(self))))
+
+    def __round__(self, ndigits: Any = None) -> Any:
+        return self._whole(round(float(self))) if ndigits is None else round(float(self), ndigits)
+
+    def __floor__(self) -> int:
+        return self._whole(floor(float(self)))
+
+    def __ceil__(self) -> int:
+        return self._whole(ceil(float(self)))
+
+    def __reduce__(self) -> Any:
+        return float, (float(self),)
+
+
+Origin = Attribute | Dim | Quotient | Times | Plus | Minus | Computed
+"""Where a number comes from."""
 
 
 class Number(int):
     """A whole number that remembers its origin."""
 
-    origin: Attribute | Dim | Quotient | Times | Plus | Minus
+    origin: Origin
     equal: Equal
 
-    def __new__(cls, value: int, origin: Attribute | Dim | Quotient | Times | Plus | Minus, equal: Equal) -> Number:
+    def __new__(cls, value: int, origin: Origin, equal: Equal) -> Number:
         """Comparisons that find it equal to another are added to `equal`."""
         number = int.__new__(cls, value)
         number.origin, number.equal = origin, equal
         return number
 
     def __mul__(self, other: Any) -> Any:
-        return self._times(self, other) if _is_whole(other) else int(self) * other
+        return self._times(self, other) if _is_whole(other) else self._part(int(self) * other)
 
     def __rmul__(self, other: Any) -> Any:
-        return self._times(other, self) if _is_whole(other) else other * int(self)
+        return self._times(other, self) if _is_whole(other) else self._part(other * int(self))
+
+    def __truediv__(self, other: Any) -> Any:
+        value = int(self) / (int(other) if _is_whole(other) else other)
+        return Part(value, self, other) if _is_whole(other) else self._part(value)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._part((int(other) if _is_whole(other) else other) / int(self))
+
+    def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        if isinstance(other, float):
+            self.equal.roots += _roots(self)
+        return pow(int(self), int(other) if _is_whole(other) else other, modulus)
+
+    def __float__(self) -> float:
+        """As `math.sqrt` asks for it."""
+        self.equal.roots += _roots(self)
+        self.equal.values.append((int.__float__(self), self))
+        return int.__float__(self)
+
+    def _part(self, value: Any) -> Any:
+        return Part(value, self) if type(value) is float else value
 
     def __floordiv__(self, other: Any) -> Any:
         return self._divided(self, other) if _is_whole(other) else int(self) // other
@@ -157,6 +242,11 @@ class Number(int):
         return int, (int(self),)
 
 
+def _roots(number: int) -> list[float]:
+    root = sqrt(abs(int(number)))
+    return [root, 1 / root] if root else [root]
+
+
 def _is_whole(value: Any) -> bool:
     return type(value) is int or isinstance(value, Number)
 
@@ -173,6 +263,8 @@ def identity(number: int) -> Any:
     match number.origin:
         case Quotient(left, right) | Plus(left, right) | Minus(left, right):
             return type(number.origin), identity(left), identity(right)
+        case Computed(size):
+            return Computed, int(number), identity(size)
         case Times(factors):
             return Times, tuple(map(identity, factors))
         case origin:
@@ -195,7 +287,8 @@ class Numbers(TorchFunctionMode):
         self._first: torch.Tensor | None = None
         self._given: list[tuple[int, ...]] = []
         self._known: dict[int, tuple[torch.Tensor, tuple[int, int] | str]] = {}
-        self.equal: Equal = []
+        self._bodies: dict[types.FunctionType, types.FunctionType] = {}
+        self.equal = Equal()
         self.values: list[Number] = []
 
     def mark(self) -> None:
@@ -234,11 +327,14 @@ class Numbers(TorchFunctionMode):
             self._open.append(func)
             try:
                 with self:
-                    return _body(func)(*args, **kwargs)
+                    return self._body(func)(*args, **kwargs)
             finally:
                 self._open.pop()
         number = len(self._given)
-        self._given.append(tuple(_numbers((args, kwargs))))
+        given = _numbers((args, kwargs))
+        if func in CUTS:
+            given = (self.equal.wholes.get(n, n) if type(n) is int else n for n in given)
+        self._given.append(tuple(given))
         if func in (torch.tensor, torch.as_tensor, torch.asarray):
             self.values += [n for n in self._given[number] if isinstance(n, Number)]
         with annotate({KEY: number}):
@@ -247,6 +343,11 @@ class Numbers(TorchFunctionMode):
             if isinstance(tensor, torch.Tensor):
                 self._known[id(tensor)] = tensor, (number, output)  # kept, so that its id is not given to another
         return result
+
+    def _body(self, function: types.FunctionType) -> types.FunctionType:
+        if function not in self._bodies:
+            self._bodies[function] = _body(function)
+        return self._bodies[function]
 
     def _shape(self, tensor: torch.Tensor, shape: Any, dim: int | None = None) -> Any:
         """A shape, or one size of it, that remembers the tensor."""

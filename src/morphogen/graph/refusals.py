@@ -51,6 +51,11 @@ CAUSES = (
         "parameters that the forward pass does not write to",
         "Keep what changes in a buffer, or write to it outside forward",
     ),
+    (
+        ("has no attribute",),
+        "a model that copy.deepcopy copies whole (without __slots__)",
+        "Call model(example) and copy.deepcopy(model)(example) yourself first",
+    ),
     (("PackedParams",), "layers that can train", "Trace and train the model first, and quantise it afterwards"),
     (("same device",), "model and example on one device", "Call example.to(device) or model.to(device)"),
     (("Inference tensors",), "ordinary tensors", "Use torch.no_grad in place of torch.inference_mode"),
@@ -59,7 +64,7 @@ CAUSES = (
 
 
 def check_model(model: nn.Module, exclude: Iterable[str]) -> None:
-    """Raise TraceError for models that cannot change size, and warn where hooks may hide what they compute."""
+    """Raise TraceError for models that cannot change size."""
     if not isinstance(model, nn.Module):
         raise TraceError("not a model", expected="a torch.nn.Module", found=repr(model)[:80])
     if isinstance(exclude, str):
@@ -68,6 +73,10 @@ def check_model(model: nn.Module, exclude: Iterable[str]) -> None:
         _check_module(path or type(module).__name__, module)
     for name, tensor in _tensors(model).items():
         _check_tensor(name, tensor)
+
+
+def warn_of_hooks(model: nn.Module) -> None:
+    """Warn where hooks that are not read may hide what a model computes."""
     changing = [path or type(module).__name__ for path, module in model.named_modules() if _may_change_values(module)]
     if changing:
         warnings.warn(

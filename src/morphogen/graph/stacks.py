@@ -17,10 +17,10 @@ from ..dense.double import plain_tensors
 from ..dense.fake import FakeModel
 from ..dense.subnet import BlockStack, FixedBlock, HandsOn, is_inside, within
 from .alike import difference, drop_path_of, form_of
-from .loops import Unit, loops
+from .loops import loops
 from .residual import Branches
 from .silence import can_be_silent
-from .watch import Block, Watch, watch
+from .watch import Block, Unit, Watch, watch
 
 LONGEST_PERIOD = 4
 """Units of a repeating pattern (Swin: 2) that may enter and leave together."""

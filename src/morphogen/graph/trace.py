@@ -14,6 +14,7 @@ from torch import nn
 
 from ..dense.double import has_hooks
 from ..dense.fake import Example, FakeModel, as_call, at_least_two
+from ..dense.images import Images
 from ..dense.network import Network
 from ..dense.program import export, rule_name
 from ..dense.subnet import (
@@ -29,13 +30,13 @@ from ..dense.subnet import (
     within,
 )
 from ..errors import TraceError, first_line
-from ..machine.private import tree_leaves, tree_map
+from ..machine.private import tree_map
 from .alike import drop_path_of
 from .groups import Groups, derive_groups
 from .norms import batch_norms
 from .numbers import Attribute, Numbers
 from .outputs import Outputs, check_outputs
-from .refusals import cannot_export, check_model
+from .refusals import cannot_export, check_model, warn_of_hooks
 from .residual import Branches
 from .rules.table import OF_INPUT
 from .slots import Axis
@@ -44,12 +45,24 @@ from .walk import EXCLUDED, TracedCall, Walk, without_rule
 
 
 @torch.inference_mode(False)  # its tensors could not be saved for a backward pass
-def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), outputs: Outputs = None) -> Network:
+def trace(
+    model: nn.Module,
+    example: Example,
+    *,
+    exclude: Iterable[str] = (),
+    outputs: Outputs = None,
+    images: Images = None,
+) -> Network:
     """Find what of a model can change size: its channel groups, its block stacks, its resolution.
 
-    The model is untouched. It is exported in evaluation and in training mode, because auxiliary heads, and
-    whatever else the forward pass does in training alone, must fit the smaller network too. Where only the
-    training mode cannot be exported, a warning says so.
+    The model is untouched: what is read is a double of it, whose tensors have no values. The double is exported in
+    evaluation and in training mode, because auxiliary heads, and whatever else the forward pass does in training
+    alone, must fit the smaller network too. Where only the training mode cannot be exported, a warning says so. Hooks
+    around forward passes are left out, unless the model cannot run without them. An op without a rule keeps what it
+    reads whole; a warning names it.
+
+    Tensors that modules keep as plain attributes follow like buffers, where the forward pass reads them; they are in
+    no `state_dict`, and come back with the values they have now.
 
     Args:
         model: any module that `torch.export` reads; it is the dense network.
@@ -61,13 +74,14 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
             loss or a metric reads keeps its size. The others come out at the size that runs. By default all matter,
             but for hidden states, attentions and caches beside others, and the last hidden state, what is pooled from
             it, and embeddings beside a loss, logits, predictions or a sample.
+        images: the arguments whose resolution changes, by name or position (`"pixel_values"`). By default the largest
+            floating-point (N, C, H, W), or (N, C, D, H, W) whose D stays, and those at a whole fraction of its size.
 
     Returns:
         The network with its groups; all of it alive.
 
     Raises:
-        TraceError: the model cannot be exported or copied, or an excluded path or an output does not exist. What an op
-            without a rule reads stays whole; asking for another width names it.
+        TraceError: the model cannot be exported or copied, or an excluded path or an output does not exist.
     """
     check_model(model, exclude)
     exclude = tuple(exclude)
@@ -76,7 +90,9 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
         if path not in paths or not path:
             raise TraceError("no module to exclude", where=path or "''", expected="a path of model.named_modules()")
     walk = Walk(model, exclude, outputs)
-    fake, program, numbers = _first_export(model, example)
+    fake, program, numbers = _first_export(model, example, images)
+    if not fake.hooks:
+        warn_of_hooks(model)
     forward = {False: walk.read(program, numbers)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
     branches, norms = Branches(program, parameters), batch_norms(program, walk.named_inputs(program))
@@ -108,7 +124,7 @@ def trace(model: nn.Module, example: Example, *, exclude: Iterable[str] = (), ou
             layouts.attributes(model, [c for calls, _ in forward.values() for c in calls], walk.counting.attributes)
         ),
         paths=tuple(ForwardPath(mode, tuple(map(layouts.call, c)), free) for mode, (c, free) in forward.items()),
-        resolution=_resolution(example),
+        resolution=next(iter(fake.images.values()), None),
         fixed_blocks=fixed_blocks,
         drop_path=tuple(drop for drop in drop_path_of(model) if not within(drop.path, inside)),
         unread=_unread(walk, derived),
@@ -145,26 +161,28 @@ def _unread(walk: Walk, derived: Groups) -> dict[str, str]:
         axes = pins[without_rule(op)]
         warnings.warn(
             f"{path or 'the forward of the model'}: {without_rule(op)}, so that what it reads stays whole: {axes[0]}"
-            + (f" and {len(axes) - 1} more axes" if len(axes) > 1 else "")
+            + (f" and {len(axes) - 1} more" if len(axes) > 1 else "")
             + f". Add a rule, one function under @morphogen.rule({rule_name(op)!r}) (see docs/extending.md)",
             stacklevel=4,  # the caller of `trace`, which is decorated
         )
     return found
 
 
-def _first_export(model: nn.Module, example: Example) -> tuple[FakeModel, torch.export.ExportedProgram, Numbers]:
+def _first_export(
+    model: nn.Module, example: Example, images: Images
+) -> tuple[FakeModel, torch.export.ExportedProgram, Numbers]:
     """A double of the model, exported in evaluation mode.
 
     It is without hooks, which may do anything to anybody (count, print, log), unless the model cannot run without them:
     some libraries read hidden states by hooks.
     """
-    fake = _fake(model, example, hooks=False)
+    fake = _fake(model, example, images, hooks=False)
     try:
         return fake, *_export(fake, example, training=False)
     except TraceError:
         if not has_hooks(model):
             raise
-        with_hooks = _fake(model, example, hooks=True)
+        with_hooks = _fake(model, example, images, hooks=True)
         try:
             return with_hooks, *_export(with_hooks, example, training=False)
         except TraceError:
@@ -172,9 +190,11 @@ def _first_export(model: nn.Module, example: Example) -> tuple[FakeModel, torch.
         raise
 
 
-def _fake(model: nn.Module, example: Example, *, hooks: bool) -> FakeModel:
+def _fake(model: nn.Module, example: Example, images: Images, *, hooks: bool) -> FakeModel:
     try:
-        return FakeModel(model, example, hooks=hooks)
+        return FakeModel(model, example, images, hooks=hooks)
+    except TraceError:
+        raise
     except Exception as error:  # whatever the attributes of the model raise
         raise TraceError(
             f"the model cannot be copied ({first_line(error)})",
@@ -201,11 +221,6 @@ def _export(fake: FakeModel, example: Example, *, training: bool) -> tuple[torch
             return export(model, args, kwargs), Numbers(model)
     except Exception as error:  # whatever the model's own code raises on this input
         raise cannot_export(model, (args, kwargs), error) from error
-
-
-def _resolution(example: Example) -> tuple[int, int] | None:
-    first = next((leaf for leaf in tree_leaves(as_call(example)) if isinstance(leaf, torch.Tensor)), None)
-    return (first.shape[2], first.shape[3]) if first is not None and first.ndim == 4 else None
 
 
 class _Layouts:

@@ -166,7 +166,7 @@ class _Reading:
         self._walk, self._numbers = walk, numbers
         self._made: dict[tuple[int, int], Value] = {}
         self.calls: list[TracedCall] = []
-        walk.counting.begin(self._axis_of)
+        walk.counting.begin(self._axis_of, numbers.equal)
 
     def _axis_of(self, dim: Dim) -> Axis:
         """The axis whose size the code has read."""

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..dense.fake import FakeModel
 from ..dense.program import failing_module
+from ..dense.subnet import HandsOn
 from ..errors import TraceError, first_line
 from ..machine.private import TreeSpec, tree_flatten, tree_leaves
 
@@ -60,6 +61,42 @@ class Block:
         inside = next(module.children(), None) is not None
         own = next(module.parameters(recurse=False), None) is not None
         return not inside and (not own or type(module).__module__.startswith("torch.nn."))
+
+
+@dataclass
+class Unit:
+    """Blocks that are called in one turn of a loop.
+
+    Attributes:
+        path: of the child of the container that holds them, or of the first of them.
+        blocks: in the order in which they are called.
+        hands_on: what each hands on when it is out, so that the following unit is given what this one is; None for
+            the last unit.
+        needed: the blocks that must do nothing so that the unit does nothing.
+        trouble: why it cannot leave.
+    """
+
+    path: str
+    blocks: tuple[Block, ...]
+    hands_on: tuple[HandsOn, ...] | None = None
+    needed: tuple[bool, ...] = ()
+    trouble: str | None = None
+
+    @property
+    def parent(self) -> str:
+        """The path of the module that holds it."""
+        return self.path.rpartition(".")[0]
+
+    @property
+    def position(self) -> int | None:
+        """The number it has among its siblings, where it has one."""
+        key = self.path.rpartition(".")[2]
+        return int(key) if key.isdigit() else None
+
+    @property
+    def kind(self) -> tuple[type, ...]:
+        """The types of its blocks."""
+        return tuple(type(block.module) for block in self.blocks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,6 +111,8 @@ def read_pickle(path: Path) -> Any:
     for value in values:
         if isinstance(value, torch.Tensor) and not is_dense(value):
             raise ValueError(f"a tensor of another kind than dense ones ({value.layout}, on {value.device})")
+        if isinstance(value, torch.Tensor) and value.numel() * value.element_size() > os.path.getsize(path):
+            raise ValueError(f"a tensor of {value.numel():,} numbers, more than the file holds")
     return found
 
 
@@ -132,6 +134,13 @@ def within(value: Any, least: float, most: float) -> float:
     if type(value) not in (int, float) or not least <= value <= most:
         raise ValueError(f"{str(value)[:40]} where a number from {least:g} to {most:g} is expected")
     return float(value)
+
+
+def words(value: Any) -> list[str]:
+    """A list of texts from a file; raises ValueError for anything else."""
+    if type(value) is not list:
+        raise ValueError(f"{str(value)[:40]} where a list is expected")
+    return [word(each) for each in value]
 
 
 def word(value: Any) -> str:

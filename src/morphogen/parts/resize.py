@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..dense.network import Network
 from ..errors import ConfigError
 from ..machine.private import tree_flatten, tree_leaves, tree_unflatten
-from ..run.images import images_in, with_images
+from ..run.images import images_in, resized_call
 from ..run.part import Call, Part
 from ..run.run import Run
 from .resizing import check_resizing, resized
@@ -48,7 +48,9 @@ class Resize(Part):
         self._maps = {mode: _maps(run.network, resolutions, mode) for mode in (False, True) if run.hooked}
 
     def resized(self, images: torch.Tensor, resolution: tuple[int, int]) -> torch.Tensor:
-        """Images (N, C, H, W) at a resolution."""
+        """Images (N, C, H, W), or each slice of volumes (N, C, D, H, W), at a resolution."""
+        if images.ndim == 5:
+            return resized(images.flatten(1, 2), resolution, self.kind).unflatten(1, images.shape[1:3])
         return resized(images, resolution, self.kind)
 
     def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Call:
@@ -59,7 +61,7 @@ class Resize(Part):
         self._seen = self._seen or (training and (images is not None or not self.run.hooked))
         if images is None or runs.resolution is None:
             return args, kwargs
-        return with_images(images[0], self.resized(images[1], runs.resolution), args, kwargs)
+        return resized_call(self.run.network, args, kwargs, runs.resolution, self.resized)
 
     def before_step(self) -> None:
         """Raise ConfigError where the step had no images, and the whole resolution is not what it should run at."""
@@ -83,18 +85,20 @@ class Resize(Part):
         maps, dense = self._maps.get(self.run.network.model.training), self.run.network.structure.resolution
         if not maps or images is None or dense is None:
             return output
-        scale = [given / whole for given, whole in zip(images[1].shape[2:], dense, strict=True)]
+        scale = [given / whole for given, whole in zip(images[1].shape[-2:], dense, strict=True)]
         leaves, tree = tree_flatten(output)
         for number, sides in maps.items():
             size = tuple(round(side * by) for side, by in zip(sides, scale, strict=True))
-            if number < len(leaves) and isinstance(leaves[number], torch.Tensor) and leaves[number].ndim == 4:
+            if number < len(leaves) and isinstance(leaves[number], torch.Tensor) and leaves[number].ndim in (4, 5):
                 leaves[number] = _enlarged(leaves[number], size)
         return tree_unflatten(leaves, tree)
 
 
 def _enlarged(maps: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    if tuple(maps.shape[2:]) == size:
+    if tuple(maps.shape[-2:]) == size:
         return maps
+    if maps.ndim == 5:
+        return _enlarged(maps.flatten(1, 2), size).unflatten(1, maps.shape[1:3])
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
@@ -117,7 +121,7 @@ def _maps(
         shapes.append([tuple(t.shape) if isinstance(t, torch.Tensor) else None for t in tree_leaves(output)])
     pairs = list(zip(*shapes, strict=False))
     follow = {i: whole for i, (whole, less) in enumerate(pairs) if whole is not None and whole != less}
-    maps = {i: (shape[2], shape[3]) for i, shape in follow.items() if len(shape) == 4}
+    maps = {i: (shape[-2], shape[-1]) for i, shape in follow.items() if len(shape) in (4, 5)}
     if follow and not maps and len(follow) == sum(whole is not None for whole, _ in pairs):
         raise ConfigError(
             "all that this model returns follows the image's grid, and would not fit targets of full size",

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..cost.memory import StepMemory
 from ..dense.fake import Example
+from ..dense.images import Images
 from ..dense.network import Network
 from ..errors import ConfigError
 from ..graph.outputs import Outputs
@@ -41,6 +42,7 @@ def attach(
     probe: Probe | None = None,
     exclude: Iterable[str] = (),
     outputs: Outputs = None,
+    images: Images = None,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
     hooks: bool = True,
@@ -78,6 +80,7 @@ def attach(
         probe: loss and data that a method which searches compares its candidates with.
         exclude: module paths to leave whole.
         outputs: the model's outputs that matter, see `trace`.
+        images: its arguments whose resolution changes, see `trace`.
         batch_size: images in a step of the dense network, on each rank; for a method with a mini-batch. The loop
             then takes `run.batch_size` images and multiplies its learning rate with `run.lr_scale` in every epoch.
         autocast: the type of autocast in training, for the memory that such a method reckons with.
@@ -95,7 +98,7 @@ def attach(
         raise ConfigError("batch_size out of range", expected="a whole number, at least 1", found=f"{batch_size}")
     check_free(model)
     assembly = Assembly(method)
-    network = trace(model, example, exclude=exclude, outputs=outputs)
+    network = trace(model, example, exclude=exclude, outputs=outputs, images=images)
     assembly.plan(network, epochs)
     optimizers, averages = _several(optimizer), _several(ema)
     _check_optimizers(network, optimizers, assembly)

@@ -92,6 +92,7 @@ def attention(call: Call) -> Axes:
         heads = [heads[0], *((*h[:-1], None if h[-1] is None else h[-1].repeat_interleave(times)) for h in heads[1:])]
     axes = call.meet([(query.shape[:-2], h) for h in heads])
     mask = call["attn_mask"]
-    if mask is not None and len(mask.shape) > 2:
-        axes = call.meet([(query.shape[:-2], axes), (mask.shape[:-2], mask.axes[:-2])])
-    return (*axes, query.axes[-2], value.axes[-1])
+    if mask is None:
+        return (*axes, query.axes[-2], value.axes[-1])
+    weights = (*query.shape[:-1], key.shape[-2]), (*axes, query.axes[-2], None)
+    return (*call.meet([weights, (mask.shape, mask.axes)])[:-1], value.axes[-1])

@@ -118,7 +118,9 @@ class Call:
         for name, value in self.args.items():
             numbers = value if isinstance(value, (tuple, list)) else (value,)
             if name not in (*PLACES, *self.sizes) and all(type(n) in (int, float) and n == n for n in numbers):
-                self.keeps(**{name: (None,) * len(numbers)})
+                floats = [number for number in numbers if type(number) is float]
+                if all([self.counting.enters(number) for number in floats]):
+                    self.keeps(**{name: (None,) * len(numbers)})
 
     def numbers(self, literal: Any) -> list[int | None]:
         """An argument that holds numbers, with their origins; None for those that PyTorch computed."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.datasets import DatasetFolder
 
 from ...errors import ConfigError, first_line
-from ...machine.reading import MALFORMED, parse_json, read_text, whole, word
+from ...machine.reading import MALFORMED, parse_json, read_text, whole, word, words
 
 ABOUT = "label_maps.json"
 
@@ -69,7 +69,7 @@ class LabelMaps:
         path = folder / ABOUT
         try:
             about = parse_json(read_text(path))
-            classes = tuple(word(name) for name in about["classes"])
+            classes = tuple(words(about["classes"]))
             rows, columns = (whole(side, 1, MOST_PLACES) for side in about["grid"])
             top_k = whole(about["top_k"], 1, len(classes))
             if len(classes) > MOST_CLASSES or top_k * rows * columns > MOST_PLACES:

@@ -339,16 +339,32 @@ def test_models_that_cannot_be_exported(tmp_path):
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
+    for save in (morphogen.save_program, morphogen.save_onnx):
+        with pytest.raises(morphogen.ExportError, match=r"cannot read this model .*any size") as caught:
+            save(Branching(), torch.zeros(2, 3), tmp_path / "x")
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_code_that_reads_the_size_of_the_batch_is_exported_for_that_size(tmp_path):
+    """As the heads of YOLO do, which keep their anchors until the shape of the images is another."""
+
     class Counting(nn.Module):
         def forward(self, x):
-            return x + (1 if x.shape[0] == 2 else 2)
+            return x + (1 if x.shape[0] == 3 else 2)
 
-    for model in (Branching(), Counting()):
-        for save in (morphogen.save_program, morphogen.save_onnx):
-            with pytest.raises(morphogen.ExportError, match=r"cannot read this model .*any size") as caught:
-                save(model, torch.zeros(2, 3), tmp_path / "x")
-            assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
+    images = torch.zeros(3, 2)
+    with pytest.warns(UserWarning, match="takes batches of the example's size alone"):
+        morphogen.save_program(Counting(), images, tmp_path / "program.pt2")
+    program = torch.export.load(tmp_path / "program.pt2").module()
+    assert torch.equal(program(images), images + 1)
+    with pytest.raises((AssertionError, RuntimeError)):
+        program(torch.zeros(2, 2))
+    with pytest.warns(UserWarning, match="takes batches of the example's size alone"):
+        morphogen.save_onnx(Counting(), images, tmp_path / "program.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "program.onnx")
+    assert session.get_inputs()[0].shape == [3, 2]
+    assert (session.run(None, {session.get_inputs()[0].name: images.numpy()})[0] == 1).all()
 
 
 @pytest.mark.parametrize("package", ["safetensors", "onnx", "onnxscript"])

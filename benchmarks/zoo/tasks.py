@@ -162,7 +162,9 @@ def words(name: str) -> Row:
     for stage, target in enumerate(
         (dict(width=0.5, depth=0.5), dict(width=0.75, depth=0.75), dict(width=1.0, depth=1.0))
     ):
-        morphogen.morph(net, net.subnetwork(**target), optimizer=optimizer, operator="quiet", depth_operator="identity")
+        morphogen.morph(
+            net, net.subnetwork(**target), optimizer=optimizer, operator="quiet", depth_operator="interpolate"
+        )
         model.train()
         for step in range(20):
             logits = model(**batch).logits

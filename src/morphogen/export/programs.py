@@ -1,9 +1,11 @@
-"""Programs that run a model without its code: `torch.export` and ONNX, in evaluation mode, for batches of any size."""
+"""Programs that run a model without its code: `torch.export` and ONNX, in evaluation mode, for batches of any size
+where the model's own code allows that."""
 
 from __future__ import annotations
 
 import copy
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ def save_program(model: nn.Module, example: Example, path: str | os.PathLike[str
 
     Args:
         model: any; blocks that are out export too. It is not changed, and its program is for the CPU.
-        example: an input of the size the program is for; the batch (first axis of each tensor) may be any later.
+        example: an input of the size the program is for; the batch (first axis of each tensor) may be any later. Where
+            the model's own code compares or computes with its size, a warning says so, and it stays the example's.
         path: the file; what is there stays until the new one is whole.
 
     Raises:
@@ -72,11 +75,26 @@ def _export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedPr
             shapes = tuple(map(axes, args)) if args else {name: axes(value) for name, value in kwargs.items()}
             return torch.export.export(still, args, kwargs, dynamic_shapes=shapes, strict=False), shapes
     except Exception as error:  # whatever the model's own code raises on this input
-        raise ExportError(
-            f"torch.export cannot read this model for a batch of any size ({first_line(error)})",
-            where=type(model).__name__,
-            todo="Call model(example) yourself first; its forward pass may compute with the size of the batch",
-        ) from error
+        try:
+            with silence():
+                args, kwargs = tree_map(_cpu, as_call(example))
+                program = torch.export.export(copy.deepcopy(model).cpu().eval(), args, kwargs, strict=False)
+        except Exception:
+            raise ExportError(
+                f"torch.export cannot read this model for a batch of any size ({first_line(error)})",
+                where=type(model).__name__,
+                todo="Call model(example) yourself first; its forward pass may read numbers out of tensors",
+            ) from error
+        warnings.warn(
+            f"{type(model).__name__}: the program takes batches of the example's size alone, since the model's own "
+            f"code compares or computes with that size ({first_line(error)})",
+            stacklevel=4,
+        )
+        return program, None
+
+
+def _cpu(value: object) -> object:
+    return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
 def _to_cpu(value: object) -> object:

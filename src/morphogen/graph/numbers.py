@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import wraps
 from math import ceil, floor, sqrt
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx.traceback import annotate, preserve_node_meta
+from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
 
 from ..dense.double import named_tensors
@@ -282,9 +282,7 @@ class Numbers(TorchFunctionMode):
     def __init__(self, model: nn.Module):
         super().__init__()
         self._model = model
-        self._marks = ExitStack()
         self._open: list[Any] = []
-        self._first: torch.Tensor | None = None
         self._given: list[tuple[int, ...]] = []
         self._known: dict[int, tuple[torch.Tensor, tuple[int, int] | str]] = {}
         self._bodies: dict[types.FunctionType, types.FunctionType] = {}
@@ -292,22 +290,21 @@ class Numbers(TorchFunctionMode):
         self.values: list[Number] = []
 
     def mark(self) -> None:
-        """Replace the numbers that modules keep; the model is a double."""
+        """Replace the numbers that modules keep, and look at the calls of the forward pass; the model is a double."""
+        forward = self._model.forward
+
+        @wraps(forward)
+        def seen(*args: Any, **kwargs: Any) -> Any:
+            for name, own in named_tensors(self._model).items():  # export has put others in the places of its own
+                self._known.setdefault(id(own), (own, name))
+            with self:  # here alone: export reads many shapes for itself
+                return forward(*args, **kwargs)
+
+        self._model.forward = seen  # type: ignore[method-assign]
         for path, module in self._model.named_modules():
             for name, value in list(vars(module).items()):
                 if name not in OWN:
                     module.__dict__[name] = self._marked(value, path, name)
-
-    def __enter__(self) -> Numbers:
-        """Ops keep their marks."""
-        if not self._open:
-            self._marks.enter_context(preserve_node_meta())
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        if not self._open:
-            self._marks.close()
 
     def _marked(self, value: Any, path: str, name: str) -> Any:
         if type(value) is int:
@@ -359,11 +356,6 @@ class Numbers(TorchFunctionMode):
         return torch.Size(Number(size, Dim(key, axis), self.equal) for axis, size in enumerate(shape))
 
     def _key(self, tensor: torch.Tensor) -> tuple[int, int] | str | None:
-        first = next(self._model.parameters(), None)
-        if first is not self._first:  # export has put others in the places of parameters and buffers
-            self._first = first
-            for name, own in named_tensors(self._model).items():
-                self._known.setdefault(id(own), (own, name))
         return self._known[id(tensor)][1] if id(tensor) in self._known else None
 
     def given(self, node: torch.fx.Node) -> tuple[int, ...] | None:

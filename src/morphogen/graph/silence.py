@@ -28,14 +28,14 @@ def can_be_silent(block: nn.Module, arguments: tuple[Any, Any], hands_on: HandsO
         hands_on: as in `BlockStack`.
         writers: names of its parameters.
     """
-    generator = torch.Generator().manual_seed(0)
+    draw = _Drawn()
 
     def number(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
         if not value.is_floating_point():
             return torch.zeros(value.shape, dtype=value.dtype)
-        return torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        return draw(value.shape)
 
     def weight(tensor: torch.Tensor) -> torch.Tensor:
         if not is_fake(tensor):
@@ -68,3 +68,20 @@ def can_be_silent(block: nn.Module, arguments: tuple[Any, Any], hands_on: HandsO
             )
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError):
             return False  # what cannot be tried is not claimed
+
+
+class _Drawn:
+    """Random numbers, one pool of them over and over; its size is prime, so that no row of a tensor is like another."""
+
+    POOL = 65521
+
+    def __init__(self) -> None:
+        self._pool = torch.randn(self.POOL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self._next = 0
+
+    def __call__(self, shape: torch.Size) -> torch.Tensor:
+        count = shape.numel()
+        times = -(-(self._next + count) // self.POOL)
+        drawn = self._pool.repeat(times)[self._next : self._next + count].view(shape)
+        self._next = (self._next + count) % self.POOL
+        return drawn

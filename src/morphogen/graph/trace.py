@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.traceback import preserve_node_meta
 
 from ..dense.double import has_hooks
 from ..dense.fake import Example, FakeModel, as_call, at_least_two
@@ -213,8 +214,8 @@ def _export(fake: FakeModel, example: Example, *, training: bool) -> tuple[torch
     numbers = Numbers(model)
     try:
         try:
-            with numbers:
-                numbers.mark()
+            numbers.mark()
+            with preserve_node_meta():
                 return export(model, args, kwargs), numbers
         except Exception:  # the code may look a number up in a table, where one with an origin is not found
             model = fake.double(training=training)

@@ -166,6 +166,8 @@ def _settle(slots: Slots, clash: _Clash) -> None:
 
 def _unlike(slots: Slots, of: torch.Tensor, factors: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The pairs of axes that must be of one size, and consist of other units."""
+    if not slots.alike:
+        return []
     _, unit = factors[of].unique(dim=0, return_inverse=True)
     return [(a, b) for a, b in slots.alike if not torch.equal(unit[a].sort().values, unit[b].sort().values)]
 

@@ -284,7 +284,7 @@ class ForwardPath:
 
     Attributes:
         training: in which of the two.
-        calls: the ops.
+        calls: the ops; the same object for both modes where both run the same.
         free: of what it returns, numbered as PyTorch flattens it, that which may come out at another size.
     """
 

@@ -18,6 +18,7 @@ from ..dense.fake import Example, FakeModel, as_call, at_least_two
 from ..dense.images import Images
 from ..dense.network import Network
 from ..dense.program import export, rule_name
+from ..dense.record import same_in_training
 from ..dense.subnet import (
     FIXED,
     AttributeLayout,
@@ -57,10 +58,10 @@ def trace(
     """Find what of a model can change size: its channel groups, its block stacks, its resolution.
 
     The model is untouched: what is read is a double of it, whose tensors have no values. The double is exported in
-    evaluation and in training mode, because auxiliary heads, and whatever else the forward pass does in training
-    alone, must fit the smaller network too. Where only the training mode cannot be exported, a warning says so. Hooks
-    around forward passes are left out, unless the model cannot run without them. An op without a rule keeps what it
-    reads whole; a warning names it.
+    evaluation mode, and in training mode where the ops that run there are others, because auxiliary heads, and whatever
+    else the forward pass does in training alone, must fit the smaller network too. Where only the training mode cannot
+    be exported, a warning says so. Hooks around forward passes are left out, unless the model cannot run without them.
+    An op without a rule keeps what it reads whole; a warning names it.
 
     Tensors that modules keep as plain attributes follow like buffers, where the forward pass reads them; they are in
     no `state_dict`, and come back with the values they have now.
@@ -97,18 +98,22 @@ def trace(
     forward = {False: walk.read(program, numbers)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
     branches, norms = Branches(program, parameters), batch_norms(program, walk.named_inputs(program))
-    try:
-        program, numbers = _export(fake, example, training=True)
-    except TraceError as error:
-        if walk.unread():
-            raise
-        warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=3)
+    if same_in_training(fake):
+        forward[True] = forward[False]
     else:
-        forward[True] = walk.read(program, numbers)
+        try:
+            program, numbers = _export(fake, example, training=True)
+        except TraceError as error:
+            if walk.unread():
+                raise
+            warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=3)
+        else:
+            forward[True] = walk.read(program, numbers)
     check_outputs(walk.outputs, outputs)
     tensors = walk.tensors()
     derived = derive_groups(walk.slots, tensors, walk.counting.attributes, walk.parameters)
     layouts = _Layouts(derived.number)
+    expected = {id(made): tuple(map(layouts.call, made)) for made, _ in forward.values()}
     stacks, fixed_blocks = _without_excluded(*find_stacks(fake, model, branches, walk.read_names), frozenset(exclude))
     inside = frozenset(path for stack in stacks for path in stack.blocks)
     structure = Structure(
@@ -124,7 +129,7 @@ def trace(
         attributes=tuple(
             layouts.attributes(model, [c for calls, _ in forward.values() for c in calls], walk.counting.attributes)
         ),
-        paths=tuple(ForwardPath(mode, tuple(map(layouts.call, c)), free) for mode, (c, free) in forward.items()),
+        paths=tuple(ForwardPath(mode, expected[id(made)], free) for mode, (made, free) in forward.items()),
         resolution=next(iter(fake.images.values()), None),
         fixed_blocks=fixed_blocks,
         drop_path=tuple(drop for drop in drop_path_of(model) if not within(drop.path, inside)),

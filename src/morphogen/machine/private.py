@@ -7,17 +7,19 @@ A module's own dictionaries (`_parameters`, `_buffers`, `_modules`) are read whe
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo import config as _compiler
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters as _counters
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
@@ -57,6 +59,7 @@ __all__ = [
     "is_fake",
     "joined",
     "more_compilations",
+    "ops_seen",
     "rebuild",
     "storage_key",
     "unwrapped",
@@ -181,6 +184,28 @@ class Constants(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         with unset_fake_temporarily():
             return func(*args, **(kwargs or {}))
+
+
+class _BeforeDispatch(SchemaCheckMode):
+    """Sees ops where `torch.export` does, before they are taken apart. There PyTorch lets modes of its own kinds in
+    alone; of the one it is derived from, this one has nothing else."""
+
+    def __init__(self, note: Callable[[OpOverload, tuple[Any, ...], dict[str, Any], Any], None]):
+        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
+        self._note = note
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self._note(func, args, kwargs, result)
+        return result
+
+
+@contextmanager
+def ops_seen(note: Callable[[OpOverload, tuple[Any, ...], dict[str, Any], Any], None]) -> Iterator[None]:
+    """Have a function told of every op that runs, as `torch.export` sees it: op, arguments, and what it returned."""
+    with _BeforeDispatch(note), enable_python_dispatcher():
+        yield
 
 
 def without_step_hooks(optimizer: Optimizer) -> None:

@@ -1,12 +1,13 @@
 """Try a sub-network out before anything is changed: does the model's code do what its traced axes say?
 
 Sizes that stand in a model's code (a view, a slice, a number of heads) do not follow a morph. The sub-network
-is therefore exported on fake tensors, and every op's output shape compared with what the axes predict; an
+is therefore run, or exported, on fake tensors, and every op's output shape compared with what the axes predict; an
 output of the right shape alone would prove nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -16,7 +17,8 @@ from torch import nn
 
 from ..dense.fake import at_least_two, make_ready
 from ..dense.network import Network
-from ..dense.program import bind, calls, export, failing_module, module_path, op_name, output_shapes
+from ..dense.program import bind, export, failing_module, op_name
+from ..dense.record import Ran, Record, exported, on_numbers
 from ..dense.subnet import ExpectedCall, ForwardPath, SubNetwork, within
 from ..errors import MorphError, first_line
 from ..machine.private import OpOverload, tree_leaves, tree_map
@@ -28,20 +30,17 @@ WAY_OUT = "Leave the module whole: trace(..., exclude=['its path'])"
 
 
 def try_out(network: Network, target: SubNetwork) -> None:
-    """Export `target` on fake tensors and compare it with the trace; once for each sub-network.
+    """Run `target` on fake tensors and compare it with the trace; once for each sub-network.
 
     Raises:
         MorphError: the model's own code does not work at this size, or does something else there.
     """
     if target in network.fits:
         return
-    # Where both modes run the same ops on what can change, one speaks for both.
-    different = {_fingerprint(path): path for path in network.structure.paths}
     with torch.inference_mode(False), torch.enable_grad():
         at_dense_resolution = replace(target, resolution=network.structure.resolution)
         if at_dense_resolution not in network.fits:
-            for path in different.values():
-                _compare(network, network.sketch(at_dense_resolution), path, target)
+            _compare_paths(network, at_dense_resolution)
             network.fits.add(at_dense_resolution)
         # Blocks that run at one depth run at any: a resolution is tried with the first depth that asks for it.
         at_dense_depth = replace(target, blocks=network.dense.blocks)
@@ -60,50 +59,82 @@ def _fingerprint(path: ForwardPath) -> tuple[Any, ...]:
     )
 
 
-def _compare(network: Network, fake: nn.Module, path: ForwardPath, target: SubNetwork) -> None:
-    args, kwargs = network.fake.inputs(network.structure.resolution)
-    if path.training:
-        args, kwargs = tree_map(at_least_two, (args, kwargs))
+def _compare_paths(network: Network, target: SubNetwork) -> None:
+    """Record every forward pass; where that is not what the trace expects, an export has the last word."""
+    sketch = network.sketch(target)
+    heard: dict[tuple[Any, ...], tuple[ExpectedCall, ...]] = {}
+    for path in reversed(network.structure.paths):
+        # Where both modes have been exported and run the same ops on what can change, one speaks for both.
+        if heard.setdefault(_fingerprint(path), path.calls) is path.calls and not _is_recorded(
+            network, sketch, path, target
+        ):
+            _compare_export(network, network.sketch(target), path, target)
+
+
+def _inputs(network: Network, path: ForwardPath) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    inputs = network.fake.inputs(network.structure.resolution)
+    return tree_map(at_least_two, inputs) if path.training else inputs
+
+
+def _is_recorded(network: Network, fake: nn.Module, path: ForwardPath, target: SubNetwork) -> bool:
+    """Whether a forward pass on fake tensors runs what is expected."""
     try:
         make_ready(fake, training=path.training)
-        program = export(fake, args, kwargs)
+        _compare(network, path, Record(network.fake, fake, _inputs(network, path)).ops, target)
+    except Exception:  # whatever the model's own code raises without numbers in its inputs
+        return False
+    return True
+
+
+def _compare_export(network: Network, fake: nn.Module, path: ForwardPath, target: SubNetwork) -> None:
+    try:
+        make_ready(fake, training=path.training)
+        program = export(fake, *_inputs(network, path))
     except Exception as error:  # whatever the model's own code raises at this size
         raise _cannot_run(fake, error) from error
+    _compare(network, path, exported(program), target)
+
+
+def _compare(network: Network, path: ForwardPath, ran: Iterable[Ran], target: SubNetwork) -> None:
     alive, absent = network.structure.alive_mask(target), frozenset(network.structure.absent(target))
     skipped = absent | frozenset(network.structure.layers)
-    there = (call for call in path.calls if not within(call.path, skipped) and call.op not in SILENT)
-    nodes = (
-        node
-        for node in calls(program.graph_module)
-        if op_name(node.target) not in SILENT and not within(module_path(node), skipped)
+    there = (
+        call
+        for call in path.calls
+        if not (within(call.path, skipped) or _says_nothing(call.op, [layout.shape for layout in call.outputs]))
     )
-    for expected, node in zip_longest(there, nodes):
-        if expected is None or node is None or op_name(node.target) != expected.op:
-            found = op_name(node.target) if node is not None else "the end"
+    found = (op for op in ran if not (within(op.path, skipped) or _says_nothing(op_name(op.target), op.shapes)))
+    for expected, op in zip_longest(there, found):
+        if expected is None or op is None or op_name(op.target) != expected.op:
             raise MorphError(
                 "the model takes another path at this size",
-                where=(module_path(node) if node is not None else expected.path if expected is not None else "")
+                where=(op.path if op is not None else expected.path if expected is not None else "")
                 or "the model's own forward",
                 expected=expected.op if expected is not None else "the end",
-                found=found,
+                found=op_name(op.target) if op is not None else "the end",
                 todo=WAY_OUT,
             )
-        _compare_call(expected, node, alive)
+        _compare_call(expected, op, alive)
 
 
-def _compare_call(expected: ExpectedCall, node: torch.fx.Node, alive: torch.Tensor) -> None:
+def _says_nothing(op: str, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether an op may be there or not: it is one of `SILENT`, or makes single numbers, such as a count of batches."""
+    return op in SILENT or (len(shapes) > 0 and on_numbers(shapes))
+
+
+def _compare_call(expected: ExpectedCall, op: Ran, alive: torch.Tensor) -> None:
     shapes = tuple(layout.alive_shape(alive) for layout in expected.outputs)
-    if shapes != output_shapes(node):
+    if shapes != op.shapes:
         raise MorphError(
             f"{expected.op} has sizes written into the model's code",
             where=expected.path or "the model's own forward",
             expected=f"an output of shape {_list(shapes)}",
-            found=_list(output_shapes(node)),
+            found=_list(op.shapes),
             todo=WAY_OUT,
         )
     if expected.sizes:
-        assert isinstance(node.target, OpOverload)
-        bound = bind(node.target, node.args, node.kwargs)
+        assert isinstance(op.target, OpOverload)
+        bound = bind(op.target, op.args, op.kwargs)
         for name, layout in expected.sizes.items():
             value = layout.value(alive)
             found = tuple(bound[name]) if isinstance(value, tuple) else bound[name]

@@ -16,6 +16,9 @@ from ..dense.subnet import HandsOn
 from ..errors import TraceError, first_line
 from ..machine.private import TreeSpec, tree_flatten, tree_leaves
 
+BATCH = 2
+"""Examples in the batch that is watched: few, because blocks are tried out on numbers of that size."""
+
 GIVEN = -1
 """The time at which parameters and buffers were made."""
 
@@ -194,7 +197,7 @@ def watch(fake: FakeModel) -> Watch:
         TraceError: it cannot run on fake tensors.
     """
     try:
-        return _watched(fake, fake.double(training=False), 2)  # small: blocks are tried out on numbers of that size
+        return _watched(fake, fake.double(training=False), BATCH)
     except Exception:  # whatever the model's own code raises where not every input is a batch
         model = fake.double(training=False)
         try:

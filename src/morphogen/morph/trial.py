@@ -23,8 +23,8 @@ from ..dense.subnet import ExpectedCall, ForwardPath, SubNetwork, within
 from ..errors import MorphError, first_line
 from ..machine.private import OpOverload, tree_leaves, tree_map
 
-SILENT = {"contiguous"}
-"""Ops that are recorded only where they do something: a single head is contiguous in any order."""
+SILENT = {"contiguous", "detach", "_assert_tensor_metadata"}
+"""Ops that are there only where they do something (a single head is contiguous in any order), or in an export alone."""
 
 WAY_OUT = "Leave the module whole: trace(..., exclude=['its path'])"
 

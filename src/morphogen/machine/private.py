@@ -186,6 +186,12 @@ def without_step_hooks(optimizer: Optimizer) -> None:
     optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
 
 
+def bare_step(optimizer: Optimizer) -> Any:
+    """The function that takes a step with an optimizer of this class, without anybody's hooks."""
+    step = type(optimizer).step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step
+
+
 def rebuild(wrapper: DistributedDataParallel, settings: Mapping[str, Any]) -> None:
     """Have a wrapper learn its module's parameters anew, the way it does when it is unpickled; its hooks stay.
 

@@ -24,7 +24,8 @@ from .drop_path import lay_out_drop_path
 from .entry import DepthGrowth, DepthOperator, depth_named
 from .exchange import add_factors, averaged_blocks, exchange, tensors_of
 from .growth import GrowthOperator, WidthGrowth, named
-from .optimizer import begin_together, carried_state, check_optimizers
+from .optimizer import begin_together, check_optimizers
+from .optimizer_state import carried_state
 from .rehearsal import check_operator
 from .rezero import fold_factors
 from .tensors import TensorMap, map_tensors
@@ -151,7 +152,7 @@ def _change(
     parameters |= {parameter: name for name, parameter in model.named_parameters()}
     moved = (name for block in entering for name in block.tensors)
     gone = (name for name in structure.tensors if within(name, frozenset(leaving)))
-    check_optimizers(optimizers, parameters, {*maps, *moved, *gone})
+    check_optimizers(optimizers, parameters, {*maps, *moved, *gone}, network.begins)
     for tree in trees:
         _check_tree(tree, model, maps)
     try_out(network, target)
@@ -162,7 +163,14 @@ def _change(
         for name, value in values.staying.items()
         for tensor in [tensor_named(model, name)]
         for edit in _plan(
-            maps.get(name), tensor, value, optimizers, trees[1:], fill_of(network, name, tensor, fill), above
+            network,
+            maps.get(name),
+            tensor,
+            value,
+            optimizers,
+            trees[1:],
+            fill_of(network, name, tensor, fill),
+            above,
         )
     ]
     copies = [averaged_blocks(network, entering, values.entering, tree) for tree in trees[1:]]
@@ -197,6 +205,7 @@ def _restart(momentum: nn.Module, model: nn.Module) -> None:
 
 
 def _plan(
+    network: Network,
     change: TensorMap | None,
     tensor: torch.Tensor,
     new: torch.Tensor,
@@ -216,7 +225,8 @@ def _plan(
         edits.append(partial(assign, tensor_named(tree, change.name), value, None))
     if isinstance(tensor, nn.Parameter):
         for optimizer in optimizers:
-            state = carried_state(optimizer, tensor, change, new, rescaled=fill.rescales)
+            begins = network.begins.get(optimizer, {})
+            state = carried_state(optimizer, begins, tensor, change, new, rescaled=fill.rescales)
             if state:
                 edits.append(partial(optimizer.state[tensor].update, state))
     return edits

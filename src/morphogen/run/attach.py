@@ -128,9 +128,10 @@ def _check_optimizers(network: Network, optimizers: Sequence[Optimizer], assembl
     names, dense = parameter_names(network.model), network.dense
     possible, prunes = assembly.possible, assembly.prunes
     if prunes or any(replace(each, resolution=dense.resolution) != dense for each in possible):
-        check_optimizers(optimizers, names, names.values())
+        check_optimizers(optimizers, names, names.values(), network.begins)
     elif any(each != dense for each in possible):
-        check_optimizers(optimizers, names, {name for each in possible for name in map_tensors(network, dense, each)})
+        changing = {name for each in possible for name in map_tensors(network, dense, each)}
+        check_optimizers(optimizers, names, changing, network.begins)
 
 
 def _several(value: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from ..dense.network import Network, set_attributes, set_buffers
 from ..dense.subnet import SubNetwork, within
 from ..dense.whole import about_to_write, overwrite, whole
 from ..errors import MorphError
-from ..machine.averages import inside
+from .averages import Shadows, averaged, several_averages
 from .blocks import Entering, entering_blocks
 from .drop_path import lay_out_drop_path
 from .entry import DepthGrowth, DepthOperator, depth_named
@@ -83,7 +83,7 @@ def morph(
     target: SubNetwork,
     *,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
-    ema: nn.Module | Iterable[nn.Module] | None = None,
+    ema: Any = None,
     operator: str | GrowthOperator = "quiet",
     depth_operator: str | DepthOperator = "interpolate",
     momentum: nn.Module | None = None,
@@ -104,7 +104,8 @@ def morph(
         network: what `trace` returned.
         target: a sub-network of it.
         optimizer: the model's optimizer or optimizers; any whose state tensors have their parameter's shape.
-        ema: `torch.optim.swa_utils.AveragedModel`, timm's `ModelEmaV3`, or plain copies of the model.
+        ema: `torch.optim.swa_utils.AveragedModel`, timm's `ModelEma` (all versions), plain copies of the model, or
+            other objects that hold one, or a list of averaged parameters (torch_ema, diffusers' `EMAModel`).
         operator: how new channels are filled: a growth operator, or its name.
         depth_operator: how new blocks are filled: a depth operator, or its name.
         momentum: the momentum network, an averaged copy of the model that `momentum` and `mogrow` read; it
@@ -120,14 +121,25 @@ def morph(
     network.check(target)
     fill, growth = named(operator), depth_named(depth_operator)
     optimizers = _as_list(optimizer, Optimizer, "optimizer")
-    averages = [averaged(module, network.model) for module in _as_list(ema, nn.Module, "ema")]
+    given = several_averages(ema, network.model)
+    averages = [averaged(module, network.model) for module in given]
+    shadows = [each for each in given if isinstance(each, Shadows)]
+    for each in shadows:
+        each.pull()
     restarted = None if momentum is None else averaged(_as_list(momentum, nn.Module, "momentum")[0], network.model)
     entering = list(entering_blocks(network, network.current, target))
     check_operator(growth.momentum and restarted is None, growth.silent, entering, depth_operator)
     trees = [network.model, *averages] if restarted is None else [network.model, *averages, restarted]
     change = partial(_change, network, target, entering, optimizers, trees, restarted, fill, growth, generator)
-    receipt = whole(change, network, *optimizers, *trees, generator)
+    receipt = whole(partial(_with, change, shadows), network, *optimizers, *trees, *shadows, generator)
     return replace(receipt, seconds=time.perf_counter() - start)
+
+
+def _with(change: Callable[[], Receipt], shadows: Iterable[Shadows]) -> Receipt:
+    receipt = change()
+    for each in shadows:
+        each.push()
+    return receipt
 
 
 @torch.inference_mode(False)
@@ -243,17 +255,6 @@ def _as_list(value: Any, kind: type, name: str) -> list[Any]:
                 f"{name} is of the wrong kind", expected=f"a {kind.__name__}, or several", found=repr(each)
             )
     return values
-
-
-def averaged(ema: nn.Module, model: nn.Module) -> nn.Module:
-    """The copy of the model inside AveragedModel, ModelEmaV3 and their like, and inside wrappers copied along."""
-    inner = ema
-    while type(inner) is not type(model):
-        held = inside(inner)
-        if held is None:
-            return ema
-        inner = held
-    return inner
 
 
 def _check_tree(tree: nn.Module, model: nn.Module, maps: Mapping[str, TensorMap]) -> None:

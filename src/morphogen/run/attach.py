@@ -16,6 +16,7 @@ from ..dense.network import Network
 from ..errors import ConfigError
 from ..graph.outputs import Outputs
 from ..graph.trace import trace
+from ..morph.averages import several_averages
 from ..morph.optimizer import check_optimizers
 from ..morph.rehearsal import rehearse
 from ..morph.tensors import map_tensors
@@ -37,7 +38,7 @@ def attach(
     epochs: int,
     start_epoch: int | None = None,
     steps_per_epoch: int | None = None,
-    ema: nn.Module | Sequence[nn.Module] | None = None,
+    ema: Any = None,
     probe: Probe | None = None,
     exclude: Iterable[str] = (),
     outputs: Outputs = None,
@@ -63,9 +64,11 @@ def attach(
 
     Args:
         model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned.
-        optimizer: its optimizer or optimizers, made from `model.parameters()` or those of them that are trained; each
-            keeps its own groups. One that wraps another (Lookahead), factors its moments (Adafactor) or
-            keeps one history for all (LBFGS) is refused.
+        optimizer: its optimizer or optimizers, made from `model.parameters()` or those of them that are trained, or
+            from a whole that the model is a part of (`attach(detector.backbone, optimizer_of_the_detector, ...)`); each
+            keeps its own groups. A step of a throwaway copy tells what it keeps of a parameter: one that wraps another
+            (Lookahead), or keeps more than scalars and tensors of the parameter's shape (Adafactor, Shampoo, LBFGS),
+            is refused.
         method: such as `NetworkExpansion(width=0.5, stages=5)`.
         example: an input of the size used in training; see `trace`.
         epochs: length of the run.
@@ -73,8 +76,8 @@ def attach(
             `begin_epoch` says, and nothing changes before.
         steps_per_epoch: optimizer steps in an epoch (with `batch_size` images each); for a momentum network whose
             horizon is a share of its stage.
-        ema: averaged copies of the model that are there already, to change along; those made of it later are
-            found (see `Run.follow`).
+        ema: averages of the model that are there already, to change along, of any kind that `morph` takes; copies made
+            of it later are found (see `Run.follow`).
         probe: loss and data that a method which searches compares its candidates with.
         exclude: module paths to leave whole.
         outputs: the model's outputs that matter, see `trace`.
@@ -97,7 +100,7 @@ def attach(
     assembly = Assembly(method)
     network = trace(model, example, exclude=exclude, outputs=outputs)
     assembly.plan(network, epochs)
-    optimizers, averages = _several(optimizer), _several(ema)
+    optimizers, averages = _several(optimizer), several_averages(ema, model)
     _check_optimizers(network, optimizers, assembly)
     rehearse(network, assembly.possible, assembly.depth_operator)
     copies = len(averages) + sum(part.copies for part in assembly)

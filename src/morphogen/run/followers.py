@@ -12,6 +12,7 @@ from ..dense.subnet import SubNetwork
 from ..dense.whole import about_to_write
 from ..machine.parallel import wrap_anew
 from ..machine.ranks import check_same, ranks, spread
+from ..morph.averages import Shadows
 from ..morph.commit import Receipt, morph
 from .assembly import Assembly
 from .values import parameter_names
@@ -32,6 +33,9 @@ class Followers:
     @property
     def trees(self) -> list[nn.Module]:
         """The model and its averages."""
+        for average in self.ema:
+            if isinstance(average, Shadows):
+                average.pull()
         return [self._network.model, *self.ema]
 
     @property

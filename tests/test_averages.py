@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import morphogen
+
 from checks import take_steps
 from nets import Residual, Tower, image
 
@@ -194,7 +195,7 @@ def test_what_holds_no_average_is_refused_in_one_line():
     for ema in (Other(), [3.0], "ema"):
         model = Residual()
         with pytest.raises(
-            morphogen.MorphError, match="ema is of the wrong kind.*list of its averaged parameters"
+            morphogen.MorphError, match=r"ema is of the wrong kind.*list of its averaged parameters"
         ) as no:
             morphogen.attach(
                 model,

@@ -244,7 +244,7 @@ def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path, capsys, monke
     def refuses(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
-    arguments = ["train", "--model", "test_checkpoint:Wide", "--images", "16", "--batch_size", "16", "--epochs", "1"]
+    arguments = ["train", "--model", "test_checkpoint:Wide", "--images", "128", "--batch_size", "64", "--epochs", "1"]
     arguments += ["--method", "Dense", "--output", str(tmp_path)]
     folder = tmp_path / "checkpoints"
     folder.mkdir()

@@ -10,17 +10,19 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed import BuiltinCommHookType
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from morphogen.cli import main
 from morphogen.errors import CheckpointError, ConfigError, TrainingError
 from morphogen.machine import ranks, timing
-from morphogen.machine.parallel import wrap_anew
+from morphogen.machine.parallel import check_wrappers, wrap_anew
 from morphogen.methods import Dense
 from morphogen.search.measure import _agreed
 from morphogen.train import distributed
@@ -229,10 +231,7 @@ def test_a_lost_rank_is_told_of_and_another_number_of_them_goes_on(launcher, tmp
 def alone_and_wrong(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     same, other = torch.arange(3.0), torch.tensor([1.0, 2.0 + rank])
-    ranks.check_same("a tensor", [same], "text")
-    for tensors, rest in (([same, other], ()), ([same], (rank,)), ([same[: 3 - rank]], ())):
-        with pytest.raises(TrainingError, match=r"different values of a tensor.*others on rank 1"):
-            ranks.check_same("a tensor", tensors, *rest)
+    places_and_values(rank, same, other)
     ranks.spread([other])
     assert other.tolist() == [1.0, 2.0] and ranks.decided(rank) == 0 and ranks.gathered(rank) == [0, 1]
     assert ranks.mean(torch.tensor([float(rank)])).tolist() == [0.5]
@@ -248,10 +247,29 @@ def alone_and_wrong(rank, folder):
     config = TrainConfig("resnet8(width=4)", epochs=1, batch_size=32, images=64, test_images=31, output=Path(folder))
     run = Run(config, load_data(config), Dense(), "Dense", 0)
     list(run.epochs())
-    ranks.check_same("the network that was tested", [*run.result.parameters(), *run.result.buffers()])
+    ranks.check_same({}, dict([*run.result.named_parameters(), *run.result.named_buffers()]))
     with run._random.active():
         assert len({*ranks.gathered(float(torch.rand(())))}) == 2
     torch.distributed.destroy_process_group()
+
+
+def places_and_values(rank, same, other):
+    """What is equal passes; what is not raises on both ranks, and says where."""
+    kinds = {"half": torch.ones(600, 2, dtype=torch.half), "bool": torch.ones(2, dtype=bool), "none": torch.ones(0)}
+    ranks.check_same({"text": "a"}, {"a": same, **kinds})
+    swapped = torch.arange(1000.0) if rank else torch.arange(1000.0).roll(1)
+    for tensors in ({"a": same, "b": other}, {"a": same, "b": swapped}, {"a": same, "b": same[: 3 - rank]}):
+        with pytest.raises(TrainingError, match=r"^b: .*values of 1 of 2 weights.*others on rank 1"):
+            ranks.check_same({}, tensors)
+    for facts, tensors in (({"epoch": rank}, {}), ({"epoch": rank}, {"a": other})):
+        with pytest.raises(TrainingError, match=r"different places: another epoch.*found 0 on rank 0, 1 on rank 1"):
+            ranks.check_same(facts, tensors)
+    error, message = (ConfigError, "wrong") if rank else (TrainingError, "rank 1 has stopped; found ConfigError: wrong")
+    with pytest.raises(error, match=message), ranks.as_one({"epoch": 0}):
+        if rank:
+            raise ConfigError("wrong")
+    with pytest.raises(ConfigError, match=f"wrong {rank}"), ranks.as_one({"epoch": 0}):
+        raise ConfigError(f"wrong {rank}")
 
 
 def follow_the_size(rank):
@@ -283,10 +301,35 @@ def follow_the_size(rank):
         wrapper = None
     with pytest.raises(TrainingError, match=r"as many wrappers around it on each rank, found \[1, 0\]"):
         wrap_anew(model, searching=False)
-    own = DistributedDataParallel(other := nn.Linear(2, 2), process_group=torch.distributed.new_group())
-    with pytest.raises(ConfigError, match=r"DistributedDataParallel: .*expected the default process group"):
-        wrap_anew(other, searching=False)
-    assert own.module is other
+    kept.clear()
+    refuse_wrappers()
+
+
+def refuse_wrappers():
+    """Before anything is changed, and one message each."""
+    half = [torch.distributed.new_group([number]) for number in (0, 1)][torch.distributed.get_rank()]
+    hook, stateful = allreduce_hook, SimpleNamespace(process_group=None, errors={0: torch.zeros(2)})
+    for settings, make, found in (
+        ({"process_group": half}, lambda w: None, "a process group of 1 of 2 ranks"),
+        ({}, lambda w: setattr(w, "mixed_precision", "fp16"), "mixed_precision"),  # which no CPU can
+        ({}, lambda w: w.register_comm_hook(stateful, lambda state, bucket: hook(None, bucket)), "state holds tensors"),
+        ({}, lambda w: w._register_builtin_comm_hook(BuiltinCommHookType.ALLREDUCE), "PyTorch's own"),
+        ({"ignore": ["0.weight"]}, lambda w: None, "0.weight, which is trained and ignored"),
+        ({"delay": True}, lambda w: None, "delay_all_reduce_named_params"),
+    ):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        own = dict(settings)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, own.pop("ignore", []))
+        if own.pop("delay", False):
+            delayed = [("1.bias", model[1].bias)]
+            own = {"delay_all_reduce_named_params": delayed, "param_to_hook_all_reduce": model[0].weight}
+        wrapper = DistributedDataParallel(model, **own)
+        make(wrapper)
+        reducer = vars(wrapper).get("reducer")
+        for check in (check_wrappers, lambda m: wrap_anew(m, searching=False)):
+            with pytest.raises(ConfigError, match=f"DistributedDataParallel: .*{found}"):
+                check(model)
+        assert vars(wrapper).get("reducer") is reducer
 
 
 def counted(hooked, bucket):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..machine.reading import whole
+from ..machine.reading import whole, word
 
 MOST_UNITS = 2**24
 """Channels and blocks that the sub-networks of one file have together; the largest networks have 2**19 each."""
@@ -37,7 +37,7 @@ def read_ranges(alive: Mapping[str, str]) -> dict[str, list[tuple[int, int]]]:
     """
     found = {}
     for name, text in alive.items():
-        found[name] = [_read_range(run) for run in text.split(",")] if text else []
+        found[name] = [_read_range(run) for run in text.split(",")] if word(text) else []
         ends = [end for run in found[name] for end in run]
         if ends != sorted(set(ends)):
             raise ValueError(f"{name}: runs that are empty, or not in order")

@@ -22,7 +22,7 @@ WRAPPERS = {
     "DistributedDataParallel": "Trace model.module; a run's wrapper follows by itself",
     "DataParallel": "Trace model.module; the wrapper may stay around it",
     "FullyShardedDataParallel": "Trace the model as it was before; sharded parameters cannot change size",
-    "FSDPModule": "Trace the model as it was before fully_shard; sharded parameters cannot change size",
+    "FSDPModule": "Trace the model as it was before fully_shard; morphogen.attach takes it sharded",
     "ScriptModule": "Trace the module it was made from, and script it after training",
 }
 """Classes around a model, by name, so that none of their packages must be there; and the way out."""

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import ConfigError, TrainingError, first_line
-from .private import rebuild
+from ..errors import ConfigError, TrainingError
+from .private import fixed_settings, joined, rebuild
 from .ranks import gathered
+
+OF_BUCKETS = ("error_dict", "p_memory_dict", "q_memory_dict")
+"""What PowerSGD keeps of each bucket of gradients; its buckets are others after a morph, so that it begins anew."""
+
+
+def check_wrappers(model: nn.Module) -> None:
+    """Refuse, before anything is changed, what a DistributedDataParallel around a model could not do at another size.
+
+    Raises:
+        ConfigError: a setting, or a communication hook, that cannot follow; its process group leaves out some ranks,
+            which would train another network.
+    """
+    for wrapper in _around(model, collect=False) if _connected() else ():
+        for found, todo in _fixed(wrapper):
+            raise ConfigError(
+                "this wrapper cannot follow the model's size",
+                where=type(wrapper).__name__,
+                expected="one that knows its parameters by their sizes alone",
+                found=found,
+                todo=todo,
+            )
 
 
 def wrap_anew(model: nn.Module, *, searching: bool) -> None:
@@ -24,11 +47,12 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
         searching: in an elastic supernet the blocks that are off get no gradient, for which wrappers then look out.
 
     Raises:
-        ConfigError: a wrapper has a process group of its own.
+        ConfigError: see `check_wrappers`.
         TrainingError: not all ranks have as many wrappers.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not _connected():
         return
+    check_wrappers(model)
     wrappers, counts = [], []
     for collect in (False, True):  # slow, and rarely needed: one that nobody holds any more has no partner elsewhere
         wrappers.clear()
@@ -47,6 +71,15 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
         _rebuild(wrapper, searching)
 
 
+def joins(model: nn.Module) -> bool:
+    """Whether the ranks may have different numbers of batches, and some of them none any more."""
+    return _connected() and any(map(joined, _around(model, collect=False)))
+
+
+def _connected() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def _around(model: nn.Module, collect: bool) -> list[Any]:
     """The wrappers around a model, those that nobody holds any more among them unless they are collected first."""
     kinds = [DistributedDataParallel]
@@ -62,14 +95,48 @@ def _around(model: nn.Module, collect: bool) -> list[Any]:
     return [each for each in known if type(each) in kinds and any(part is model for part in each.modules())]
 
 
+def _fixed(wrapper: DistributedDataParallel) -> Iterator[tuple[str, str]]:
+    """What of a wrapper cannot follow, and what to do instead."""
+    size, everybody = distributed.get_world_size(wrapper.process_group), distributed.get_world_size()
+    if size != everybody:
+        todo = "Give it the default process group, or one of all ranks; a morph is the same on all of them"
+        yield f"a process group of {size} of {everybody} ranks", todo
+    yield from fixed_settings(wrapper)
+    ignored = wrapper.parameters_to_ignore
+    for name, parameter in wrapper.module.named_parameters():
+        if name in ignored and parameter.requires_grad:
+            yield f"{name}, which is trained and ignored", "Let it average all that is trained, or freeze that"
+    for hook, state in _hooks(wrapper):
+        names = {*getattr(state, "__dict__", ()), *getattr(type(state), "__slots__", ())}.difference(OF_BUCKETS)
+        if _tensors_in([state, *(getattr(state, name, None) for name in names)]):
+            name = getattr(hook, "__qualname__", type(hook).__qualname__)
+            yield f"the hook {name}, whose state holds tensors", "Use a hook without, or PyTorch's PowerSGD"
+
+
+def _hooks(wrapper: DistributedDataParallel) -> Sequence[tuple[Any, Any]]:
+    """Those that communicate gradients, each with its state."""
+    return vars(wrapper).get("_comm_hooks", ())
+
+
+def _tensors_in(values: Sequence[Any]) -> bool:
+    """Whether there are tensors among values, or in lists and dictionaries among them."""
+    return any(
+        isinstance(value, torch.Tensor)
+        or (isinstance(value, dict) and _tensors_in([*value.values()]))
+        or (isinstance(value, (list, tuple, set)) and _tensors_in([*value]))
+        for value in values
+    )
+
+
 def _rebuild(wrapper: DistributedDataParallel, searching: bool) -> None:
     # A search is over some day, and then the wrapper does again what it was told when it was made.
-    asked = vars(wrapper).setdefault("_always_finds_unused", wrapper.find_unused_parameters)
-    try:
-        rebuild(wrapper, {"find_unused_parameters": asked or searching})
-    except RuntimeError as error:
-        raise ConfigError(
-            f"this wrapper cannot follow the model's size ({first_line(error)})",
-            where="DistributedDataParallel",
-            expected="the default process group",
-        ) from error
+    asked = {name: getattr(wrapper, name) for name in ("find_unused_parameters", "static_graph")}
+    asked = vars(wrapper).pop("_asked_before_the_search", asked)
+    if searching:
+        vars(wrapper)["_asked_before_the_search"] = asked
+    for _, state in _hooks(wrapper):
+        if any(hasattr(state, name) for name in OF_BUCKETS):
+            for name in OF_BUCKETS:
+                getattr(state, name, {}).clear()
+            state.iter = 0  # it waits until the buckets are settled before it compresses
+    rebuild(wrapper, {"find_unused_parameters": True, "static_graph": False} if searching else asked)

@@ -48,12 +48,14 @@ __all__ = [
     "compilations",
     "compilations_allowed",
     "compiling",
+    "fixed_settings",
     "forward_hook_tables",
     "forward_hooks",
     "forward_pre_hooks",
     "hooks_of",
     "in_backward",
     "is_fake",
+    "joined",
     "more_compilations",
     "rebuild",
     "storage_key",
@@ -186,17 +188,44 @@ def without_step_hooks(optimizer: Optimizer) -> None:
     optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
 
 
+RENEWED = ("reducer", "logger", "_module_parameters", "modules_buffers", "named_module_buffers")
+"""What a wrapper keeps of its module's tensors, and makes anew."""
+
+
 def rebuild(wrapper: DistributedDataParallel, settings: Mapping[str, Any]) -> None:
     """Have a wrapper learn its module's parameters anew, the way it does when it is unpickled; its hooks stay.
 
     Args:
-        wrapper: around a module that has changed size.
+        wrapper: around a module that has changed size, see `fixed_settings`.
         settings: of the wrapper, where they change too.
-
-    Raises:
-        RuntimeError: it has a process group of its own.
     """
-    wrapper.__setstate__(wrapper.__getstate__() | settings)
+    kept = {name: value for name, value in vars(wrapper).items() if name not in RENEWED}
+    # The first step of a new static graph asks for its reduction at the end; a wrapper that has done so asks no more.
+    kept |= {"_static_graph_delay_allreduce_enqueued": False, "_has_rebuilt_buckets": False, **settings}
+    kept["_module_parameters"] = [
+        p for name, p in wrapper.module.named_parameters() if name not in wrapper.parameters_to_ignore
+    ]
+    wrapper.__setstate__(kept)  # with its own process group, which takes the place of the default one
     hooks, wrapper._comm_hooks = wrapper._comm_hooks, []
     for hook, state in hooks:
         wrapper.register_comm_hook(state, hook)
+
+
+def joined(wrapper: DistributedDataParallel) -> bool:
+    """Whether a wrapper is or was inside its `join`, where ranks may have different numbers of batches."""
+    return wrapper._join_config.enable
+
+
+def fixed_settings(wrapper: DistributedDataParallel) -> Iterator[tuple[str, str]]:
+    """What `rebuild` cannot renew of a wrapper, and what to do instead."""
+    if wrapper.mixed_precision is not None:  # a second copy of every parameter
+        yield "mixed_precision", "Use torch.autocast"
+    if wrapper._delay_all_reduce_params:  # views of one buffer
+        yield "delay_all_reduce_named_params", "Let it average all parameters alike"
+    if wrapper._use_python_reducer:
+        yield "the Python reducer of torch.compile", 'Set torch._dynamo.config.optimize_ddp = "ddp_optimizer"'
+    if any(hasattr(parameter, "_in_backward_optimizers") for parameter in wrapper.module.parameters()):
+        yield "an optimizer that steps in the backward pass", "Step after it"
+    held = vars(wrapper)
+    if held.get("reducer") and wrapper._get_ddp_logging_data().get("comm_hook") and not held.get("_comm_hooks"):
+        yield "a communication hook of PyTorch's own that is not kept", "Use register_comm_hook"

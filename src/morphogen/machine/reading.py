@@ -51,7 +51,7 @@ def parse_json(text: str | bytes, *, nan: bool = False) -> Any:
     if len(text) > MOST_TEXT:
         raise ValueError(f"more than {MOST_TEXT:,} bytes of JSON")
     try:
-        found = json.loads(text, object_pairs_hook=_once, **({} if nan else {"parse_constant": _no_number}))
+        found = json.loads(text, object_pairs_hook=_once, parse_constant=float if nan else _no_number)
     except RecursionError:
         raise ValueError("lists and dictionaries too deep inside each other") from None
     for value in walk(found):

@@ -31,6 +31,7 @@ class Grow(Part):
     """
 
     name: ClassVar[str] = "grow"
+    sharded: ClassVar[bool] = True
     order: ClassVar[int] = 1
     single: ClassVar[bool] = False
     moves: ClassVar[bool] = True

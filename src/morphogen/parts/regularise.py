@@ -17,6 +17,7 @@ class Regularise(Part):
     """
 
     name: ClassVar[str] = "regularise"
+    sharded: ClassVar[bool] = True
     order: ClassVar[int] = 5
     single: ClassVar[bool] = False
 

@@ -83,7 +83,8 @@ def check_kind(value: Any, kind: Any, where: str) -> None:
     if type(value) not in plain or (number and not -(2.0**63) < value < 2.0**63):
         raise ValueError(f"{where} is {str(value)[:40]}")
     if origin is not None:
-        for each in value.values() if isinstance(value, dict) else value:
+        each_of: list[Any] = list(value.values() if isinstance(value, dict) else value)  # pyright: ignore
+        for each in each_of:
             check_kind(each, inner[-1] if origin is dict else inner[0], where)
 
 

@@ -17,10 +17,12 @@ from ..dense.network import Network
 from ..errors import ConfigError
 from ..graph.outputs import Outputs
 from ..graph.trace import trace
+from ..machine.sharded import gathered
 from ..morph.optimizer import check_optimizers
 from ..morph.rehearsal import rehearse
 from ..morph.tensors import map_tensors
 from .assembly import Assembly, Policy
+from .followers import check_sharded
 from .hooks import check_free
 from .run import Run
 from .values import parameter_names
@@ -64,7 +66,8 @@ def attach(
     keep a frozen part whole, name it in `exclude`.
 
     Args:
-        model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned.
+        model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned. After
+            `fully_shard`, all ranks call this (see docs/sharded.md).
         optimizer: its optimizer or optimizers, made from `model.parameters()` or those of them that are trained; each
             keeps its own groups. One that wraps another (Lookahead), factors its moments (Adafactor) or
             keeps one history for all (LBFGS) is refused.
@@ -88,7 +91,7 @@ def attach(
 
     Raises:
         ConfigError: the method does not fit the run's length, the model, its outputs or the first batch; the model is
-            attached already.
+            attached already; it is sharded, or wrapped, in a way that cannot follow.
         TraceError, MorphError: see `trace` and `morph`; also where a later stage could not run, or an optimizer could
             not follow it.
     """
@@ -98,25 +101,27 @@ def attach(
         raise ConfigError("batch_size out of range", expected="a whole number, at least 1", found=f"{batch_size}")
     check_free(model)
     assembly = Assembly(method)
-    network = trace(model, example, exclude=exclude, outputs=outputs, images=images)
-    assembly.plan(network, epochs)
     optimizers, averages = _several(optimizer), _several(ema)
-    _check_optimizers(network, optimizers, assembly)
-    rehearse(network, assembly.possible, assembly.depth_operator)
-    copies = len(averages) + sum(part.copies for part in assembly)
-    run = Run(
-        network,
-        method,
-        assembly,
-        optimizers,
-        averages,
-        epochs=epochs,
-        memory=StepMemory(network, optimizers, copies, autocast),
-        steps_per_epoch=steps_per_epoch,
-        first_batch=batch_size,
-        probe=probe,
-        hooked=hooks,
-    )
+    check_sharded(model, assembly, averages)
+    with gathered(model, optimizers):
+        network = trace(model, example, exclude=exclude, outputs=outputs, images=images)
+        assembly.plan(network, epochs)
+        _check_optimizers(network, optimizers, assembly)
+        rehearse(network, assembly.possible, assembly.depth_operator)
+        copies = len(averages) + sum(part.copies for part in assembly)
+        run = Run(
+            network,
+            method,
+            assembly,
+            optimizers,
+            averages,
+            epochs=epochs,
+            memory=StepMemory(network, optimizers, copies, autocast),
+            steps_per_epoch=steps_per_epoch,
+            first_batch=batch_size,
+            probe=probe,
+            hooked=hooks,
+        )
     if start_epoch is not None:
         try:
             run.begin_epoch(start_epoch)

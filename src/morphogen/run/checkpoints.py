@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, within
-from ..dense.whole import whole
 from ..errors import CheckpointError
 from ..machine.private import ASSIGNS
 from .moments import check_moments
@@ -66,7 +65,7 @@ class Followed:
 
     def _loads(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
         if module is self._tree and not self._run.has_own_state:
-            whole(partial(self._come, module, state, prefix, metadata, *_), self._run)
+            self._run.following.change(partial(self._come, module, state, prefix, metadata, *_), self._run)
 
     def _come(
         self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool, *_: Any
@@ -127,7 +126,7 @@ class FollowedOptimizer:
 
     def _loads(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         if optimizer is self._optimizer and not self._run.has_own_state:
-            whole(partial(self._come, optimizer, state), self._run)
+            self._run.following.change(partial(self._come, optimizer, state), self._run)
 
     def _come(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         run = self._run

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..dense.subnet import SubNetwork
 from ..machine.hook import Hook, take_off
+from ..machine.parallel import joins
 from ..machine.ranks import ranks
 from ..morph.entry import depth_named
 from .watch import Watch
@@ -36,7 +37,7 @@ class Ending:
     def after_step(self) -> None:
         """End the run behind its last step, where it is certain which one that is."""
         run, watch = self._run, self._watch
-        if run.hooked and watch.is_last_step(run.steps_now):
+        if run.hooked and watch.is_last_step(run.steps_now) and not (self.has_work and joins(run.network.model)):
             self._end()
         elif watch.is_last_epoch and not self._forgotten and self.has_work:
             self._forgotten.append(

@@ -37,6 +37,7 @@ class Part:
         alone: a run with this part has no other that moves.
         operator, depth_operator: how it has new channels and blocks filled; None where it adds none.
         prunes: any channel may go, whatever the stages say.
+        sharded: it leaves weights alone between morphs, so that each rank may hold a shard of them (`fully_shard`).
     """
 
     name: ClassVar[str]
@@ -47,6 +48,7 @@ class Part:
     operator: str | GrowthOperator | None = None
     depth_operator: str | DepthOperator | None = None
     prunes: ClassVar[bool] = False
+    sharded: ClassVar[bool] = False
     run: Run
 
     # Before the run.

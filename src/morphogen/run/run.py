@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from ..cost.memory import StepMemory
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, contains, intersection
-from ..dense.whole import whole
 from ..errors import ConfigError
 from ..morph.commit import Receipt, averaged
 from ..morph.drop_path import lay_out_drop_path
@@ -84,6 +83,7 @@ class Run:
         self.history: list[tuple[int, SubNetwork]] = []
         self.hooked, self.is_measuring, self.has_own_state, self.ended = hooked, False, False, False
         self.following = Followers(network, assembly, optimizers, ema)
+        self.following.check_wrappers()
         self._watch = Watch(network.model, optimizers, epochs, hooked)
         self._receipt: Receipt | None = None
         self.ending = Ending(self, self._watch)
@@ -99,7 +99,7 @@ class Run:
 
         What the parts decide comes first (the candidates of a search that is over are measured, sparse channels are
         found), then one morph to what all of them want. A DistributedDataParallel around the model is brought up to
-        date, whoever holds it.
+        date, whoever holds it. Between ranks, all of which call it, they compare where they are and what they hold.
 
         Returns:
             What the morph did; None where the network stays as it is.
@@ -107,12 +107,12 @@ class Run:
         Raises:
             ConfigError: no epoch, or one out of order (see `next_epoch`); the epoch before lacked a call that it needs.
             MorphError: see `morph`.
-            TrainingError: see `search` and `wrap_anew`.
+            TrainingError: see `search` and `wrap_anew`; ranks are at different epochs, or hold different weights.
         """
         if self.ended and number_of(epoch) < self.epochs:
             raise ConfigError("the run is over", expected="a new one by morphogen.attach", found=f"epoch {epoch}")
         self._hooks.settle()
-        whole(partial(self._begin, epoch), self)
+        self.following.change(partial(self._begin, epoch), self)
         return self._receipt
 
     def penalised(self, loss: torch.Tensor) -> torch.Tensor:
@@ -151,7 +151,7 @@ class Run:
         if self.ended:
             check_free(self.network.model)
         self._hooks.settle()
-        whole(partial(self._end, grow), self)
+        self.following.change(partial(self._end, grow), self)
         return self._receipt
 
     def _end(self, grow: bool) -> None:
@@ -189,10 +189,11 @@ class Run:
 
         Dictionaries, lists, numbers, strings and tensors alone, so that `torch.load(..., weights_only=True)` reads it;
         the tensors are the run's own, not copies. The random numbers and the position in the data are the loop's.
+        Where the model is sharded, they are whole, and all ranks call this.
         """
         self._hooks.settle()
         self._follow_new_averages()
-        with self.own_state():
+        with self.own_state(), self.following.gathered():
             return state_of(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -206,10 +207,11 @@ class Run:
             CheckpointError: the state is damaged, or of another run; nothing is changed then.
         """
         self._follow_new_averages()
-        whole(partial(self._load, state), self)
+        self.following.change(partial(self._load, state), self)
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        restore(self, state)
+        with self.following.gathered():
+            restore(self, state)
         self.ending.forget()
         if self.ended:
             self._hooks.stop(keep_loading=False)
@@ -408,11 +410,16 @@ class Run:
 
     def _begin(self, epoch: int) -> None:
         counts = any(part.counts_steps for part in self.assembly)
-        epoch = self._watch.checked(epoch, self.next_epoch(self.epoch), self.steps_now, matters=counts)
+        with self.following.as_one(self, epoch):
+            epoch = self._watch.checked(epoch, self.next_epoch(self.epoch), self.steps_now, matters=counts)
         if self.ended:  # a script's epochs of its own behind the run's
             self.ending.forget()
             self._watch.begun(epoch)
             return
+        with self.following.gathered() if self.epoch < 0 else nullcontext():  # parts look at the dense network
+            self._become(epoch)
+
+    def _become(self, epoch: int) -> None:
         first, busy, self._receipt = self.epoch < 0, self.assembly.busy, None
         entered = [part.before_epoch(epoch) for part in self.assembly]
         scale, regularisation = self.network.drop_path_scale, self.regularisation(epoch)
@@ -424,7 +431,7 @@ class Run:
                 warnings.warn(
                     f"the run is joined at epoch {epoch}, whose stage is smaller than the model "
                     f"({compared(target, self.network.dense)}): what it has learnt beyond that is dropped",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
             self._morph(target, grows=any(entered) or not contains(self.network.current, target))
         if any(entered) or self._receipt is not None or not self.history:
@@ -437,6 +444,10 @@ class Run:
         self._watch.begun(epoch, grew=self._receipt is not None and _grows(self._receipt))
         if self._receipt is not None or busy or self.assembly.busy:
             self.following.wrap_anew()
+
+    def begin_anew(self) -> None:
+        """The next epoch may be any."""
+        self._watch.state_was_loaded()
 
     def _intersection(self, wanted: Sequence[SubNetwork]) -> SubNetwork:
         return intersection([self.network.dense, *wanted])

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from ..machine.ranks import ranks
+from ..machine.sharded import local
 
 PROBES = 3
 """Parameters whose values are looked at, the smallest there are."""
@@ -90,7 +91,7 @@ class Watch:
         self._rates.begin_epoch(grew)
         self.epoch, self.steps, self._anew, self._loaded, self._read = epoch, 0, False, 0, -1
         small = sorted((p for p in self._model.parameters() if p.requires_grad and p.numel()), key=torch.numel)
-        self._probes = [(p, p.detach().clone()) for p in small[:PROBES]]
+        self._probes = [(p, local(p.detach()).clone()) for p in small[:PROBES]]
 
     def begins_step(self) -> None:
         """Raise ConfigError where no epoch has begun."""
@@ -162,7 +163,8 @@ class Watch:
 
     def _check_training(self) -> None:
         """Somebody else's optimizer: what enters would be in none."""
-        if self.steps or not any(p.shape == was.shape and not torch.equal(p, was) for p, was in self._probes):
+        pairs = [(local(parameter), was) for parameter, was in self._probes]
+        if self.steps or not any(now.shape == was.shape and not torch.equal(now, was) for now, was in pairs):
             return
         where = f"epoch {self.epoch}"
         found = "weights changed, and no optimizer given to attach took a step"

@@ -39,6 +39,9 @@ SHARE = 1 / 64
 """What a size-free mean multiplies a sum by: any number, the same in both networks."""
 
 
+BY = " by "
+
+
 class Wrong(Exception):
     """The narrower network computes something else than it should."""
 
@@ -104,7 +107,9 @@ def check(net: morphogen.Network, half: morphogen.SubNetwork, x: Any) -> Verdict
         expected = {way: run(masked, x) for way, run in ways.items()}
         del masked
         morphogen.morph(net, half)
-        verdict.across = sorted(expected["size-free"][1])
+        dense, narrow = expected["size-free"][1], _size_free(net.model, x)[1]
+        scaled = {entry for entry in dense ^ narrow if BY in entry}  # by numbers computed from sizes
+        verdict.across = sorted({entry for entry in dense if BY not in entry} | scaled)
         for way, run in ways.items():
             distance = _distance(run(net.model, x)[0], expected[way][0])
             verdict.check, verdict.found[way] = way, "equal" if distance <= tolerance else f"differs by {distance:.1g}"
@@ -226,6 +231,8 @@ class SizeFree(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         replace = REPLACED.get(name)
+        if name in {"mul", "div"} and isinstance(args[1], (int, float)):
+            self.across.add(f"{name}{BY}{args[1]:g}")
         if (replace is None and name not in NOTED) or not _looks_across(name, args, kwargs):
             return func(*args, **kwargs)
         self.across.add(name)

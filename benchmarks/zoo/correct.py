@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import morphogen
+from morphogen.dense.double import named_tensors
 from morphogen.dense.fake import as_call
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
@@ -134,7 +135,7 @@ def poison(net: morphogen.Network, half: morphogen.SubNetwork, x: Any) -> None:
     _backward(net.model, x)
     asleep = _asleep(net.model)
     alive = net.structure.alive_mask(half)
-    tensors = dict([*net.model.named_parameters(), *net.model.named_buffers()])
+    tensors = named_tensors(net.model)
     with torch.no_grad():
         for name, layout in net.structure.tensors.items():
             for dim, axis in enumerate(layout.axes):

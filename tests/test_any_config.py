@@ -287,6 +287,8 @@ OURS = (
     "all channels of ",
     "all blocks of ",
     "behind an adaptive optimizer ",
+    "digits: ",  # classes without a training image
+    "the penalty ends with ",
 )
 """How our own warnings begin; PyTorch's would be none that a user understands."""
 

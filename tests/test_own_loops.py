@@ -684,13 +684,16 @@ def test_a_finished_run_goes_back_with_its_hooks():
     step(other, its)
 
 
-def test_images_that_are_not_seen():
+def test_images_inside_an_argument_are_resized():
+    seen = []
+
     class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
             self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 2)
 
         def forward(self, batch):
+            seen.append(tuple(batch["image"].shape[2:]))
             return self.head(self.body(batch["image"]).mean((2, 3)))
 
     model = Wrapped()
@@ -699,8 +702,9 @@ def test_images_that_are_not_seen():
     method = morphogen.ProgressiveResizing(stages=2)
     run = morphogen.attach(model, optimizer, method, example=example, epochs=4)
     run.begin_epoch(0)
-    with pytest.raises(ConfigError, match=r"Wrapped: the resolution.*images \(N, C, H, W\) as an argument"):
-        step(model, optimizer, example[0])
+    seen.clear()
+    step(model, optimizer, example[0])
+    assert seen == [run.network.current.resolution] and seen != [tuple(example[0]["image"].shape[2:])]
 
 
 def test_begin_step_is_left_out_where_the_loop_makes_the_calls():

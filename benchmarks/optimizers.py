@@ -38,11 +38,13 @@ SKIPPED = {
 
 
 class Block(nn.Module):
+    """A residual branch behind a layer norm."""
+
     def __init__(self, width: int):
         super().__init__()
         self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 48), nn.Linear(48, width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return x + self.down(self.up(self.norm(x)).relu())
 
 
@@ -57,7 +59,7 @@ class Net(nn.Module):
             nn.Linear(40, 4),
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
         x = self.stem(x).relu().mean((2, 3))
         for block in self.blocks:
             x = block(x)

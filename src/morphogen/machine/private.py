@@ -188,7 +188,7 @@ def without_step_hooks(optimizer: Optimizer) -> None:
 
 def bare_step(optimizer: Optimizer) -> Any:
     """The function that takes a step with an optimizer of this class, without anybody's hooks."""
-    step = type(optimizer).step
+    step: Any = type(optimizer).step
     return step.__wrapped__ if getattr(step, "hooked", False) else step
 
 

@@ -38,13 +38,14 @@ SKIPPED = {
 
 
 class Block(nn.Module):
-    """A residual branch behind a layer norm."""
+    """A residual block."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 48), nn.Linear(48, width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C) to (N, C)."""
         return x + self.down(self.up(self.norm(x)).relu())
 
 
@@ -59,7 +60,8 @@ class Net(nn.Module):
             nn.Linear(40, 4),
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) to (N, 4)."""
         x = self.stem(x).relu().mean((2, 3))
         for block in self.blocks:
             x = block(x)
@@ -134,7 +136,7 @@ def trial(make) -> tuple[str, str]:
             if not torch.equal(change.map.carry(value, fill), new[name, key]):
                 return (
                     "WRONG",
-                    f"{name}, {key}: what is new does not begin at {'the weights' if begin is None else begin}",
+                    f"{name}, {key}: what is new does not begin as it should",
                 )
         for _ in range(2):
             step(model, optimizer, x)

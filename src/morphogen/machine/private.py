@@ -194,8 +194,8 @@ RENEWED = ("reducer", "logger", "_module_parameters", "modules_buffers", "named_
 
 def bare_step(optimizer: Optimizer) -> Any:
     """The function that takes a step with an optimizer of this class, without anybody's hooks."""
-    step = type(optimizer).step
-    return getattr(step, "__wrapped__", step) if getattr(step, "hooked", False) else step
+    step: Any = type(optimizer).step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step
 
 
 def rebuild(wrapper: DistributedDataParallel, settings: Mapping[str, Any]) -> None:

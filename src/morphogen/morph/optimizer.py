@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import MorphError
-from .optimizer_state import Begins, check_state, rehearse_step
+from .optimizer_rehearsal import rehearse_step
+from .optimizer_state import Begins, check_state
 
 
 def check_optimizers(

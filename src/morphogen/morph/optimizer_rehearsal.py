@@ -38,8 +38,10 @@ def rehearse_step(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> Be
     if not chosen:
         return {}
     for attribute, value in vars(optimizer).items():
+        if attribute in ("state", "param_groups") or attribute.endswith("_hooks"):  # hooks are other people's
+            continue
         shapes = {tuple(tensor.shape) for tensor in tensors_in(value, {*map(id, names)}) if tensor.numel() > 1}
-        known = () if attribute in ("state", "param_groups") else shapes & {tuple(p.shape) for p in names}
+        known = shapes & {tuple(p.shape) for p in names}
         if known:
             raise cannot_follow(kind, names[chosen[0]], f"its own attribute '{attribute}' of shape {min(known)}")
     failure: Exception = RuntimeError()

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import morphogen
 from loops import LOOPS, Added, Branch, Loop, NormFirst, Pairs
 from morphogen.dense.bypass import Bypass
+from morphogen.graph.watch import watch
 from morphogen.pruning.sparsity import sparse_part
 
 from checks import assert_optimizer_holds_model, randomise_statistics, take_steps
@@ -230,3 +231,40 @@ def test_a_norm_on_the_stream_cannot_be_silenced():
     assert stack.size == 4 and stack.writers is None
     assert tuple(hands_on.zero for hands_on in stack.hands_on) == (True, False)  # in the order of their calls
     assert stack.units[0] == ("layers.0.1", "layers.0.0")
+
+
+class Appending(nn.Module):
+    """Each turn of the loop appends to the list that it is given (EfficientDet's pyramids)."""
+
+    class Level(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, maps):
+            maps.append(self.conv(maps[0]) + maps[1])
+            return maps[1:]
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.levels = nn.ModuleList(self.Level() for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x)
+        maps = [x, torch.relu(x)]
+        for level in self.levels:
+            maps = level(maps)
+        return self.head(maps[0] + maps[1])
+
+
+def test_blocks_that_append_to_the_list_they_are_given():
+    model, images = Appending().eval(), torch.randn(2, 3, 8, 8)
+    net = morphogen.trace(model, images)
+    seen = watch(net.fake)
+    assert [len(block.taken) for block in seen.blocks if block.path == "levels.1"] == [2]
+    assert all(len(block.taken) == len(block.inputs) for block in seen.blocks)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model.levels[1].conv.weight.shape == (4, 4, 3, 3)
+    morphogen.morph(net, net.dense)
+    assert model(images).shape == (2, 2, 8, 8)

@@ -376,7 +376,7 @@ def test_a_budget_below_the_first_batch_is_refused_with_both():
         ("DynamicBatch(budget=0)", "found budget 0 bytes"),
         ("DynamicBatch(budget=-1.0)", "above 0"),
         ("DynamicBatch(limit=0)", "limit 0"),
-        ("DynamicBatch(limit=9.5)", "whole numbers above 0, found budget None bytes, step 32, limit 9.5"),
+        ("DynamicBatch(limit=9.5)", "limit is of the wrong type; expected int or None, found 9.5"),
         ("DynamicBatch(scaling='cube')", "no scaling 'cube' of the learning rate; expected auto or linear or sqrt"),
         ("DynamicBatch + Prog + DynamicBatch(limit=9)", "only one of several methods can change the mini-batch"),
     ],

@@ -100,6 +100,31 @@ def test_quiet_makes_new_channels_as_loud_as_the_old():
     assert model.bn1.bias[:6].eq(7).all() and model.bn1.bias[6:].eq(0).all()
 
 
+def test_quiet_does_not_drown_old_channels_behind_a_norm_over_channels():
+    """Weights as transformers begin, of deviation 0.02: He-normal ones would be six times as large."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.norm, self.last = nn.Embedding(20, 64), nn.RMSNorm(64), nn.RMSNorm(64)
+            self.up, self.down, self.head = nn.Linear(64, 128), nn.Linear(128, 64), nn.Linear(64, 20)
+            for weight in (self.words.weight, self.up.weight, self.down.weight, self.head.weight):
+                nn.init.normal_(weight, std=0.02)
+
+        def forward(self, ids):
+            x = self.words(ids)
+            return self.head(self.last(x + self.down(torch.relu(self.up(self.norm(x))))))
+
+    model, ids = Gated(), torch.randint(0, 20, (2, 8))
+    net = morphogen.trace(model, ids)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    before = model(ids)
+    morphogen.morph(net, net.dense)
+    old, new = model.down.weight[:32, :64], model.down.weight[32:, 64:]
+    assert new.detach().std().item() == pytest.approx(old.detach().std().item(), rel=0.1)
+    assert float((model(ids) - before).norm() / before.norm()) < 0.35  # 0.85 with He-normal ones
+
+
 def test_adams_new_entries_take_steps_as_long_as_the_old():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import morphogen
+from morphogen.dense.double import named_tensors
 from morphogen.dense.fake import as_call
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
@@ -37,6 +38,9 @@ import checks
 aten = torch.ops.aten
 SHARE = 1 / 64
 """What a size-free mean multiplies a sum by: any number, the same in both networks."""
+
+
+BY = " by "
 
 
 class Wrong(Exception):
@@ -104,7 +108,9 @@ def check(net: morphogen.Network, half: morphogen.SubNetwork, x: Any) -> Verdict
         expected = {way: run(masked, x) for way, run in ways.items()}
         del masked
         morphogen.morph(net, half)
-        verdict.across = sorted(expected["size-free"][1])
+        dense, narrow = expected["size-free"][1], _size_free(net.model, x)[1]
+        scaled = {entry for entry in dense ^ narrow if BY in entry}  # by numbers computed from sizes
+        verdict.across = sorted({entry for entry in dense if BY not in entry} | scaled)
         for way, run in ways.items():
             distance = _distance(run(net.model, x)[0], expected[way][0])
             verdict.check, verdict.found[way] = way, "equal" if distance <= tolerance else f"differs by {distance:.1g}"
@@ -129,7 +135,7 @@ def poison(net: morphogen.Network, half: morphogen.SubNetwork, x: Any) -> None:
     _backward(net.model, x)
     asleep = _asleep(net.model)
     alive = net.structure.alive_mask(half)
-    tensors = dict([*net.model.named_parameters(), *net.model.named_buffers()])
+    tensors = named_tensors(net.model)
     with torch.no_grad():
         for name, layout in net.structure.tensors.items():
             for dim, axis in enumerate(layout.axes):
@@ -226,6 +232,8 @@ class SizeFree(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         replace = REPLACED.get(name)
+        if name in {"mul", "div"} and isinstance(args[1], (int, float)):
+            self.across.add(f"{name}{BY}{args[1]:g}")
         if (replace is None and name not in NOTED) or not _looks_across(name, args, kwargs):
             return func(*args, **kwargs)
         self.across.add(name)

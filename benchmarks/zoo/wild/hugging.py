@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys("head_dim d_kv rotary_dim".split(), 16),
     **{"vocab_size": 96, "num_key_value_heads": 2, "num_decoder_layers": 2, "image_size": 64, "patch_size": 16},
     **{"num_labels": 10, "use_cache": False, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-    **{"decoder_start_token_id": 1, "type_vocab_size": 2, "num_mel_bins": 16, "tie_word_embeddings": False},
+    **{"decoder_start_token_id": 1, "type_vocab_size": 2, "num_mel_bins": 16},
 }
 """Settings of a configuration, wherever it has one of the name that is a whole number or as good as one."""
 

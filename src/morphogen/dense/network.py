@@ -46,6 +46,7 @@ class Network:
             what comes back of them has their values.
         outside: the blocks that are out, by path: the user's own modules, their tensors empty.
         held: for each optimizer, its parameter groups that have lost parameters, and what they held.
+        begins: for each optimizer, how each entry of a parameter's state begins: a constant, or None for the weights.
         drop_path_scale: share of the dense rates of stochastic depth that is in use.
     """
 
@@ -65,6 +66,7 @@ class Network:
         self.constants = _constants(model, structure)
         self.outside: dict[str, nn.Module] = {}
         self.held: WeakKeyDictionary[Optimizer, list[tuple[dict[str, Any], list[nn.Parameter]]]] = WeakKeyDictionary()
+        self.begins: WeakKeyDictionary[Optimizer, dict[str, float | None]] = WeakKeyDictionary()
         self.drop_path_scale = 1.0
 
     @property

@@ -23,7 +23,8 @@ from ..errors import ExportError, MorphogenError, SubNetworkError, first_line
 from ..graph.trace import trace
 from ..machine.files import replaced
 from ..machine.reading import DTYPES, MALFORMED, parse_json, whole, words
-from ..morph.commit import averaged, morph
+from ..morph.averages import averaged, several_averages
+from ..morph.commit import morph
 from .extra import extra
 from .finite import check_finite
 
@@ -37,7 +38,7 @@ def save(
     network: Network,
     path: str | os.PathLike[str],
     *,
-    ema: nn.Module | None = None,
+    ema: Any = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write the model as it is now to a safetensors file, with its sub-network in the metadata; see `load`.
@@ -58,7 +59,7 @@ def save(
     with extra():
         from safetensors.torch import save as to_bytes
 
-    model = network.model if ema is None else averaged(ema, network.model)
+    model = next((averaged(each, network.model) for each in several_averages(ema, network.model)), network.model)
     check_finite(model)
     tensors = model.state_dict()
     check_tensors(tensors, network, network.current)

@@ -43,7 +43,7 @@ from .residual import Branches
 from .rules.table import OF_INPUT
 from .slots import Axis
 from .stacks import find_stacks
-from .walk import EXCLUDED, TracedCall, Walk, without_rule
+from .walk import EXCLUDED, READ_BY_EXCLUDED, TracedCall, Walk, without_rule
 
 
 @torch.inference_mode(False)  # its tensors could not be saved for a backward pass
@@ -141,7 +141,7 @@ def trace(
     )
     network = Network(model, structure, fake)
     found = network.extent
-    if found.share > 1 / 2 and not structure.unread and found.reason not in (EXCLUDED, OF_INPUT):
+    if found.share > 1 / 2 and not structure.unread and found.reason not in (EXCLUDED, READ_BY_EXCLUDED, OF_INPUT):
         aside = len(walk.outputs) > 1 and found.reason in map(str, walk.outputs)
         todo = ". Name the outputs that matter with outputs=..., and the others come out narrower" if aside else ""
         warnings.warn(f"less than half of the model can change its width: {found}{todo}", stacklevel=3)

@@ -26,8 +26,8 @@ from .refusals import immovable
 from .rules import LAYERS, Axes, Call, Rule, Value, rule_of
 from .slots import Axis, Slots
 
-EXCLUDED = "excluded by the user"
-"""Why what the user named stays whole."""
+EXCLUDED, READ_BY_EXCLUDED = "excluded by the user", "read by a module the user excluded"
+"""Why what the user named stays whole, and what goes with it."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class _Reading:
         if excluded or rule is None:
             if not excluded:
                 walk.unruled.setdefault(str(node.target), path)
-            reason = "read by a module the user excluded" if excluded else without_rule(str(node.target))
+            reason = READ_BY_EXCLUDED if excluded else without_rule(str(node.target))
             for value in inputs:
                 walk.fix(value, reason)
             result = tree_map(lambda value: _fixed(value, origin), node.meta.get("val"))

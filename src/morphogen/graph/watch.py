@@ -14,7 +14,7 @@ from ..dense.fake import FakeModel
 from ..dense.program import failing_module
 from ..dense.subnet import HandsOn
 from ..errors import TraceError, first_line
-from ..machine.private import TreeSpec, tree_flatten, tree_leaves
+from ..machine.private import TreeSpec, tree_flatten, tree_leaves, tree_map
 
 BATCH = 2
 """Examples in the batch that is watched: few, because blocks are tried out on numbers of that size."""
@@ -155,8 +155,9 @@ class Watch(TorchFunctionMode):
         """A hook for the call of a module, which is `dense` in the dense network."""
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            taken = tuple(map(self._number, tree_leaves((args, kwargs))))
-            self._open.append(Block(path, dense, (args, kwargs), self._tick(), taken))
+            given = tree_map(lambda leaf: leaf, (args, kwargs))  # lists as they are now: the module may append to them
+            taken = tuple(map(self._number, tree_leaves(given)))
+            self._open.append(Block(path, dense, given, self._tick(), taken))
 
         return hook
 

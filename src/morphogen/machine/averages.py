@@ -31,7 +31,7 @@ def averaged_among(copies: Iterable[nn.Module]) -> list[nn.Module]:
             continue
         held = _held(each)
         if any(name in held for name in SETTINGS):
-            found |= {id(copy): copy for value in held.values() for copy in _chain(value) if id(copy) in known}
+            found |= {id(copy): copy for value in held.values() for copy in _modules(value) if id(copy) in known}
     return list(found.values())
 
 
@@ -42,11 +42,8 @@ def inside(wrapper: Any) -> nn.Module | None:
     )
 
 
-def _chain(value: Any) -> Iterator[nn.Module]:
-    """A module, and what it is wrapped around."""
-    while isinstance(value, nn.Module):
-        yield value
-        value = inside(value)
+def _modules(value: Any) -> Iterator[nn.Module]:
+    return value.modules() if isinstance(value, nn.Module) else iter(())
 
 
 def _held(owner: Any) -> dict[str, Any]:

@@ -217,6 +217,12 @@ RENEWED = ("reducer", "logger", "_module_parameters", "modules_buffers", "named_
 """What a wrapper keeps of its module's tensors, and makes anew."""
 
 
+def bare_step(optimizer: Optimizer) -> Any:
+    """The function that takes a step with an optimizer of this class, without anybody's hooks."""
+    step: Any = type(optimizer).step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step
+
+
 def rebuild(wrapper: DistributedDataParallel, settings: Mapping[str, Any]) -> None:
     """Have a wrapper learn its module's parameters anew, the way it does when it is unpickled; its hooks stay.
 

@@ -18,13 +18,14 @@ from ..dense.network import Network, set_attributes, set_buffers
 from ..dense.subnet import SubNetwork, within
 from ..dense.whole import about_to_write, overwrite, whole
 from ..errors import MorphError
-from ..machine.averages import inside
+from .averages import Shadows, averaged, several_averages
 from .blocks import Entering, entering_blocks
 from .drop_path import lay_out_drop_path
 from .entry import DepthGrowth, DepthOperator, depth_named
 from .exchange import add_factors, averaged_blocks, exchange, tensors_of
 from .growth import GrowthOperator, WidthGrowth, named
-from .optimizer import begin_together, carried_state, check_optimizers
+from .optimizer import begin_together, check_optimizers
+from .optimizer_state import carried_state
 from .rehearsal import check_operator
 from .rezero import fold_factors
 from .tensors import TensorMap, map_tensors
@@ -82,7 +83,7 @@ def morph(
     target: SubNetwork,
     *,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
-    ema: nn.Module | Iterable[nn.Module] | None = None,
+    ema: Any = None,
     operator: str | GrowthOperator = "quiet",
     depth_operator: str | DepthOperator = "interpolate",
     momentum: nn.Module | None = None,
@@ -103,7 +104,8 @@ def morph(
         network: what `trace` returned.
         target: a sub-network of it.
         optimizer: the model's optimizer or optimizers; any whose state tensors have their parameter's shape.
-        ema: `torch.optim.swa_utils.AveragedModel`, timm's `ModelEmaV3`, or plain copies of the model.
+        ema: `torch.optim.swa_utils.AveragedModel`, timm's `ModelEma` (all versions), plain copies of the model, or
+            other objects that hold one, or a list of averaged parameters (torch_ema, diffusers' `EMAModel`).
         operator: how new channels are filled: a growth operator, or its name.
         depth_operator: how new blocks are filled: a depth operator, or its name.
         momentum: the momentum network, an averaged copy of the model that `momentum` and `mogrow` read; it
@@ -119,14 +121,25 @@ def morph(
     network.check(target)
     fill, growth = named(operator), depth_named(depth_operator)
     optimizers = _as_list(optimizer, Optimizer, "optimizer")
-    averages = [averaged(module, network.model) for module in _as_list(ema, nn.Module, "ema")]
+    given = several_averages(ema, network.model)
+    averages = [averaged(module, network.model) for module in given]
+    shadows = [each for each in given if isinstance(each, Shadows)]
+    for each in shadows:
+        each.pull()
     restarted = None if momentum is None else averaged(_as_list(momentum, nn.Module, "momentum")[0], network.model)
     entering = list(entering_blocks(network, network.current, target))
     check_operator(growth.momentum and restarted is None, growth.silent, entering, depth_operator)
     trees = [network.model, *averages] if restarted is None else [network.model, *averages, restarted]
     change = partial(_change, network, target, entering, optimizers, trees, restarted, fill, growth, generator)
-    receipt = whole(change, network, *optimizers, *trees, generator)
+    receipt = whole(partial(_with, change, shadows), network, *optimizers, *trees, *shadows, generator)
     return replace(receipt, seconds=time.perf_counter() - start)
+
+
+def _with(change: Callable[[], Receipt], shadows: Iterable[Shadows]) -> Receipt:
+    receipt = change()
+    for each in shadows:
+        each.push()
+    return receipt
 
 
 @torch.inference_mode(False)
@@ -151,7 +164,7 @@ def _change(
     parameters |= {parameter: name for name, parameter in model.named_parameters()}
     moved = (name for block in entering for name in block.tensors)
     gone = (name for name in structure.tensors if within(name, frozenset(leaving)))
-    check_optimizers(optimizers, parameters, {*maps, *moved, *gone})
+    check_optimizers(optimizers, parameters, {*maps, *moved, *gone}, network.begins)
     for tree in trees:
         _check_tree(tree, model, maps)
     try_out(network, target)
@@ -162,7 +175,14 @@ def _change(
         for name, value in values.staying.items()
         for tensor in [tensor_named(model, name)]
         for edit in _plan(
-            maps.get(name), tensor, value, optimizers, trees[1:], fill_of(network, name, tensor, fill), above
+            network,
+            maps.get(name),
+            tensor,
+            value,
+            optimizers,
+            trees[1:],
+            fill_of(network, name, tensor, fill),
+            above,
         )
     ]
     copies = [averaged_blocks(network, entering, values.entering, tree) for tree in trees[1:]]
@@ -197,6 +217,7 @@ def _restart(momentum: nn.Module, model: nn.Module) -> None:
 
 
 def _plan(
+    network: Network,
     change: TensorMap | None,
     tensor: torch.Tensor,
     new: torch.Tensor,
@@ -216,7 +237,8 @@ def _plan(
         edits.append(partial(assign, tensor_named(tree, change.name), value, None))
     if isinstance(tensor, nn.Parameter):
         for optimizer in optimizers:
-            state = carried_state(optimizer, tensor, change, new, rescaled=fill.rescales)
+            begins = network.begins.get(optimizer, {})
+            state = carried_state(optimizer, begins, tensor, change, new, rescaled=fill.rescales)
             if state:
                 edits.append(partial(optimizer.state[tensor].update, state))
     return edits
@@ -233,17 +255,6 @@ def _as_list(value: Any, kind: type, name: str) -> list[Any]:
                 f"{name} is of the wrong kind", expected=f"a {kind.__name__}, or several", found=repr(each)
             )
     return values
-
-
-def averaged(ema: nn.Module, model: nn.Module) -> nn.Module:
-    """The copy of the model inside AveragedModel, ModelEmaV3 and their like, and inside wrappers copied along."""
-    inner = ema
-    while type(inner) is not type(model):
-        held = inside(inner)
-        if held is None:
-            return ema
-        inner = held
-    return inner
 
 
 def _check_tree(tree: nn.Module, model: nn.Module, maps: Mapping[str, TensorMap]) -> None:

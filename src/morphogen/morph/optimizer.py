@@ -1,8 +1,8 @@
-"""The optimizer's state follows its parameters, index by index."""
+"""Optimizers of a model that changes: what is refused, and the groups that parameters leave and enter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -10,23 +10,29 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import MorphError
-from ..machine.private import tree_leaves
-from .tensors import TensorMap
+from .optimizer_rehearsal import rehearse_step
+from .optimizer_state import Begins, check_state
 
 
 def check_optimizers(
-    optimizers: Iterable[Optimizer], names: Mapping[nn.Parameter, str], changing: Iterable[str]
+    optimizers: Iterable[Optimizer],
+    names: Mapping[nn.Parameter, str],
+    changing: Iterable[str],
+    begins: MutableMapping[Optimizer, Begins],
 ) -> None:
     """Refuse, before anything is changed, what `carried_state` could not carry.
+
+    An optimizer may hold others' parameters too: those of a detector whose backbone was traced.
 
     Args:
         optimizers: all optimizers of the model.
         names: the model's parameters.
         changing: the tensors that will change, come or go.
+        begins: what rehearsals have found; an optimizer that is not there yet is rehearsed, once.
 
     Raises:
-        MorphError: an optimizer holds a parameter of another model, two hold the same one, or a state tensor
-            is neither a scalar nor of its parameter's shape, or will be so (Adafactor, LBFGS).
+        MorphError: an optimizer holds none of the model's parameters, two hold the same one, or one keeps a state that
+            is neither scalars nor tensors of its parameter's shape (Adafactor, LBFGS, Shampoo).
     """
     seen: set[nn.Parameter] = set()
     changing = set(changing)
@@ -38,105 +44,28 @@ def check_optimizers(
                 expected="an optimizer with a state of its own",
                 todo="Train with its base optimizer",
             )
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for number, group in enumerate(optimizer.param_groups):
-            for parameter in group["params"]:
-                if parameter not in names:
-                    raise MorphError(
-                        f"{kind} holds a parameter that is not the model's",
-                        where=f"param_groups[{number}]",
-                        expected="parameters of the traced model",
-                        found=f"one of shape {tuple(parameter.shape)}",
-                        todo="Make the optimizer from the parameters of the model you traced",
-                    )
-                if parameter in seen:
-                    raise MorphError("the parameter is in two optimizer groups", where=names[parameter])
-                seen.add(parameter)
-                if names[parameter] in changing and _factors(group, parameter):
-                    raise _cannot_follow(kind, names[parameter], parameter, "rows and columns of second moments")
-        if any(names[parameter] in changing for parameter in held):
-            if any("history_size" in group for group in optimizer.param_groups):  # LBFGS, before its first step
-                raise _cannot_follow(kind, names[held[0]], held[0], "a history of all parameters as one vector")
-            # Every parameter's state is looked at: some optimizers keep all of it with the first.
-            for parameter in held:
-                _check_state(kind, names[parameter], parameter, optimizer.state.get(parameter, {}))
-
-
-def _check_state(kind: str, name: str, parameter: nn.Parameter, state: Mapping[str, Any]) -> None:
-    for key, value in state.items():
-        fits = isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.layout == torch.strided
-        leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-        if not fits and any(leaf.numel() > 1 for leaf in leaves):
-            found = ", ".join(f"shape {tuple(leaf.shape)}" for leaf in leaves)
-            raise _cannot_follow(kind, name, parameter, f"'{key}' of {found}")
-
-
-def _cannot_follow(kind: str, name: str, parameter: nn.Parameter, found: str) -> MorphError:
-    return MorphError(
-        f"{kind} keeps a state that cannot follow its parameter",
-        where=name,
-        expected=f"scalars and dense tensors of shape {tuple(parameter.shape)}",
-        found=found,
-        todo="Use an optimizer with one state entry a weight, such as SGD or AdamW",
-    )
-
-
-def _factors(group: Mapping[str, Any], parameter: nn.Parameter) -> bool:
-    """Whether PyTorch's or timm's Adafactor will factor a second moment; before its first step no state says so."""
-    least = group.get("min_dim_size_to_factor", 0 if "beta2_decay" in group else None)
-    return least is not None and parameter.ndim > 1 and sorted(parameter.shape)[-2] >= least
-
-
-OF_THE_WEIGHTS = ("ax", "x0", "z")
-"""States that begin as the weights themselves, and so does what is new of them: ASGD's average, MADGRAD's and dual
-averaging's origin, the sequence behind a schedule-free optimizer's average."""
-
-
-SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "exp_inf")
-"""Running means of squared gradients whose bias is corrected by the number of steps (Adam and its relatives). That
-number is the tensor's: after 2,000 steps it corrects nothing, and an entry that begins at 0 would first move by
-(1 - beta1) / sqrt(1 - beta2) = 3 learning rates, ten times as far as the others. What is new begins at the mean of the
-old, so that its first steps are as long as theirs, and its own gradients take over in 1 / (1 - beta2) steps."""
-
-
-def carried_state(
-    optimizer: Optimizer, parameter: nn.Parameter, change: TensorMap, new: torch.Tensor, *, rescaled: bool = False
-) -> dict[str, torch.Tensor]:
-    """The state of one parameter at its new size; new entries get what the optimizer would begin with, and second
-    moments that of the old ones.
-
-    Args:
-        optimizer: any optimizer; one that does not hold the parameter has no state for it.
-        parameter: still with its old value.
-        change: how it changes.
-        new: its new value.
-        rescaled: old weights were divided, so that an average of them begins anew; moments are carried all the same:
-            the gradient of a weight that reads a copy is what it was.
-    """
-    state = optimizer.state.get(parameter)
-    if not state:
-        return {}
-    groups = [group for group in optimizer.param_groups if any(p is parameter for p in group["params"])]
-    if not groups:
-        return {}  # a leftover of a parameter that was taken out
-    (group,) = groups
-    begin: dict[str, float | torch.Tensor] = {
-        "sum": group.get("initial_accumulator_value", 0.0),  # Adagrad
-        "step_size": float(group["lr"]),  # Rprop
-        "square_avg": float("lr_in_momentum" in group),  # 1 in timm's RMSpropTF, 0 in PyTorch's
-    }
-    begin |= {key: new.to(state[key]) for key in OF_THE_WEIGHTS if key in state}
-    if change.grows:
-        means = {key: state[key].float().mean().to(state[key].dtype) for key in SECOND_MOMENTS if key in state}
-        begin |= {key: mean.expand(change.new_shape) for key, mean in means.items()}
-    carried = {
-        key: change.regrid(change.carry(value, begin.get(key, 0.0)), smooth=False)
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.ndim
-    }
-    if rescaled:
-        carried |= {key: new.to(carried[key], copy=True) for key in OF_THE_WEIGHTS if key in carried}
-    return carried
+        everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        held = [parameter for parameter in everything if parameter in names]
+        if everything and not held:
+            raise MorphError(
+                f"{kind} holds no parameter that is the model's",
+                where="param_groups",
+                expected="parameters of the traced model, and any others beside them",
+                found=f"{len(everything)} others",
+                todo="Make the optimizer from the parameters of the model you traced",
+            )
+        for parameter in held:
+            if parameter in seen:
+                raise MorphError("the parameter is in two optimizer groups", where=names[parameter])
+            seen.add(parameter)
+        moving = {parameter: names[parameter] for parameter in held if names[parameter] in changing}
+        if not moving:
+            continue
+        if optimizer not in begins:
+            begins[optimizer] = rehearse_step(optimizer, moving)
+        # Every parameter's state is looked at: some optimizers keep all of it with the first.
+        for parameter in held:
+            check_state(kind, names[parameter], parameter, optimizer.state.get(parameter, {}))
 
 
 def begin_together(optimizers: Iterable[Optimizer]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..morph.growth import Gap, operator
+from ..morph.tensors import like
 from .orthogonal import orthogonal
 
 
@@ -21,10 +22,25 @@ def quiet(gap: Gap) -> torch.Tensor:
     ones down to what the learning rate can bear. New ones at 1 are beyond it: at a learning rate of 0.4 the loss goes
     from 0.6 to 9 in ten steps, though the function was kept (LOG.md, 2026-11-26).
 
-    With normalisation over channels (layer norm, group norm) the function changes all the same, by their statistics.
+    With normalisation over channels (layer norm, group norm) the function changes all the same, by their statistics. So
+    that new channels do not drown the old ones there, weights from new inputs to new outputs are no larger than the old
+    ones': He-normal weights are six times as large as those that transformers begin with (a deviation of 0.02).
     """
     if gap.map.role.kind == "scale" and gap.old.numel():
-        old = gap.old.to(torch.promote_types(gap.old.dtype, torch.float32))
-        size = old.square().mean().sqrt().to(gap.old.dtype)  # a tensor, since a number would wait for the device
-        return gap.map.carry(gap.old, size.expand(gap.map.new_shape))
-    return orthogonal(gap, scale=0.0)
+        return gap.map.carry(gap.old, _size(gap.old).to(gap.old.dtype).expand(gap.map.new_shape))
+    grown = orthogonal(gap, scale=0.0)
+    if gap.map.role.kind != "weight" or gap.map.role.blockwise or not gap.map.carried:
+        return grown
+    grown = grown.contiguous()
+    out, into = gap.carried(gap.map.role.out_axis), gap.carried(gap.map.role.in_axis)
+    new_out, new_in = (~out).nonzero(), (~into).nonzero().flatten()
+    for matrix in gap.matrices(grown):  # a view: filling it fills `grown`
+        old, new = matrix[out][:, into], matrix[new_out, new_in]
+        if old.numel() and new.numel():
+            matrix[new_out, new_in] = new * (_size(old) / _size(new)).clamp(max=1).to(new.dtype)
+    return like(grown, gap.old)
+
+
+def _size(values: torch.Tensor) -> torch.Tensor:
+    """The root mean square, a tensor, since a number would wait for the device."""
+    return values.to(torch.promote_types(values.dtype, torch.float32)).square().mean().sqrt().clamp_min(1e-30)

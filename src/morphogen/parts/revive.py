@@ -17,7 +17,7 @@ from ..dense.fake import tensor_named
 from ..dense.network import Network
 from ..dense.whole import overwrite
 from ..machine.ranks import spread
-from ..morph.commit import averaged
+from ..morph.averages import averaged
 
 EMPTY = 1e-2
 """A filter that has kept no larger share of its norm is empty; of random entries even 1 / 64 keep an eighth."""

@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..graph.outputs import Outputs
 from ..graph.trace import trace
 from ..machine.sharded import gathered
+from ..morph.averages import several_averages
 from ..morph.optimizer import check_optimizers
 from ..morph.rehearsal import rehearse
 from ..morph.tensors import map_tensors
@@ -40,7 +41,7 @@ def attach(
     epochs: int,
     start_epoch: int | None = None,
     steps_per_epoch: int | None = None,
-    ema: nn.Module | Sequence[nn.Module] | None = None,
+    ema: Any = None,
     probe: Probe | None = None,
     exclude: Iterable[str] = (),
     outputs: Outputs = None,
@@ -68,9 +69,11 @@ def attach(
     Args:
         model: the dense network, on its device; it is changed in place and ends dense, or as it was pruned. After
             `fully_shard`, all ranks call this (see docs/sharded.md).
-        optimizer: its optimizer or optimizers, made from `model.parameters()` or those of them that are trained; each
-            keeps its own groups. One that wraps another (Lookahead), factors its moments (Adafactor) or
-            keeps one history for all (LBFGS) is refused.
+        optimizer: its optimizer or optimizers, made from `model.parameters()` or those of them that are trained, or
+            from a whole that the model is a part of (`attach(detector.backbone, optimizer_of_the_detector, ...)`); each
+            keeps its own groups. A step of a throwaway copy tells what it keeps of a parameter: one that wraps another
+            (Lookahead), or keeps more than scalars and tensors of the parameter's shape (Adafactor, Shampoo, LBFGS),
+            is refused.
         method: such as `NetworkExpansion(width=0.5, stages=5)`.
         example: an input of the size used in training; see `trace`.
         epochs: length of the run.
@@ -78,8 +81,8 @@ def attach(
             `begin_epoch` says, and nothing changes before.
         steps_per_epoch: optimizer steps in an epoch (with `batch_size` images each); for a momentum network whose
             horizon is a share of its stage.
-        ema: averaged copies of the model that are there already, to change along; those made of it later are
-            found (see `Run.follow`).
+        ema: averages of the model that are there already, to change along, of any kind that `morph` takes; copies made
+            of it later are found (see `Run.follow`).
         probe: loss and data that a method which searches compares its candidates with.
         exclude: module paths to leave whole.
         outputs: the model's outputs that matter, see `trace`.
@@ -101,7 +104,7 @@ def attach(
         raise ConfigError("batch_size out of range", expected="a whole number, at least 1", found=f"{batch_size}")
     check_free(model)
     assembly = Assembly(method)
-    optimizers, averages = _several(optimizer), _several(ema)
+    optimizers, averages = _several(optimizer), several_averages(ema, model)
     check_sharded(model, assembly, averages)
     with gathered(model, optimizers):
         network = trace(model, example, exclude=exclude, outputs=outputs, images=images)
@@ -136,9 +139,10 @@ def _check_optimizers(network: Network, optimizers: Sequence[Optimizer], assembl
     names, dense = parameter_names(network.model), network.dense
     possible, prunes = assembly.possible, assembly.prunes
     if prunes or any(replace(each, resolution=dense.resolution) != dense for each in possible):
-        check_optimizers(optimizers, names, names.values())
+        check_optimizers(optimizers, names, names.values(), network.begins)
     elif any(each != dense for each in possible):
-        check_optimizers(optimizers, names, {name for each in possible for name in map_tensors(network, dense, each)})
+        changing = {name for each in possible for name in map_tensors(network, dense, each)}
+        check_optimizers(optimizers, names, changing, network.begins)
 
 
 def _several(value: Any) -> list[Any]:

@@ -17,7 +17,8 @@ from ..errors import ConfigError
 from ..machine.parallel import check_wrappers, wrap_anew
 from ..machine.ranks import as_one, check_same, ranks, spread
 from ..machine.sharded import gathered, is_sharded, local
-from ..morph.commit import Receipt, averaged, morph
+from ..morph.averages import Shadows, averaged
+from ..morph.commit import Receipt, morph
 from ..morph.entry import depth_named
 from .assembly import Assembly
 from .state import describe
@@ -42,6 +43,9 @@ class Followers:
     @property
     def trees(self) -> list[nn.Module]:
         """The model and its averages."""
+        for average in self.ema:
+            if isinstance(average, Shadows):
+                average.pull()
         return [self._network.model, *self.ema]
 
     @property

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..machine.averages import averaged_among
 from ..machine.hook import Hook, take_off
 from ..machine.private import forward_pre_hooks, hooks_of, unwrapped
-from ..morph.commit import averaged
+from ..morph.averages import averaged
 from .checkpoints import Followed, FollowedOptimizer
 from .part import Part
 

@@ -18,7 +18,8 @@ from ..cost.memory import StepMemory
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, contains, intersection
 from ..errors import ConfigError
-from ..morph.commit import Receipt, averaged
+from ..morph.averages import averaged, several_averages
+from ..morph.commit import Receipt
 from ..morph.drop_path import lay_out_drop_path
 from ..morph.rezero import fold_factors, has_factor
 from ..schedule.revision import Option
@@ -174,14 +175,15 @@ class Run:
         if folds or self._receipt is not None:  # otherwise one rank may end the run alone, to save it
             self.following.wrap_anew()
 
-    def follow(self, ema: nn.Module) -> None:
+    def follow(self, ema: Any) -> None:
         """Change an averaged copy along from here on, which is at the network's present size.
 
         PyTorch's and timm's averages (all that have `update` or `update_parameters`) are found without, where they are
         deep copies of the model made after `attach`.
         """
-        self.following.ema.append(ema)
-        self._hooks.put_on(averaged(ema, self.network.model))
+        for average in several_averages(ema, self.network.model):
+            self.following.ema.append(average)
+            self._hooks.put_on(averaged(average, self.network.model))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the run goes on from, between two steps: the sub-network, weights, optimizers, averages, and

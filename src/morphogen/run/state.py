@@ -16,7 +16,8 @@ from ..dense.subnet import SubNetwork
 from ..dense.whole import overwrite
 from ..errors import CheckpointError, first_line
 from ..export.weights import check_tensors
-from ..morph.commit import averaged, morph
+from ..morph.averages import averaged
+from ..morph.commit import morph
 from ..morph.exchange import put_factors
 from ..morph.rezero import FACTOR, has_factor
 from .moments import check_groups, check_moments

@@ -206,7 +206,8 @@ class Rates:
 
     def took_step(self) -> None:
         """Look at the rates; at one that a GPU holds, which has to be waited for, in an epoch's first step alone."""
-        rates = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        rates = [group["lr"] for group in groups if "lr" in group]  # A2Grad has none
         known = [rate for rate in rates if self._waits or not (isinstance(rate, torch.Tensor) and rate.is_cuda)]
         highest, self._waits = max(map(float, known), default=0.0), False
         self._epoch, self.peak = max(self._epoch, highest), max(self.peak, highest)

@@ -2,6 +2,7 @@
 
 import io
 import random
+import signal
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ CHANGES = {
     "the end of a search": epochs(morphogen.AutoProg(stages=2, search_epochs=1, dimensions=("depth",)), 1, 1),
     "the end of a run": epochs(PRUNE, EPOCHS, EPOCHS),
 }
-FEW = 12
+FEW = 4
 """Places at which something is raised, in every change; all lines with `pytest -m nightly`."""
 
 
@@ -180,6 +181,14 @@ def places(change):
         first.setdefault(line, number)
         last[line] = number
     return sorted({*first.values(), *last.values()})
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """A shell's background job begins with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(None, marks=pytest.mark.nightly)])

@@ -219,7 +219,9 @@ def moments(model, optimizer):
     return {names[id(p)]: {k: v.clone() for k, v in state.items()} for p, state in optimizer.state.items()}
 
 
-@pytest.mark.parametrize("search_epochs, operator", [(1, "mogrow"), (2, "mogrow"), (2, "rezero")])
+@pytest.mark.parametrize(
+    "search_epochs, operator", [(1, "mogrow"), pytest.param(2, "mogrow", marks=pytest.mark.nightly), (2, "rezero")]
+)
 def test_without_recycling_a_search_leaves_no_trace_but_its_choice(search_epochs, operator, monkeypatch):
     plant_choices(monkeypatch, 0, 1, 5)
     method = morphogen.AutoProg(stages=4, search_epochs=search_epochs, recycle=False, depth_operator=operator)

@@ -66,6 +66,7 @@ def test_one_that_is_held_up_saves_when_asked_to_stop(tmp_path):
     assert len(list(tmp_path.glob("checkpoints/*/*.safetensors"))) == 1
 
 
+@pytest.mark.nightly
 def test_memory_of_a_finished_run_is_free_before_the_others_end(tmp_path, monkeypatch):
     alive = weakref.WeakSet()
 

@@ -2,8 +2,9 @@
 
     python benchmarks/morph_cost.py [--model resnet50] [--rounds 5]
 
-Prints medians in seconds, and the peak of extra memory during growth as a share of the model and its optimizer state
-(the dense one, and the one that has grown to 0.75).
+Prints medians in seconds, processor seconds (the best of the rounds, one thread) beside a plain `torch.export`, and the
+peak of extra memory during growth as a share of the model and its optimizer state (the dense one, and the one that has
+grown to 0.75).
 Appends a record to benchmarks/results/morph_cost.jsonl.
 """
 
@@ -95,6 +96,28 @@ def measure_times(name: str, rounds: int) -> dict[str, float]:
     return {key: statistics.median(values) for key, values in times.items()}
 
 
+def processor_seconds(name: str, rounds: int) -> dict[str, float]:
+    """The best of some rounds, with one thread, of an export, a trace, and the first morph to a size."""
+    best: dict[str, float] = {}
+
+    def timed(key, act, *args, **kwargs):
+        start = time.process_time()
+        result = act(*args, **kwargs)
+        best[key] = min(best.get(key, float("inf")), time.process_time() - start)
+        return result
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(rounds):
+        model = torchvision.models.get_model(name, weights=None)
+        timed("export, processor", torch.export.export, model.eval(), (X,), strict=False)
+        net = timed("trace, processor", morphogen.trace, model, X)
+        optimizer, half = torch.optim.AdamW(model.parameters()), net.subnetwork(width=0.5)
+        timed("first morph, processor", morphogen.morph, net, half, optimizer=optimizer)
+    torch.set_num_threads(threads)
+    return best
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="resnet50")
@@ -113,6 +136,7 @@ def main():
     record = {
         "model": options.model,
         **measure_times(options.model, options.rounds),
+        **processor_seconds(options.model, options.rounds),
         "extra memory, of dense": of_dense,
         "extra memory, of grown": of_grown,
         "rounds": options.rounds,

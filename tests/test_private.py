@@ -151,6 +151,15 @@ def test_all_that_a_wrapper_keeps_is_known(tmp_path):
     assert not held.keys() - {*KEPT, *private.RENEWED, *vars(nn.Module())}
 
 
+def test_ops_are_seen_as_an_export_sees_them():
+    seen = []
+    with private.FakeTensorMode():
+        layer, x = nn.Linear(2, 3), torch.zeros(4, 2)
+        with private.ops_seen(lambda op, *_: seen.append(op)):
+            layer(x).relu_()
+    assert seen == [torch.ops.aten.linear.default, torch.ops.aten.relu_.default]
+
+
 def test_lightnings_launcher():
     launchers = pytest.importorskip("lightning.pytorch.strategies.launchers")
     assert inspect.isclass(launchers._MultiProcessingLauncher)

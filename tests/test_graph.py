@@ -11,7 +11,7 @@ import morphogen
 from morphogen.dense.fake import tensor_named
 from morphogen.graph.axes import reshape
 from morphogen.graph.counting import Counting
-from morphogen.graph.numbers import Attribute, Dim, Number
+from morphogen.graph.numbers import Attribute, Dim, Equal, Number
 from morphogen.graph.slots import Slots
 from morphogen.graph.units import solve
 
@@ -205,7 +205,7 @@ def test_a_share_in_one_graph_says_nothing_of_another():
     heads = Number(2, Attribute("", "heads"), [])
     for size in (6, 8):
         axis = slots.fresh(size)
-        counting.begin(lambda dim, axis=axis: axis)
+        counting.begin(lambda dim, axis=axis: axis, Equal())
         width = Number(size, Dim((0, 0), 1), [])
         _, (segment,) = reshape(slots, (1, size), (None, axis), (1, 2, size // 2))
         counting.segment(segment, [None, heads, width // heads])

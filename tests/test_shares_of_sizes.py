@@ -82,7 +82,8 @@ SCALES = {
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("heads", [1, 4])
 def test_a_scale_that_is_the_root_of_a_size_follows_it(heads, scale):
-    net = morphogen.trace(nn.Sequential(nn.Linear(3, 16), Attention(heads, SCALES[scale])), torch.randn(2, 7, 3))
+    model = nn.Sequential(nn.Linear(3, 16), Attention(heads, SCALES[scale]), nn.Linear(16, 2))
+    net = morphogen.trace(model, torch.randn(2, 7, 3))
     sizes = {group.name: group.size for group in net.groups}
     assert sizes == ({"0": 16, "1.q": 16} if heads == 1 else {"0": 16, "1.heads": 4, "1.size": 4})
     half = {name: range(size // 2) for name, size in sizes.items()}

@@ -38,15 +38,17 @@ def scaled_by_width(net, x):
     return x * x.shape[1] ** -0.5
 
 
-@pytest.mark.parametrize(
-    ("middle", "message"),
-    [
-        (branch_on_width, "another path"),
-        (scaled_by_width, "another other"),
-    ],
-)
-def test_code_that_does_not_follow_is_refused(middle, message):
-    model = Net(middle)
+def test_a_scale_that_is_the_root_of_a_width_follows_it():
+    model = Net(scaled_by_width)
+    net = morphogen.trace(model, image())
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    x = image()
+    found = model.fc(model.second(model.first(x) * 8**-0.5).mean((2, 3)))
+    assert torch.allclose(model(x), found)
+
+
+def test_code_that_does_not_follow_is_refused():
+    model, message = Net(branch_on_width), "another path"
     net = morphogen.trace(model, image())
     before = snapshot(model)
     with pytest.raises(morphogen.MorphError, match=message):
@@ -194,7 +196,7 @@ def test_weight_standardised_convolutions_grow_as_convolutions():
 
 
 def test_other_resolutions_are_no_way_around():
-    net = morphogen.trace(Net(scaled_by_width), image())
+    net = morphogen.trace(Net(branch_on_width), image())
     half = net.subnetwork(width=0.5)
     for size in ((8, 8), (4, 4)):
         with pytest.raises(morphogen.MorphError):

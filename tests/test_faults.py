@@ -214,8 +214,8 @@ def test_a_change_is_whole_or_not_at_all(name, act, count):
                 change()
         except (Fault, KeyboardInterrupt):
             pass
-        else:
-            assert faulty.seen < number  # it was shorter this time
+        else:  # it was shorter this time, or Python was closing a generator, where it ignores what is raised
+            assert faulty.seen <= number, faulty.where
         assert handlers() == signals, faulty.where
         left, is_old = difference(old, loop.all_of_it()), loop.all_of_it() == old
         ended["old" if is_old else "new"] += 1

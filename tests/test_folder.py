@@ -270,17 +270,18 @@ def test_compare_keeps_what_is_there_and_removes_it_when_told(tmp_path, capsys):
 
 
 def test_export_replaces_another_network_only_when_told(tmp_path, capsys):
+    export = ["export", "--model", "test_folder:Tiny"]
     one, other, out = tmp_path / "one", tmp_path / "other", tmp_path / "out"
     assert train(one) == 0 and train(other, "--seed", "1") == 0
-    assert main(["export", str(one), "--output", str(out)]) == 0
-    assert main(["export", str(one), "--output", str(out), "--program", "true"]) == 0  # the same network
+    assert main([*export, str(one), "--output", str(out)]) == 0
+    assert main([*export, str(one), "--output", str(out), "--program", "true"]) == 0  # the same network
     before = contents(out)
     capsys.readouterr()
-    assert main(["export", str(other), "--output", str(out)]) == 2
+    assert main([*export, str(other), "--output", str(out)]) == 2
     error = capsys.readouterr().err
     assert "holds another network; found model.safetensors, model.pt2. " in error and "--overwrite true" in error
     assert contents(out) == before
-    assert main(["export", str(other), "--output", str(out), "--overwrite", "true"]) == 0
+    assert main([*export, str(other), "--output", str(out), "--overwrite", "true"]) == 0
     assert "--overwrite removes model.safetensors, model.pt2" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["model.safetensors"]
 

@@ -354,7 +354,9 @@ def test_a_checkpoint_with_two_fields_exchanged_changes_nothing(tmp_path):
 
 def test_sigterm_saves_first_and_says_so(tmp_path):
     """As a scheduler does it; the run that goes on ends as one that was left alone."""
-    settings = "--model resnet8(width=4) --images 256 --test_images 64 --batch_size 64 --save_every 0.01 --keep 1 --epochs 12"
+    settings = (
+        "--model resnet8(width=4) --images 256 --test_images 64 --batch_size 64 --save_every 0.01 --keep 1 --epochs 12"
+    )
     folder, other = tmp_path / "cut", tmp_path / "whole"
     arguments = ["train", *settings.split(), "--output"]
     command = [*arguments, str(folder)]

@@ -233,6 +233,7 @@ def example(rank, folder, ranks):
         exec(compile(text.split("```python\n")[1].split("```")[0], "docs/sharded.md", "exec"), {})
 
 
+@pytest.mark.nightly
 def test_the_documentations_example_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     multiprocessing.start_processes(example, (str(tmp_path), 2), nprocs=2, start_method="spawn")

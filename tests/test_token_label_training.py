@@ -77,7 +77,8 @@ def test_a_volo_grows_and_learns_on_label_maps(photos):
     assert all(map(math.isfinite, losses)) and losses[-1] < losses[0] and epochs[-1].accuracy > 80
 
 
-@pytest.mark.parametrize("recycling", [(True,), pytest.param((True, False), marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("recycling", [(True,), (True, False)])
 def test_a_volo_searches_on_label_maps(recycling, photos):
     """At the candidates' sizes, by the token loss; a search that is thrown away sees what one that is kept does."""
     recipe = labelled(photos, epochs=4, lr=1e-2, drop_path=0.1, ema=0.5)
@@ -103,6 +104,7 @@ def test_a_subset_larger_than_the_data_is_refused(photos):
         Run(recipe, load_data(recipe), method, "x", seed=0)
 
 
+@pytest.mark.nightly
 def test_runs_on_label_maps_repeat_in_turn_or_alone(photos):
     recipe = labelled(photos, randaugment=9, erasing=0.5)
     data = load_data(recipe)
@@ -165,6 +167,7 @@ def test_what_does_not_fit_is_said_before_training(photos, tmp_path):
         load_data(labelled(photos, token_labels=tmp_path / "others"))
 
 
+@pytest.mark.nightly
 def test_a_comparison_keeps_the_teacher_and_no_paths(photos, tmp_path):
     recipe = labelled(photos, epochs=1)
     settings = {key: getattr(recipe, key) for key in ("model", "data", "token_labels", "image_size", "batch_size")}

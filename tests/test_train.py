@@ -261,7 +261,8 @@ def test_large_images_stream(tmp_path):
 def refused(capsys, arguments, *words):
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert len(error.strip().splitlines()) == 1 and "Traceback" not in error, error
+    lines = [line for line in error.strip().splitlines() if "less than half of the model" not in line]  # a warning
+    assert len(lines) == 1 and "Traceback" not in error, error
     for word in words:
         assert word in error, error
 
@@ -328,9 +329,10 @@ def test_bad_folders_are_one_line(folder, tmp_path, capsys):
 
 def test_a_corrupt_image_met_by_a_worker_is_one_line(tmp_path, capsys):
     for part in ("train", "val"):
-        (tmp_path / part / "a").mkdir(parents=True)
-        for i in range(8):
-            Image.new("RGB", (90 + i, 80)).save(tmp_path / part / "a" / f"{i}.jpg")
+        for label in ("a", "b"):
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (90 + i, 80)).save(tmp_path / part / label / f"{i}.jpg")
     (tmp_path / "train" / "a" / "3.jpg").write_bytes(b"cut")
     arguments = ["train", "--model", "resnet8(width=8)", "--epochs", "1", "--batch_size", "8", "--data", str(tmp_path)]
     arguments += ["--image_size", "32", "--method", "Dense", "--workers", "1", "--output", str(tmp_path / "out")]

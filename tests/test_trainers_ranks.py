@@ -167,7 +167,7 @@ def on_rank(rank, folder, port, cases):
     for loop, (number, text) in cases:
         with traced_once():
             net, *rest = trained(loop, text, folder)
-        ranks.check_same("the network", [*net.parameters()], rest)
+        ranks.check_same({"outcome": rest}, dict(net.named_parameters()))
         torch.save((net.state_dict(), *rest), folder / f"{loop.__name__}{number}.pt")
 
 

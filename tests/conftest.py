@@ -1,4 +1,5 @@
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ torch.set_num_threads(1)
 
 def pytest_configure(config):
     """Three times as many examples of what is drawn at random with `-m nightly`."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background job begins
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.register_profile("nightly", max_examples=300)
     if nightly(config):
         settings.load_profile("nightly")

@@ -191,9 +191,13 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("count", [FEW, pytest.param(None, marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("act", [raises, interrupted])
-@pytest.mark.parametrize("name", CHANGES)
+IN_EVERY_RUN = [(name, raises, FEW) for name in CHANGES] + [("width", interrupted, FEW), ("depth", interrupted, FEW)]
+AT_NIGHT = [(name, act, None) for name in CHANGES for act in (raises, interrupted)]
+
+
+@pytest.mark.parametrize(
+    ("name", "act", "count"), [*IN_EVERY_RUN, *(pytest.param(*case, marks=pytest.mark.nightly) for case in AT_NIGHT)]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_change_is_whole_or_not_at_all(name, act, count):
     loop, change, way_back = CHANGES[name]()

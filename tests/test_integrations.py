@@ -237,7 +237,7 @@ LOOPS = {"lightning": with_lightning, "transformers": with_transformers}
 METHODS = [
     "NetworkExpansion(stages=2)",
     "Prog(stages=2)",
-    "AutoProg(stages=2, search_epochs=1)",
+    pytest.param("AutoProg(stages=2, search_epochs=1)", marks=pytest.mark.nightly),
     "PruneTrain(ratio=0.9, interval=2, threshold=0.1)",
     "PruneTrain(ratio=0.95, interval=2, threshold=0.1, proximal=True)",
 ]

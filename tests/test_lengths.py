@@ -96,6 +96,7 @@ def stop_once(monkeypatch):
     return progress
 
 
+@pytest.mark.nightly
 def test_runs_that_take_turns_go_on_where_they_were_stopped(alone, tmp_path, monkeypatch, capsys):
     with pytest.raises(Stopped):
         compare_lengths(config(tmp_path), stop_once(monkeypatch))

@@ -110,6 +110,7 @@ def of(name, count, subset=None):
     return *settings, "--method", method.format(each=72 // count, most=168 // count)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_several_ranks_train_as_one_process_does(launcher, tmp_path, monkeypatch):
     monkeypatch.setattr(timing.StepClock, "medians", timing.StepClock.medians)  # which the model changes

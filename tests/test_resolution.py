@@ -182,6 +182,7 @@ def test_windows_of_swin_come_back():
     swin().load_state_dict(model.state_dict())
 
 
+@pytest.mark.nightly
 def test_windows_of_another_size_come_back():
     model = swin(window_size=8)
     buffers, plain = windows(model)
@@ -195,6 +196,7 @@ def test_windows_of_another_size_come_back():
     run_once(model, 64, 64)
 
 
+@pytest.mark.nightly
 def test_a_swin_grows_in_depth_and_resolution_at_once():
     """At the small size a stage is one window, without a mask; at the large one the new blocks need theirs."""
     model, side = small("swin_tiny_patch4_window7_224", img_size=32, depths=(2, 4), num_heads=(1, 2), window_size=2)

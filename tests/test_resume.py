@@ -125,7 +125,12 @@ RUNS = {
 PLACES = [(0, 2), (1, 5), (3, 3), (4, 5), (6, 1)]
 
 
-@pytest.mark.parametrize("name", RUNS)
+NIGHTLY = ("depth from the average", "searched and thrown away")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly) if name in NIGHTLY else name for name in RUNS]
+)
 def test_goes_on_bit_for_bit(name):
     model, text = RUNS[name]
     method = build_method(text)
@@ -285,7 +290,13 @@ def trainer(folder, method="NetworkExpansion(stages=3)", **settings):
     return Run(config, load_data(config), build_method(method), method, config.seed, checkpoints=checkpoints)
 
 
-@pytest.mark.parametrize("method", ["NetworkExpansion(stages=3)", "PruneTrain(ratio=0.9, interval=1, proximal=True)"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "NetworkExpansion(stages=3)",
+        pytest.param("PruneTrain(ratio=0.9, interval=1, proximal=True)", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_trainer_goes_on_from_every_step(tmp_path, method):
     whole = trainer(tmp_path, method)
     list(whole.epochs())

@@ -83,6 +83,7 @@ def test_volo_d1():
     assert len(four.first()) == 9 and len(four.following(four.first()[0])) == 8
 
 
+@pytest.mark.nightly
 def test_resnet_50_grows_in_each_stage():
     net, space = space_of("resnet50", 0.5)
     by_stack = [[len(blocks[stack.name]) for stack in net.stacks] for blocks in space.depths]

@@ -85,7 +85,13 @@ def eager_backend(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
-@pytest.mark.parametrize("method", ["NetworkExpansion(stages=3)", "PruneTrain(ratio=0.9, interval=1, threshold=0.02)"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "NetworkExpansion(stages=3)",
+        pytest.param("PruneTrain(ratio=0.9, interval=1, threshold=0.02)", marks=pytest.mark.nightly),
+    ],
+)
 def test_every_size_is_compiled_once(eager_backend, method):
     torch.compiler.reset()
     plain, fast = run_of(method), run_of(method, compile=True)

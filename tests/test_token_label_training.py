@@ -62,6 +62,7 @@ def labelled(photos, **settings):
     return Recipe(**own | schedule | settings)
 
 
+@pytest.mark.nightly
 def test_a_volo_grows_and_learns_on_label_maps(photos):
     """Depth and resolution grow between the epochs; chance is 33 %."""
     recipe = labelled(photos, epochs=4, lr=1e-2, drop_path=0.1, erasing=0.25, ema=0.5, precision="bfloat16")

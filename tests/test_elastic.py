@@ -74,7 +74,7 @@ def seen(model, images):
     return [output.detach() for output in outputs], grads, {name: b.clone() for name, b in model.named_buffers()}
 
 
-@pytest.mark.parametrize("name", each("resnet"))
+@pytest.mark.parametrize("name", each("resnet", "swin"))
 def test_whole_supernet_equals_the_plain_network(name):
     net, images, space = network_of(name)
     model = net.model.eval()

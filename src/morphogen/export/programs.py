@@ -79,7 +79,7 @@ def _export(model: nn.Module, example: Example) -> tuple[torch.export.ExportedPr
             with silence():
                 args, kwargs = tree_map(_cpu, as_call(example))
                 program = torch.export.export(copy.deepcopy(model).cpu().eval(), args, kwargs, strict=False)
-        except Exception:
+        except Exception:  # whatever it raises again: the first time says more
             raise ExportError(
                 f"torch.export cannot read this model for a batch of any size ({first_line(error)})",
                 where=type(model).__name__,

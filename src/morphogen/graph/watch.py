@@ -203,7 +203,7 @@ def watch(fake: FakeModel) -> Watch:
         model = fake.double(training=False)
         try:
             return _watched(fake, model, None)
-        except Exception as error:
+        except Exception as error:  # whatever the model's own code raises without numbers in its inputs
             raise TraceError(
                 f"a copy of the model on fake tensors cannot run ({first_line(error)})",
                 where=failing_module(model, error),

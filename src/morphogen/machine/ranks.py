@@ -83,7 +83,7 @@ def as_one(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None 
     failed = None
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # raised below, once the other ranks know
         failed = error
     try:
         check_same({"error": "" if failed is None else first_line(failed), **facts}, tensors or {})

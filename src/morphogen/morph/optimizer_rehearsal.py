@@ -58,7 +58,7 @@ def rehearse_step(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> Be
             try:
                 throwaway.make(fresh)
                 throwaway.take_steps(closure)
-            except Exception as error:
+            except Exception as error:  # whatever the optimizer's own code raises, called in another way than its own
                 failure = error
                 continue
             return throwaway.begins()

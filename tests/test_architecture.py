@@ -25,6 +25,7 @@ LAYERS = [
     {"plan", "report", "integrations"},
     {"extend"},
     {"train"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

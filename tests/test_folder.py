@@ -202,10 +202,10 @@ def test_ctrl_c_says_where_and_how_to_go_on(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_that_fails_outside_its_epochs_is_not_finished(tmp_path, monkeypatch):
-    from morphogen import cli
+    from morphogen.commands.terminal import EpochProgress
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli._bars, "tell", lambda *_: 1 / 0)
+        patch.setattr(EpochProgress, "tell", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(tmp_path)
     assert "ZeroDivisionError" in json.loads((tmp_path / "results.json").read_text())[0]["stopped"]
@@ -288,20 +288,20 @@ def test_export_replaces_another_network_only_when_told(tmp_path, capsys):
 
 def test_without_a_terminal_there_are_lines(tmp_path, monkeypatch, capsys):
     """One soon, then one every few seconds: of a job that says nothing one does not know whether it hangs."""
-    from morphogen import cli
+    from morphogen.commands import terminal
 
     assert train(tmp_path / "a", "--epochs", "5") == 0
     told = [line for line in capsys.readouterr().out.splitlines() if "is over" in line]
     assert [line.partition(" is over")[0] for line in told] == ["Dense: epoch 1 of 5"]
-    monkeypatch.setattr(cli, "QUIET", 0.0)
+    monkeypatch.setattr(terminal, "QUIET", 0.0)
     assert train(tmp_path / "b", "--epochs", "5") == 0
     assert capsys.readouterr().out.count(" of 5 is over, accuracy ") == 5
 
 
 def test_sigterm_ends_any_command_in_one_line(tmp_path, monkeypatch, capsys):
-    from morphogen import cli
+    from morphogen.commands import train as command
 
-    monkeypatch.setattr(cli, "load_data", lambda _: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
+    monkeypatch.setattr(command, "load_data", lambda _: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
     assert train(tmp_path / "out") == 143
     error = capsys.readouterr().err
     assert (

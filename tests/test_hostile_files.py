@@ -239,7 +239,7 @@ class Settings:
 
     def load(self):
         command, settings = _parse(["train", "--config", str(self.path)])
-        assert command == "train" and settings.epochs >= 1
+        assert command.name == "train" and settings.epochs >= 1
 
 
 class Picture:

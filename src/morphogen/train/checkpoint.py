@@ -48,6 +48,11 @@ class Stopped(Exception):
         self.signal = number
 
 
+def number_of(stop: KeyboardInterrupt) -> int:
+    """The signal that it came by."""
+    return stop.args[0] if stop.args else signal.SIGINT
+
+
 class Checkpoints:
     """The checkpoints of one run, in a folder of their own; the last few are kept.
 

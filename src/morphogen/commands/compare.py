@@ -1,0 +1,74 @@
+"""`morphogen compare`: methods side by side with the dense network."""
+
+from __future__ import annotations
+
+from ..errors import TrainingError
+from ..machine.folder import owned
+from ..report.fronts import speedups_at_equal_accuracy
+from ..report.headline import front_rows, headline_rows, write_headline
+from ..report.render import as_table, summary, write_results
+from ..report.searches import search_rows, search_title
+from ..train.compare import compare
+from ..train.config import CompareConfig
+from ..train.lengths import compare_lengths
+from .command import Command
+from .terminal import EpochProgress, console, tell_savings
+
+
+def run_compare(config: CompareConfig) -> int:
+    """Train the dense network and methods side by side; print and write what was saved."""
+    with owned(config.output):
+        return _compare_lengths(config) if config.budgets else _compare(config)
+
+
+def _compare(config: CompareConfig) -> int:
+    with EpochProgress() as tell:
+        records, failures = compare(config, tell)
+    if not records:
+        raise TrainingError("; ".join(failures))
+    write_results(records, config.output)
+    for record in records:
+        for search in record.get("searches", ()) if record["seed"] == config.first_seed else ():
+            console().print(as_table(search_rows(search), f"{record['method']}, {search_title(search)}"))
+    console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
+    tell_savings(records)
+    print(f"results.json, results.csv, summary.md and accuracy.png are in {config.output}")
+    if failures:
+        raise TrainingError("; ".join(failures))
+    return 0
+
+
+def _compare_lengths(config: CompareConfig) -> int:
+    with EpochProgress() as tell:
+        found = compare_lengths(config, tell)
+    if not any(point.method == "Dense" and point.budget == 1 for point in found.points):
+        raise TrainingError("; ".join(found.failures))
+    speedups = speedups_at_equal_accuracy(found.points)
+    timing = "step times, taken apart" if found.apart else "the runs themselves"
+    head = {**found.head, "seconds_of": timing, "end_to_end": found.end_to_end}
+    write_headline(found.points, speedups, head, config.output)
+    title = f"{config.model} on {found.head['recipe']['data']}, seconds of {timing}"
+    console().print(as_table(front_rows(found.points), title))
+    if speedups:
+        console().print(as_table(headline_rows(speedups, found.end_to_end), "speedup at equal accuracy"))
+    print(f"fronts.json, fronts.csv, fronts.md and fronts.png are in {config.output}")
+    if found.failures:
+        raise TrainingError("; ".join(found.failures))
+    return 0
+
+
+COMPARE = Command(
+    "compare",
+    CompareConfig,
+    run_compare,
+    """examples:
+  morphogen compare
+  morphogen compare --data /data/cifar10 --seeds 3 --epochs 30 \\
+      --methods "[NetworkExpansion(operator='orthogonal'), NetworkExpansion(operator='random')]"
+  morphogen compare --config study.yaml
+speed at equal accuracy, from complete runs of several lengths (a minute on a CPU; then a study):
+  morphogen compare --budgets "[0.5, 1, 1.5]" --seeds 3 --model "resnet8(width=8)" --epochs 10 \\
+      --methods "[ProgressiveResizing(ratio=0.75)]" --output runs/fronts
+  morphogen compare --config study.yaml --budgets "[0.3, 0.5, 0.75, 1, 1.25]" --seeds 5 --parallel 2""",
+    again="go on with the same command",
+)

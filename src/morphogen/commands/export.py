@@ -1,0 +1,27 @@
+"""`morphogen export`: a trained network as a file that needs no Morphogen."""
+
+from __future__ import annotations
+
+from ..train.config import ExportConfig
+from ..train.export import export_run
+from .command import Command
+
+
+def run_export(config: ExportConfig) -> int:
+    """Write a trained network as safetensors with its sub-network, for ONNX and `torch.export` too if asked for."""
+    for path in export_run(config):
+        print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+EXPORT = Command(
+    "export",
+    ExportConfig,
+    run_export,
+    """examples:
+  morphogen export
+  morphogen export runs/vit --onnx true
+  morphogen export runs/vit --program true --output deploy""",
+    first=("run", "output folder of `morphogen train` (default: runs/train)"),
+    again="nothing is half written, the same command writes what is missing",
+)

@@ -1,0 +1,61 @@
+"""Where a command writes: the console, progress, and a table that several commands print."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..machine.ranks import rank
+from ..report.render import as_table
+from ..report.savings.rows import saving_rows
+
+QUIET = 10.0
+"""Seconds without a line, at least, where progress goes to a file: one that grows by the second is not read."""
+
+
+def console() -> Console:
+    """Standard output; wide enough for a table where it is no terminal."""
+    found = Console()
+    return found if found.is_terminal else Console(width=140)
+
+
+def tell_savings(records: Sequence[dict[str, Any]]) -> None:
+    """A table of what pruning saved, where a run pruned."""
+    rows = saving_rows(records)
+    if rows:
+        console().print(as_table(rows, "what pruning left, in % of the dense network", narrow=True))
+
+
+class EpochProgress:
+    """A progress bar for each run; where there is no terminal, a line after the first epoch of each, and then every few
+    seconds."""
+
+    def __enter__(self):
+        self.console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[accuracy]:.2f} %"),
+        )
+        self.progress = Progress(*columns, console=self.console, disable=rank() > 0 or not self.console.is_terminal)
+        self.progress.start()
+        self.tasks, self.told = {}, time.monotonic()
+        return self.tell
+
+    def tell(self, label: str, done: int, total: int, accuracy: float) -> None:
+        """An epoch of a run is over."""
+        if self.progress.disable and rank() == 0 and (label not in self.tasks or time.monotonic() - self.told > QUIET):
+            print(f"{label}: epoch {done} of {total} is over, accuracy {accuracy:.2f} %", flush=True)
+            self.told = time.monotonic()
+        if label not in self.tasks:
+            self.tasks[label] = self.progress.add_task(label, total=total, accuracy=0.0)
+        self.progress.update(self.tasks[label], completed=done, accuracy=accuracy)
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()

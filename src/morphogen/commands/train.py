@@ -1,0 +1,113 @@
+"""`morphogen train`: one network by one method."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+from ..errors import ConfigError, first_line
+from ..export.finite import not_finite
+from ..machine.files import write_text
+from ..machine.folder import owned
+from ..machine.ranks import decided_by_first, rank
+from ..methods import build_method
+from ..report.render import as_table
+from ..report.savings.write import draw_savings
+from ..report.searches import draw_searches, search_rows, search_title
+from ..train.checkpoint import Checkpoints, Stopped, listening, number_of
+from ..train.config import TrainConfig
+from ..train.distributed import joined
+from ..train.earlier import Earlier
+from ..train.loop import Run
+from ..train.sources import load_data
+from ..train.trackers import tracking
+from .command import Command
+from .terminal import EpochProgress, console, tell_savings
+
+
+def run_train(config: TrainConfig) -> int:
+    """Train one network by one method; weights and ledger go to the output folder."""
+    with joined(config.torch_device()), owned(config.output):
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> int:
+    earlier = decided_by_first(lambda: Earlier.of(config))
+    checkpoints = Checkpoints(config.output / "checkpoints", config.save_every, config.keep)
+    if config.resume and earlier.finished:
+        checkpoints.clear()  # which it may have been killed before
+        if rank() == 0:
+            print(
+                f"the run in {config.output} is finished; to train it anew, --overwrite true in place of --resume true"
+            )
+        return 0
+    method = build_method(config.method)
+    try:
+        run = Run(config, load_data(config), method, config.method, config.seed, checkpoints=checkpoints)
+        if config.resume and (state := checkpoints.latest()) is not None:
+            run.load_state_dict(state)
+        places = config.track if rank() == 0 else []
+        with (
+            listening(checkpoints.ask),  # until all is written
+            EpochProgress() as tell,
+            tracking(places, config.output, run.ledger, config.as_text()) as trackers,
+        ):
+            if config.overwrite and rank() == 0:
+                earlier.remove()
+            try:
+                for epoch in run.epochs():
+                    tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
+                    trackers.follow(run.ledger)
+                trackers.end(run.ledger)
+            except BaseException as error:
+                run.ledger.stopped = run.ledger.stopped or first_line(error)
+                raise
+            finally:
+                if rank() == 0:
+                    _save(run, config)
+            checkpoints.clear()
+    except KeyboardInterrupt as stop:
+        raise Stopped(number_of(stop), checkpoints.told()) from None
+    if rank():
+        return 0
+    seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
+    console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy or 0:.2f}", **seconds}]))
+    for search in run.ledger.searches:
+        console().print(as_table(search_rows(search), search_title(search)))
+    tell_savings([run.ledger.record()])
+    if run.ledger.predicted_speedup:
+        print(f"by the step times in its searches, {run.ledger.predicted_speedup:.2f}x as fast as dense training")
+    print(f"weights, ledger and schedule are in {config.output}")
+    return 0
+
+
+def _save(run: Run, config: TrainConfig) -> None:
+    """Write all that a run leaves; last of all its record, which says whether it is finished."""
+    try:
+        record: dict[str, Any] = run.ledger.record() | {"settings": config.deciding()}
+        if run.ledger.stopped and (name := not_finite(run.result)):
+            warnings.warn(f"no model.pt is written: {name} is not finite", stacklevel=2)
+        else:
+            run.save(config.output / "model.pt")
+        if record["schedule"]:
+            write_text(config.output / "schedule.json", json.dumps(record["schedule"]) + "\n")
+        if record["searches"]:
+            draw_searches(record["searches"], config.output / "search.png")
+        draw_savings([record], config.output)
+        write_text(config.output / "results.json", json.dumps([record], indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write the results ({error})", where=str(config.output)) from error
+
+
+TRAIN = Command(
+    "train",
+    TrainConfig,
+    run_train,
+    """examples:
+  morphogen train
+  morphogen train --model "resnet20(width=32)" --data /data/cifar10 --epochs 60 --method "NetworkExpansion(stages=3)"
+  morphogen train --config run.yaml --seed 1
+  morphogen train --config recipes/volo_d1.yaml --data imagenet:/data/imagenet --token_labels maps""",
+    again="go on with the same command and --resume true",
+)

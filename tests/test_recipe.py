@@ -260,7 +260,7 @@ def test_there_is_a_recipe_for_each_network_of_the_papers():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_read_as_it_is_written(path):
     command, config = _parse(["train", "--config", str(path), "--data", "imagenet:FOLDER"])
-    assert command == "train" and config.data == "imagenet:FOLDER"
+    assert command.name == "train" and config.data == "imagenet:FOLDER"
     for key, value in yaml.safe_load(path.read_text()).items():
         assert getattr(config, key) == value, key
     assert config.batch_size == 1024 and config.warmup_epochs == (20 if "volo" in path.stem else 5)

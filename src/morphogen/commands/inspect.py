@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import ConfigError
+from ..graph.trace import trace
 from ..report.inspect import describe
 from ..report.render import as_table
 from ..train.models import build_model
@@ -48,9 +49,6 @@ class InspectConfig:
 
 def run_inspect(config: InspectConfig) -> int:
     """Show the channel groups and block stacks of a model, what stays and why, and what its parts cost."""
-
-    from .graph.trace import trace
-
     model = build_model(config.model, config.num_classes)
     network = trace(model, torch.zeros(2, 3, config.image_size, config.image_size), exclude=config.exclude)
     tables = describe(network, config.shares)

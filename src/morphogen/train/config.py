@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from ..errors import ConfigError, first_line
+from ..plan.recommend import CANDIDATES
 from ..schedule.learning_rate import shape_named
 from ..schedule.revision import Option
 
@@ -350,6 +351,35 @@ class PlanConfig(Recipe):
                 "out of range",
                 expected="num_classes at least 1, seconds above 0",
                 found=f"{self.num_classes} and {self.seconds}",
+            )
+
+
+@dataclass(frozen=True)
+class RecommendConfig(Recipe):
+    """Which method to train with on this device.
+
+    Attributes:
+        data: as for training; without it images are random, of `image_size` (224), and loading takes no time.
+        images: without data, how many training images there would be, for the time of the run.
+        methods: to choose among.
+        num_classes: number of outputs without data.
+        seconds: to measure for, all methods together; tracing and morphs come on top.
+        json: print JSON instead of tables.
+    """
+
+    data: str = ""
+    methods: list[str] = field(default_factory=lambda: list(CANDIDATES))
+    num_classes: int = 1000
+    seconds: float = 120.0
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes < 1 or not self.seconds > 0 or not self.methods:
+            raise ConfigError(
+                "out of range",
+                expected="num_classes at least 1, seconds above 0, one method at least",
+                found=f"{self.num_classes}, {self.seconds} and {len(self.methods)} methods",
             )
 
 

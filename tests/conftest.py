@@ -12,6 +12,8 @@ from traced import traced_once
 # As many processes as cores run the tests, so each, and what it starts, computes on one.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # Lightning has PyTorch look for a driver at every fake tensor's op; this ends it
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 def pytest_configure(config):

@@ -45,6 +45,10 @@ class EpochProgress:
     """A progress bar for each run; where there is no terminal, a line after the first epoch of each, and then every few
     seconds."""
 
+    def __init__(self, metric: str):
+        """`metric` is what the figures are of, in percent."""
+        self.metric = metric
+
     def __enter__(self):
         self.console = Console(stderr=True)
         columns = (
@@ -62,7 +66,7 @@ class EpochProgress:
     def tell(self, label: str, done: int, total: int, accuracy: float) -> None:
         """An epoch of a run is over."""
         if self.progress.disable and rank() == 0 and (label not in self.tasks or time.monotonic() - self.told > QUIET):
-            print(f"{label}: epoch {done} of {total} is over, accuracy {accuracy:.2f} %", flush=True)
+            print(f"{label}: epoch {done} of {total} is over, {self.metric} {accuracy:.2f} %", flush=True)
             self.told = time.monotonic()
         if label not in self.tasks:
             self.tasks[label] = self.progress.add_task(label, total=total, accuracy=0.0)

@@ -30,7 +30,12 @@ _HIGHEST = {
     "drop_path": 0.999,
     "ema": 0.999999,
     "warn_drop": 100,
+    "ignored": 255,
+    "color_jitter": 1,
 }
+
+DENSE_ALONE = ("base_size", "ignored", "color_jitter")
+"""Settings that only segmentation has."""
 
 
 BESIDE_THE_RUN = (
@@ -48,8 +53,13 @@ class Recipe:
         model: `resnet20(width=32)`, any torchvision or timm name, or `package.module:function`.
         data: `digits` (embedded, 16 x 16), `clutter` (embedded, 24 x 24: digits that are harder to find), a folder with
             `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER`
-            as torchvision reads them.
+            as torchvision reads them. For segmentation `segmentation:FOLDER`, with `images/train/NAME.jpg`,
+            `masks/train/NAME.png` and the same in `val` or `test`, or `cityscapes:FOLDER`.
         image_size: side of the square input in pixels; by default the data's own.
+        base_size: of segmentation, the shorter side of a whole image in pixels, in tests and where the random scale
+            (0.5 to 2) is 1; by default each image's own.
+        ignored: of segmentation, the label of pixels that are neither learnt nor tested, beside 255.
+        color_jitter: of segmentation, by how much brightness, contrast and saturation change at random, as a share.
         images: use only so many training images, the same for every seed.
         test_images: use only so many test images, the same for every seed.
         epochs: passes over the training images.
@@ -93,6 +103,9 @@ class Recipe:
     model: str = "resnet8(width=64)"
     data: str = "digits"
     image_size: int | None = None
+    base_size: int | None = None
+    ignored: int = 255
+    color_jitter: float = 0.0
     images: int | None = None
     test_images: int | None = None
     epochs: int = 20
@@ -127,7 +140,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._choose_speed()
-        least = {"epochs": 1, "batch_size": 1, "image_size": 8, "images": 1, "test_images": 1}
+        least = {"epochs": 1, "batch_size": 1, "image_size": 8, "base_size": 8, "images": 1, "test_images": 1}
         for key, lowest in least.items():
             value = getattr(self, key)
             if value is not None and value < lowest:

@@ -1,9 +1,10 @@
-"""Any model by name: the CIFAR ResNets, torchvision's, timm's, or one's own."""
+"""Any model by name: the CIFAR ResNets, torchvision's, timm's, segmentation-models-pytorch's, or one's own."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from ..machine.reading import MALFORMED, walk, within
 from ..spec import parse_call, suggest
 from .cifar_resnet import CIFAR_RESNETS
 
-OPEN_SOURCES = ("", "timm", "torchvision")
+OPEN_SOURCES = ("", "timm", "torchvision", "smp")
 """What a file may name a model of; the bare name is looked up in all three tables."""
 
 MOST_PARAMETERS, MOST_TENSORS = 10**10, 100_000
@@ -34,7 +35,8 @@ def build_model(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Modul
 
     Args:
         text: `resnet20(width=32)`, `torchvision:resnet50`, `timm:deit_tiny_patch16_224`, a bare name (looked up
-            in that order), or `package.module:function`; keyword arguments in brackets.
+            in that order), `smp:DeepLabV3Plus(encoder_name='tu-resnet18')` of segmentation-models-pytorch, or
+            `package.module:function`; keyword arguments in brackets.
         num_classes: passed on as `num_classes` where the model takes it.
         drop_path: rate of stochastic depth, passed on as `drop_path_rate`; 0 for models without it.
 
@@ -43,9 +45,11 @@ def build_model(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Modul
     """
     name, arguments = parse_call(text)
     source, _, bare = name.rpartition(":")
-    make = _by_name(source, bare) if source in ("", "timm", "torchvision") else _own(source, bare)
-    if "num_classes" not in arguments and _takes(make, "num_classes"):
+    make = _by_name(source, bare) if source in OPEN_SOURCES else _own(source, bare)
+    if source != "smp" and "num_classes" not in arguments and _takes(make, "num_classes"):
         arguments["num_classes"] = num_classes
+    if source == "smp":
+        arguments = _as_smp_has_it(arguments, num_classes)
     if drop_path:
         arguments.setdefault("drop_path_rate", drop_path)
     try:
@@ -78,6 +82,9 @@ def build_noted(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Modul
             todo="If you know this code, name it yourself: --model package.module:function",
         )
     try:
+        encoder = arguments.pop("encoder_name", "") if name.startswith("smp:") else ""
+        if not isinstance(encoder, str) or not re.fullmatch(r"[A-Za-z0-9_.-]*", encoder):
+            raise ValueError(f"no name of an encoder: {encoder!r}")
         for value in walk(list(arguments.values())):
             if value is not None and not isinstance(value, (bool, list, tuple)):
                 within(value, -LARGEST_NUMBER, LARGEST_NUMBER)
@@ -119,7 +126,33 @@ def timm_model(name: str, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
+def _as_smp_has_it(arguments: dict[str, Any], num_classes: int) -> dict[str, Any]:
+    """Untrained, unless weights are named; `output_stride` is short for smp's `encoder_output_stride`."""
+    renamed = {"encoder_output_stride" if key == "output_stride" else key: arguments[key] for key in arguments}
+    return {"encoder_weights": None, "classes": num_classes, **renamed}
+
+
+def _smp(name: str) -> Callable[..., Any]:
+    """A model of segmentation-models-pytorch."""
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError as error:
+        raise ConfigError(
+            "the package is not installed", where=f"smp:{name}", todo="pip install 'morphogen[tasks]'"
+        ) from error
+    known = [
+        each
+        for each in smp.__all__
+        if inspect.isclass(getattr(smp, each)) and issubclass(getattr(smp, each), nn.Module)
+    ]
+    if name not in known:
+        raise ConfigError(f"no model 'smp:{name}'", todo=suggest(name, known))
+    return getattr(smp, name)
+
+
 def _by_name(source: str, name: str) -> Callable[..., Any]:
+    if source == "smp":
+        return _smp(name)
     torchvision_names, timm_names = torchvision.models.list_models(), timm.list_models()
     if not source and name in CIFAR_RESNETS:
         return CIFAR_RESNETS[name]

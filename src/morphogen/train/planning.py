@@ -19,10 +19,11 @@ from ..plan.planner import Progress
 from ..plan.recommend import Recommendation, recommended
 from ..run.assembly import Assembly
 from .config import PlanConfig, Recipe, RecommendConfig
-from .data import Data, StreamData, loader_throughput
+from .data import Data, FileData, loader_throughput
 from .models import build_model
-from .objective import build_optimizer, laid_out, loss_of, precision_of
+from .objective import build_optimizer, laid_out, precision_of
 from .sources import load_data
+from .tasks import Task, classification_of
 
 LOADER_BATCH = 32
 """Images in a batch when decoding is timed: with large ones the loader's processes all finish their first at once."""
@@ -86,25 +87,23 @@ def measured_step(recipe: Recipe, data: Data | None, num_classes: int = 0) -> tu
     images = torch.randn(recipe.batch_size, 3, *(data.size if data else (side, side)), device=device)
     return model, Training(
         images,
-        _labels(recipe, data, classes, device),
+        _random_classes(recipe, classes, device) if data is None else next(data.train_batches(0, 0))[1],
         optimizer=partial(build_optimizer, recipe=recipe),
-        loss=partial(_loss, recipe),
+        loss=partial(_loss, recipe, data.task if data else classification_of(recipe, classes)),
         clip_grad=recipe.clip_grad,
         ema=recipe.ema > 0,
     )
 
 
-def _labels(recipe: Recipe, data: Data | None, classes: int, device: torch.device) -> Any:
-    """Labels of a batch as the data would give them; what they say does not matter."""
-    if recipe.token_labels and data is not None:
-        return next(data.train_batches(0, 0))[1]
+def _random_classes(recipe: Recipe, classes: int, device: torch.device) -> torch.Tensor:
+    """Labels of a batch; what they say does not matter."""
     labels = torch.randint(classes, (recipe.batch_size,), device=device)
     return F.one_hot(labels, classes).float() if recipe.mixup or recipe.cutmix else labels
 
 
-def _loss(recipe: Recipe, model: nn.Module, images: torch.Tensor, labels: Any) -> torch.Tensor:
+def _loss(recipe: Recipe, task: Task, model: nn.Module, images: torch.Tensor, targets: Any) -> torch.Tensor:
     with precision_of(recipe, images.device):
-        return loss_of(model, laid_out(images, recipe), labels, recipe.label_smoothing)
+        return task.loss(model, laid_out(images, recipe), targets)
 
 
 def _steps(config: PlanConfig | RecommendConfig) -> int | None:
@@ -123,7 +122,7 @@ def _steps(config: PlanConfig | RecommendConfig) -> int | None:
 
 def supply_of(data: Data, recipe: Recipe, resizing: str) -> Supply:
     """What the data layer alone delivers, images resized as a method does."""
-    if not isinstance(data, StreamData):
+    if not isinstance(data, FileData):
         return Supply(lambda size: loader_throughput(data, size, 24, resizing), overlapped=False)
     small = copy(data)
     small.recipe = replace(recipe, batch_size=min(LOADER_BATCH, recipe.batch_size))

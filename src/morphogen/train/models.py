@@ -29,22 +29,28 @@ LARGEST_NUMBER = 1_000_000
 """Among the arguments that a file gives a model."""
 
 
-def build_model(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Module:
-    """Build an untrained model.
+def build_model(
+    text: str, num_classes: int | None = None, drop_path: float = 0.0, *, trained: bool = False
+) -> nn.Module:
+    """Build a model, untrained where nothing else is asked for.
 
     Args:
         text: `resnet20(width=32)`, `torchvision:resnet50`, `timm:deit_tiny_patch16_224`, a bare name (looked up
             in that order), or `package.module:function`; keyword arguments in brackets.
-        num_classes: passed on as `num_classes` where the model takes it.
+        num_classes: passed on as `num_classes` where the model takes it; None for the model's own number.
         drop_path: rate of stochastic depth, passed on as `drop_path_rate`; 0 for models without it.
+        trained: with the weights that timm or torchvision has for it by default, which are fetched where they are not
+            on this machine.
 
     Raises:
-        ConfigError: no such model, or it refuses the arguments.
+        ConfigError: no such model, or it refuses the arguments; no weights of it are known, or to be had.
     """
     name, arguments = parse_call(text)
     source, _, bare = name.rpartition(":")
-    make = _by_name(source, bare) if source in ("", "timm", "torchvision") else _own(source, bare)
-    if "num_classes" not in arguments and _takes(make, "num_classes"):
+    if trained and (source not in OPEN_SOURCES or (not source and bare in CIFAR_RESNETS)):
+        raise ConfigError("no weights are known of this model", where=text, expected="a file, --pretrained FILE")
+    make = _by_name(source, bare, trained) if source in OPEN_SOURCES else _own(source, bare)
+    if num_classes is not None and "num_classes" not in arguments and _takes(make, "num_classes"):
         arguments["num_classes"] = num_classes
     if drop_path:
         arguments.setdefault("drop_path_rate", drop_path)
@@ -53,6 +59,8 @@ def build_model(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Modul
             warnings.simplefilter("ignore")  # GoogLeNet and Inception announce a future default
             model = make(**arguments)
     except Exception as error:  # whatever the model's own code raises
+        if trained:
+            raise ConfigError(f"its weights cannot be had ({first_line(error)})", where=text) from error
         todo = "Set drop_path to 0" if drop_path and "drop_path_rate" in str(error) else ""
         raise ConfigError(f"cannot build the model ({first_line(error)})", where=text, todo=todo) from error
     if not isinstance(model, nn.Module):
@@ -119,17 +127,18 @@ def timm_model(name: str, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _by_name(source: str, name: str) -> Callable[..., Any]:
+def _by_name(source: str, name: str, trained: bool = False) -> Callable[..., Any]:
     torchvision_names, timm_names = torchvision.models.list_models(), timm.list_models()
     if not source and name in CIFAR_RESNETS:
         return CIFAR_RESNETS[name]
     if source != "timm" and name in torchvision_names:
         builder = torchvision.models.get_model_builder(name)
         known = inspect.signature(builder).parameters
-        untrained = {key: None for key in ("weights", "weights_backbone") if key in known}
-        return lambda **arguments: builder(**untrained, **arguments)
+        weights = {key: None for key in ("weights", "weights_backbone") if key in known}
+        weights |= {"weights": "DEFAULT"} if trained else {}
+        return lambda **arguments: builder(**weights, **arguments)
     if source != "torchvision" and (name in timm_names or timm.is_model(name)):
-        return lambda **arguments: timm_model(name, dict(pretrained=False, **arguments))
+        return lambda **arguments: timm_model(name, dict(pretrained=trained, **arguments))
     names = {"timm": timm_names, "torchvision": torchvision_names}
     known = names.get(source, [*CIFAR_RESNETS, *torchvision_names, *timm_names])
     raise ConfigError(f"no model '{name}'", todo=f"{suggest(name, known)} One's own is written package.module:function")

@@ -14,6 +14,7 @@ from ..errors import ConfigError, first_line
 from ..plan.recommend import CANDIDATES
 from ..schedule.learning_rate import shape_named
 from ..schedule.revision import Option
+from .pretrained import known_as
 
 CPU = torch.device("cpu")
 
@@ -51,6 +52,9 @@ class Recipe:
 
     Attributes:
         model: `resnet20(width=32)`, any torchvision or timm name, or `package.module:function`.
+        pretrained: weights to begin with, for fine-tuning: a file (`.safetensors`, a state dict of `torch.save`, the
+            `model.pt` of a run), or `true` for those that timm or torchvision has for the model. A classifier of
+            another number of classes begins anew; anything else that does not fit is refused.
         data: `digits` (embedded, 16 x 16), `clutter` (embedded, 24 x 24: digits that are harder to find), a folder with
             `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER`
             as torchvision reads them. For segmentation `segmentation:FOLDER`, with `images/train/NAME.jpg`,
@@ -101,6 +105,7 @@ class Recipe:
     """
 
     model: str = "resnet8(width=64)"
+    pretrained: bool | str = False
     data: str = "digits"
     image_size: int | None = None
     base_size: int | None = None
@@ -212,8 +217,14 @@ class Recipe:
         return {entry.name: str(getattr(self, entry.name)) for entry in fields(self)}
 
     def deciding(self) -> dict[str, str]:
-        """The settings that decide how a run goes, as one would write them."""
-        return {key: value for key, value in self.as_text().items() if key not in BESIDE_THE_RUN}
+        """The settings that decide how a run goes, as one would write them; weights to begin with by their content.
+
+        Raises:
+            ConfigError: the file of the weights is not there.
+        """
+        settings = {key: value for key, value in self.as_text().items() if key not in BESIDE_THE_RUN}
+        del settings["pretrained"]
+        return settings | ({"pretrained": known_as(self.pretrained)} if self.pretrained else {})
 
     @property
     def autocast(self) -> torch.dtype | None:

@@ -40,6 +40,7 @@ from .distributed import share
 from .models import build_model
 from .objective import build_optimizer, check_finite, check_pairs, laid_out, precision_of
 from .own_random import OwnRandom
+from .pretrained import begin_with
 from .room import warn_of_lack
 from .stepper import Stepper
 
@@ -103,6 +104,7 @@ class Run:
         with self._random.active():
             torch.manual_seed(seed)
             self.model = self._dense_model().train()
+            begin_with(self.model, recipe.pretrained, recipe.model, data.num_classes)
             self.optimizer = build_optimizer(self.model, recipe)
             self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
             self.stepper = Stepper(recipe, data.task, self.model, self.optimizer, self.ema)

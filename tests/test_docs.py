@@ -146,6 +146,13 @@ def test_broken_links_are_found():
     assert list(broken(DOCS / "grow.md", text + "`[a](no.md)`\n\n```python\nx[0](y)\n```\n")) == bad
 
 
+@pytest.mark.parametrize("path", [README, *PAGES], ids=named)
+def test_words_are_those_of_the_field(path):
+    """NaN, resume, warn: not idioms of our own, which readers have stumbled over."""
+    ours = r"honest sentence|gone on with|is told of|loss (that )?is no number|what is out (goes|hands)|in vain"
+    assert path.name == "LOG.md" or not re.findall(ours, path.read_text())
+
+
 def test_the_readme_is_short():
     assert len(README.read_text().split()) <= 1200
 

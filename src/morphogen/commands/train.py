@@ -115,5 +115,5 @@ TRAIN = Command(
   morphogen train --model "resnet20(width=32)" --data /data/cifar10 --epochs 60 --method "NetworkExpansion(stages=3)"
   morphogen train --config run.yaml --seed 1
   morphogen train --config recipes/volo_d1.yaml --data imagenet:/data/imagenet --token_labels maps""",
-    again="go on with the same command and --resume true",
+    again="continue with the same command and --resume true",
 )

@@ -318,6 +318,8 @@ class Structure:
     """The batch norm that alone reads what a convolution or linear layer makes, by the name of the layer's weight."""
     layers: tuple[str, ...] = ()
     """Paths of the layers that were read as a whole, by a rule of their own."""
+    outputs: tuple[str, ...] = ()
+    """The outputs that matter, as messages call them."""
 
     def fingerprint(self) -> str:
         """A hash of what sub-networks of this network mean: its channel groups, block stacks and tensors."""

@@ -45,8 +45,9 @@ class Recipe:
 
     Attributes:
         model: `resnet20(width=32)`, any torchvision or timm name, or `package.module:function`.
-        data: `digits` (embedded, 16 x 16), a folder with `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or
-            `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER` as torchvision reads them.
+        data: `digits` (embedded, 16 x 16), `clutter` (embedded, 24 x 24: digits that are harder to find), a folder with
+            `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER`
+            as torchvision reads them.
         image_size: side of the square input in pixels; by default the data's own.
         images: use only so many training images, the same for every seed.
         test_images: use only so many test images, the same for every seed.

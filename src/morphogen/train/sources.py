@@ -1,4 +1,5 @@
-"""Where images come from: scikit-learn's digits, image folders, CIFAR and ImageNet as torchvision reads them."""
+"""Where images come from: scikit-learn's digits, plain or in clutter; image folders; CIFAR and ImageNet as torchvision
+reads them."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder, ImageNet
 from torchvision.transforms import v2
 
 from ..errors import ConfigError, first_line
+from .clutter import clutter
 from .config import Recipe
 from .data import IN_MEMORY, Batch, Data, MemoryData, StreamData
 from .images import read_image
@@ -50,6 +52,9 @@ def _load(recipe: Recipe) -> Data:
     kind, _, folder = recipe.data.rpartition(":")
     if not kind and folder == "digits":
         return _digits(recipe)
+    if not kind and folder == "clutter":
+        train, test = (_resized(part, recipe.image_size) for part in clutter())
+        return MemoryData("clutter", train, test, recipe, crop=2, flip=False)
     if kind in ("cifar10", "cifar100"):
         dataset = CIFAR10 if kind == "cifar10" else CIFAR100
         try:
@@ -88,7 +93,7 @@ def _folder(root: Path, recipe: Recipe) -> Data:
         raise ConfigError(
             "no such data",
             where=str(root),
-            expected="digits, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER or an image folder",
+            expected="digits, clutter, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER or an image folder",
         )
     names = ["train", next((name for name in ("val", "test") if (root / name).is_dir()), "val")]
     sets = [_part(root, name) for name in names]

@@ -11,12 +11,12 @@ import pytest
 
 from morphogen.cli import main
 from morphogen.errors import ConfigError
+from morphogen.report.courses import course, flops_of_epochs
 from morphogen.report.fronts import Point, speedups_at_equal_accuracy
 from morphogen.report.headline import write_headline
 from morphogen.report.outputs import read_output
 from morphogen.report.page import style
 from morphogen.report.page.chart import GAP, Scale, apart
-from morphogen.report.page.curves import course, flops_of_epochs
 from morphogen.report.page.elements import el, table
 from morphogen.report.page.heat import level_of
 from morphogen.report.page.page import report

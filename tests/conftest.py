@@ -55,12 +55,12 @@ TRACED_ONCE = frozenset(
     f"test_{name}"
     for name in """
         accelerate any_config autoprog averages bad_states batches checkpoint checks conformance contents
-        depth_averages depth_identity depth_loops depth_models depth_optimizers depth_tables distributed
+        depth_averages depth_identity depth_loops depth_models depth_optimizers depth_tables distributed docs
         drop_path elastic endings export faults folder frozen gating golden grow_once integrations label_maps
         lasso lengths memory methods_bad_input mini_batch morph operators optimizer_states own_loops part plan
-        proximal prunetrain pruning rates readme recipe rescue resolution resume rezero room savings search
-        shares_of_sizes space stepper structured_init subnet token_label_training trackers train trainers_ranks
-        widening
+        proximal prunetrain pruning rates readme recipe rescue resolution restore resume rezero room savings
+        search shares_of_sizes space stepper structured_init subnet token_label_training trackers train
+        trainers_ranks widening
     """.split()
 )
 """Tests of what is done with a structure, not of how it is found."""

@@ -48,6 +48,8 @@ class Network:
         constants: buffers and plain attributes with channels that are no running statistics (the filters of an
             anti-aliased pooling, a table of positions), and frozen parameters, as they were when the model was traced;
             what comes back of them has their values.
+        away: what is out and is to come back as it was, by tensor, and the resolution at which it left; None where
+            nobody asked for that. See `morph/away.py`.
         outside: the blocks that are out, by path: the user's own modules, their tensors empty.
         held: for each optimizer, its parameter groups that have lost parameters, and what they held.
         begins: for each optimizer, how each entry of a parameter's state begins: a constant, or None for the weights.
@@ -69,6 +71,7 @@ class Network:
         self.fits = {self.dense}
         self.initial = _statistics(model, structure)
         self.constants = _constants(model, structure)
+        self.away: dict[str, tuple[torch.Tensor, Resolution | None]] | None = None
         self.outside: dict[str, nn.Module] = {}
         self.held: WeakKeyDictionary[Optimizer, list[tuple[dict[str, Any], list[nn.Parameter]]]] = WeakKeyDictionary()
         self.begins: WeakKeyDictionary[Optimizer, dict[str, float | None]] = WeakKeyDictionary()
@@ -121,10 +124,8 @@ class Network:
         """
         if not self.is_constant(name, like):
             return None
-        alive, constant = self.structure.alive_mask(target), self.constants[name].to(like)
-        for dim, axis in enumerate(self.structure.tensors[name].axes):
-            if axis is not None:
-                constant = constant.index_select(dim, alive[axis].nonzero().flatten().to(like.device))
+        layout, alive = self.structure.tensors[name], self.structure.alive_mask(target)
+        constant = layout.part(self.constants[name].to(like), alive)
         return constant if constant.shape == torch.Size(shape) else None
 
     def sketch(self, target: SubNetwork) -> nn.Module:

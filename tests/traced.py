@@ -1,9 +1,10 @@
 """Models that are alike are read once: a trace takes a quarter of a second, and a test of a run makes several.
 
-What is shared is the structure, the double on fake tensors, what was found and returned at other resolutions, and the
-sub-networks that were tried out. Models are alike where nothing but the values of their tensors differs: the same
-code, the same plain attributes, tensors of the same shapes and kinds tied in the same places, the same kind of example.
-If a module keeps anything else (a hook, a tensor that is no buffer, an object), its model is read anew.
+What is shared is the structure, the double on fake tensors and what was found out on it, what was found at other
+resolutions, and the sub-networks that were tried out. Models are alike where nothing but the values of their tensors
+differs: the same code, the same plain attributes, tensors of the same shapes and kinds tied in the same places, the
+same kind of example. If a module keeps anything else (a hook, a tensor that is no buffer, an object), its model is read
+anew.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def shared_trace(original, model, example, *, exclude=(), outputs=None, images=N
         warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
     network = morphogen.Network(model, first.structure, first.fake)
     network.grids = KnownGrids(first.fake, first.structure.resolution, grids)
-    network.fits, network.returned = first.fits, first.returned
+    network.fits, network.answers = first.fits, first.answers
     return network
 
 

@@ -10,10 +10,12 @@ anew.
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import call
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch.utils._pytree import tree_flatten
 import morphogen
 from morphogen.dense.grid import Grids
 
+reading = importlib.import_module("morphogen.graph.trace")
 _known: dict[Any, tuple[morphogen.Network, dict, list[warnings.WarningMessage]]] = {}
 HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
 KEPT = {*HOOKS, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
@@ -51,7 +54,7 @@ class KnownGrids(Grids):
 
 
 def shared_trace(original, model, example, *, exclude=(), outputs=None, images=None) -> morphogen.Network:
-    """`original`, which is `morphogen.trace`, done once for all models that are alike."""
+    """`original`, which reads a model for `trace` and `attach`, done once for all models that are alike."""
     exclude = tuple(exclude)
     try:
         key = likeness(model, example, exclude), plain(outputs), plain(images)
@@ -138,23 +141,22 @@ def plain(value: Any) -> Any:
 
 @contextmanager
 def traced_once() -> Iterator[None]:
-    """While this holds, `morphogen.trace` reads models that are alike once, whoever calls it."""
-    original = morphogen.trace
+    """While this holds, `trace` and `attach` read models that are alike once, whoever calls them."""
+    original = reading.read
     active = True
 
     @functools.wraps(original)
-    def trace(model, example, **options):
-        if not active:  # a module that was first imported meanwhile has kept this function
-            return original(model, example, **options)
-        return shared_trace(original, model, example, **options)
+    def read(model, example, exclude=(), outputs=None, images=None):
+        known = shared_trace if active else call  # a module that was first imported meanwhile has kept this function
+        return known(original, model, example, exclude=exclude, outputs=outputs, images=images)
 
     holders = [module for name, module in [*sys.modules.items()] if name.partition(".")[0] == "morphogen"]
-    holders = [module for module in holders if vars(module).get("trace") is original]
+    holders = [module for module in holders if vars(module).get("read") is original]
     for module in holders:
-        module.trace = trace
+        module.read = read
     try:
         yield
     finally:
         active = False
         for module in holders:
-            module.trace = original
+            module.read = original

@@ -60,6 +60,8 @@ def between(correlations: dict[str, Any]) -> float:
 
 def draw_correlations(records: Sequence[Record], path: Path) -> None:
     """Pearson's correlations between the feature maps of a layer right after it has grown, a panel a method."""
+    from matplotlib.ticker import MaxNLocator
+
     found = correlated(records)
     if not found:
         raise ConfigError("no run has grown in width", expected="runs of a method that widens convolutions")
@@ -75,7 +77,7 @@ def draw_correlations(records: Sequence[Record], path: Path) -> None:
         told = f"{correlations['layer']}, before epoch {morph['epoch']}: {old} old channels, then the new"
         axes.set_title(f"{run['method']}\n{told}\nnew to old, largest |r|: {between(correlations):.2f}", fontsize=8)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.get_major_locator().set_params(integer=True)
+            axis.set_major_locator(MaxNLocator(integer=True))
     assert image is not None
     figure.colorbar(image, ax=panels, label="Pearson's r between feature maps of one test image")
     save(figure, path)

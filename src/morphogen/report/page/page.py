@@ -49,7 +49,7 @@ def _output(output: Output) -> list[Element | None]:
     series = series_of([*methods, *(output.fronts.knots if output.fronts else ())])
     first = records[0]
     seeds = max(len({run["seed"] for run in runs}) for runs in methods.values())
-    subject = f"{first['model']} on {first['data']}, {len(records)} runs, {seeds} {'seeds' if seeds > 1 else 'seed'}"
+    subject = f"{first['model']} on {first['data']}, {_count(len(records), 'run')}, {_count(seeds, 'seed')}"
     parts: list[Element | None] = [el("p", subject, class_="soft"), key(series.values())]
     for record in records:
         if record["stopped"]:
@@ -71,6 +71,10 @@ def _output(output: Output) -> list[Element | None]:
         parts += part if len(shown) <= OPEN else [details("Its shape over time", *part)]
     parts += _settings(records)
     return parts
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _named(rows: Sequence[dict[str, str]], series: Mapping[str, Series]) -> list[dict[str, str]]:

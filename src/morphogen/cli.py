@@ -16,6 +16,7 @@ from .commands.figure import FIGURE
 from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
+from .commands.recommend import RECOMMEND
 from .commands.report import REPORT
 from .commands.train import TRAIN
 from .errors import ConfigError, MorphogenError, first_line
@@ -23,7 +24,9 @@ from .machine.reading import MALFORMED
 from .train.checkpoint import Stopped, listening, number_of
 from .train.settings import MODE
 
-COMMANDS = {command.name: command for command in (TRAIN, COMPARE, PLAN, INSPECT, EXPORT, REPORT, FIGURE, LABEL_MAPS)}
+COMMANDS = {
+    command.name: command for command in (TRAIN, COMPARE, RECOMMEND, PLAN, INSPECT, EXPORT, REPORT, FIGURE, LABEL_MAPS)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -143,6 +143,11 @@ def test_what_is_no_run_is_said(tmp_path, capsys):
     assert "NAME.html" in capsys.readouterr().err
 
 
+def test_what_is_measured_is_named(tmp_path):
+    read = Reader(report([read_output(folder(tmp_path, run(metric="mIoU"), grown(metric="mIoU")))]))
+    assert "test mIoU (%)" in read.text and "MIoU by training time" in read.text and "test accuracy" not in read.text
+
+
 def test_a_course_by_hand():
     """Means and standard deviations over two seeds, epoch by epoch."""
     found = course([run(), run(seed=1, accuracies=(30.0, 50.0, 70.0, 90.0), second=3.0)], "seconds")

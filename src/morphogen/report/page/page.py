@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 from ... import __version__
 from ..headline import headline_rows
 from ..outputs import Output, drawn
-from ..records import Record, by_method
+from ..records import Record, by_method, measured
 from ..render import summary
 from ..savings.rows import saving_rows
 from ..savings.shares import pruned_runs
@@ -55,7 +55,7 @@ def _output(output: Output) -> list[Element | None]:
         if record["stopped"]:
             parts.append(el("p", el("strong", "Stopped: "), f"{record['method']}, {record['stopped']}"))
     if output.fronts is not None:
-        parts += [el("h3", "Accuracy against cost"), draw_fronts(output.fronts, series)]
+        parts += [el("h3", "Accuracy against cost"), draw_fronts(output.fronts, series, measured(records))]
         parts.append(el("p", f"Seconds are of {output.fronts.seconds_of}.", class_="soft"))
         if output.fronts.speedups:
             rows = headline_rows(output.fronts.speedups, output.fronts.end_to_end)

@@ -17,7 +17,7 @@ from .terminal import console
 
 
 def run_plan(config: PlanConfig) -> int:
-    """Measure each stage of a method here, and say what it would save before it is run."""
+    """Measure each stage of a method on this device, and predict what training with it would save."""
     err = Console(stderr=True)
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:

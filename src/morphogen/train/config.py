@@ -252,6 +252,10 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+DEMO = Recipe(model="resnet8(width=32)", data="clutter", epochs=7)
+"""What is trained where nothing is named: a question that is open for two minutes on a laptop."""
+
+
 @dataclass(frozen=True)
 class TrainConfig(Recipe):
     """One run.
@@ -270,6 +274,9 @@ class TrainConfig(Recipe):
             otherwise); both into the output folder.
     """
 
+    model: str = DEMO.model
+    data: str = DEMO.data
+    epochs: int = DEMO.epochs
     method: str = "GrowOnce"
     seed: int = 0
     output: Path = Path("runs/train")
@@ -309,6 +316,9 @@ class CompareConfig(Recipe):
         overwrite: remove the comparison that is in the output folder, and start over.
     """
 
+    model: str = DEMO.model
+    data: str = DEMO.data
+    epochs: int = DEMO.epochs
     methods: list[str] = field(default_factory=lambda: ["GrowOnce"])
     seeds: int = 1
     first_seed: int = 0

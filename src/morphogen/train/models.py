@@ -1,4 +1,4 @@
-"""Any model by name: the CIFAR ResNets, torchvision's, timm's, or one's own."""
+"""Any model by name: those for CIFAR, torchvision's, timm's, or one's own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from ..errors import ConfigError, first_line
 from ..machine.reading import MALFORMED, walk, within
 from ..spec import parse_call, suggest
 from .cifar_resnet import CIFAR_RESNETS
+from .cifar_vgg import CIFAR_VGGS
+
+BUILT_IN = CIFAR_RESNETS | CIFAR_VGGS
+"""The networks for small images, by their bare names."""
 
 OPEN_SOURCES = ("", "timm", "torchvision")
 """What a file may name a model of; the bare name is looked up in all three tables."""
@@ -121,8 +125,8 @@ def timm_model(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 def _by_name(source: str, name: str) -> Callable[..., Any]:
     torchvision_names, timm_names = torchvision.models.list_models(), timm.list_models()
-    if not source and name in CIFAR_RESNETS:
-        return CIFAR_RESNETS[name]
+    if not source and name in BUILT_IN:
+        return BUILT_IN[name]
     if source != "timm" and name in torchvision_names:
         builder = torchvision.models.get_model_builder(name)
         known = inspect.signature(builder).parameters
@@ -131,7 +135,7 @@ def _by_name(source: str, name: str) -> Callable[..., Any]:
     if source != "torchvision" and (name in timm_names or timm.is_model(name)):
         return lambda **arguments: timm_model(name, dict(pretrained=False, **arguments))
     names = {"timm": timm_names, "torchvision": torchvision_names}
-    known = names.get(source, [*CIFAR_RESNETS, *torchvision_names, *timm_names])
+    known = names.get(source, [*BUILT_IN, *torchvision_names, *timm_names])
     raise ConfigError(f"no model '{name}'", todo=f"{suggest(name, known)} One's own is written package.module:function")
 
 

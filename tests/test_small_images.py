@@ -115,7 +115,8 @@ def test_channels_that_are_padded_with_zeros_are_a_group_of_their_own():
     half = net.subnetwork(width=0.5)
     morphogen.morph(net, half)
     assert net.model.layer2[0].shortcut.new == 2 and net.model.layer3[0].shortcut.new == 4
-    assert [stage[0].conv2.out_channels for stage in (net.model.layer1, net.model.layer2, net.model.layer3)] == [2, 4, 8]
+    stages = net.model.layer1, net.model.layer2, net.model.layer3
+    assert [stage[0].conv2.out_channels for stage in stages] == [2, 4, 8]
 
 
 @pytest.mark.parametrize(("sides", "fixed"), [(counted, False), (written, True), (modulo, True)])

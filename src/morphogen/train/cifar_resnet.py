@@ -102,7 +102,7 @@ class CifarResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise ConfigError("no such depth", where="CifarResNet", expected="8, 14, 20 or so, 6n + 2", found=f"{depth}")
+            raise ConfigError("no such depth", where="CifarResNet", expected="6n + 2, such as 20", found=f"{depth}")
         if shortcut not in ("project", "pad"):
             raise ConfigError("no such shortcut", where="CifarResNet", expected="project or pad", found=f"{shortcut!r}")
         make, wide = (Bottleneck, EXPANSION * width) if bottleneck else (BasicBlock, width)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -15,13 +16,14 @@ from .commands.export import EXPORT
 from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
+from .commands.recipes import RECIPES
 from .commands.train import TRAIN
 from .errors import ConfigError, MorphogenError, first_line
 from .machine.reading import MALFORMED
 from .train.checkpoint import Stopped, listening, number_of
 from .train.settings import MODE
 
-COMMANDS = {command.name: command for command in (TRAIN, COMPARE, PLAN, INSPECT, EXPORT, LABEL_MAPS)}
+COMMANDS = {command.name: command for command in (TRAIN, COMPARE, RECIPES, PLAN, INSPECT, EXPORT, LABEL_MAPS)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,13 +71,17 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
         told = str(command.run.__doc__)
         commands.add_subcommand(command.name, _parser_of(command), help=told.partition(";")[0].partition(".")[0])
     try:
-        parsed = parser.parse_args(arguments)
-        settings: Namespace = parsed[parsed.command]
-        settings.pop("config", None)
+        parsed = parser.parse_args(arguments, defaults=False)
+        given: Namespace = parsed.get(parsed.command, Namespace())
+        given.pop("config", None)
         command = COMMANDS[parsed.command]
-        return command, command.config(**vars(settings))
+        return command, (command.configure or _as_given(command))(vars(given))
     except (ArgumentError, *MALFORMED) as error:
         raise ConfigError(" ".join(str(error).split())) from None
+
+
+def _as_given(command: Command) -> Callable[[dict[str, Any]], Any]:
+    return lambda given: command.config(**given)
 
 
 def _parser_of(command: Command) -> ArgumentParser:

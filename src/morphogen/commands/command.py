@@ -19,6 +19,7 @@ class Command:
         first: the setting that may be given without its name, first, and what the help says of it.
         needs_first: whether it must be given.
         from_file: whether settings can come from a YAML file (`--config`).
+        configure: makes the settings out of those that were given; `config(**given)` by default.
         again: what to do after Ctrl-C, where something is to be gone on with.
     """
 
@@ -29,4 +30,5 @@ class Command:
     first: tuple[str, str] | None = None
     needs_first: bool = False
     from_file: bool = True
+    configure: Callable[[dict[str, Any]], Any] | None = None
     again: str = ""

@@ -32,6 +32,9 @@ KEPT: dict[str, Any] = {
 ADDED: dict[str, Any] = {
     "samples": int,
     "peak_memory": int,
+    "protocol": str,
+    "average": float | None,
+    "tested_at": dict[str, Any] | None,
     "predicted_speedup": float | None,
     "schedule": dict[str, Any] | None,
     "searches": list[dict[str, Any]],

@@ -16,7 +16,7 @@ from .data import Data
 from .earlier import COMPARED, found, refuse_trained, remove
 
 BESIDE_THE_RECIPE = tuple(
-    "methods seeds first_seed budgets parallel output overwrite workers sparsity_map warn_drop".split()
+    "table methods seeds first_seed budgets parallel output overwrite workers sparsity_map warn_drop".split()
 )
 """Settings that leave the outcome of a run as it is."""
 

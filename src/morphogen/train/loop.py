@@ -20,10 +20,13 @@ from ..cost.inference import inference_speeds
 from ..errors import CheckpointError, ConfigError, DivergedError, first_line
 from ..export.finite import check_finite as check_finite_network
 from ..export.weights import metadata_of
+from ..graph.trace import trace
 from ..machine.files import replaced
 from ..machine.ranks import gathered, mean, rank, ranks, spread
 from ..methods import Method
+from ..morph.commit import morph
 from ..parts import Batch, Prune, Resize, Search
+from ..parts.resizing import Size
 from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun
 from ..report.outcome import predicted_speedup, saved_schedule
 from ..report.sparsity import densities, mapped_layers, output_maxima
@@ -94,7 +97,8 @@ class Run:
         if recipe.mixup or recipe.cutmix:
             check_pairs(method, recipe)
         self.steps = recipe.epochs * data.steps if steps is None else steps
-        self.ledger = Ledger(label, recipe.model, data.name, seed)
+        self.ledger = Ledger(label, recipe.model, data.name, seed, protocol=data.protocol())
+        self.ledger.average = recipe.decays[0] if recipe.decays else None
         self.checkpoints, self._at = checkpoints, _Position()
         if checkpoints is not None:
             _ = data.contents  # as it is now, and not when the first one is saved
@@ -106,8 +110,8 @@ class Run:
             if recipe.token_labels:
                 check_predicts(self.model)
             self.optimizer = build_optimizer(self.model, recipe)
-            self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
-            self.stepper = Stepper(recipe, self.model, self.optimizer, self.ema)
+            self.averages = [ModelEmaV3(self.model, decay) for decay in recipe.decays]
+            self.stepper = Stepper(recipe, self.model, self.optimizer, self.averages)
             example = data.example(recipe.batch_size).to(self.device)
             epochs = -(-self.steps // data.steps)
             with self.ledger.clock("trace", self.device):
@@ -119,7 +123,7 @@ class Run:
                     epochs=epochs,
                     start_epoch=0,
                     steps_per_epoch=data.steps,
-                    ema=self.ema,
+                    ema=self.averages,
                     probe=Probe(self.stepper.loss, _Subset(self)),
                     exclude=recipe.exclude,
                     batch_size=images,
@@ -153,8 +157,10 @@ class Run:
 
     @property
     def result(self) -> nn.Module:
-        """What is tested and saved: the moving average of the weights where the recipe keeps one, else the model."""
-        return self.model if self.ema is None else self.ema.module
+        """What is tested and saved: the moving average of the weights where the recipe keeps one, the best of several,
+        else the model."""
+        best = self.ledger.average
+        return self.model if best is None else self.averages[self.recipe.decays.index(best)].module
 
     def epochs(self) -> Iterator[Epoch]:
         """Train, from where the run is; yield each epoch's figures when it is over.
@@ -317,6 +323,9 @@ class Run:
             ledger.morphs.append(
                 MorphEvent(self.total_epochs, before, last.accuracy, receipt.seconds, ledger.training_seconds)
             )
+        if self.recipe.test_size is not None:
+            with self._random.active():
+                ledger.tested_at = self._evaluate_at(self.recipe.test_size)
         if ledger.pruned is not None:
             with self._random.active(), ledger.clock("accounting", self.device), self._precision():
                 ledger.pruned.density = densities(self.attached.network, ledger.pruned.threshold)
@@ -433,12 +442,32 @@ class Run:
         return precision_of(self.recipe, self.device)
 
     def _evaluate(self) -> float:
-        """Test accuracy in percent, of the network that rank 0 saves."""
-        model = self.result.eval()
+        """Test accuracy in percent, of the network that rank 0 saves; of several averages the best one's."""
+        decays, size = self.recipe.decays, self.attached.network.current.resolution
+        if not decays:
+            return self._accuracy(self.model, size)
+        found = {decay: self._accuracy(a.module, size) for decay, a in zip(decays, self.averages, strict=True)}
+        self.ledger.average = max(found, key=lambda decay: found[decay])
+        return found[self.ledger.average]
+
+    def _evaluate_at(self, side: int) -> dict[str, Any]:
+        """Test accuracy in percent on images of another size, without training there (AutoProg, Table 2).
+
+        Raises:
+            SubNetworkError: the model cannot run at this size.
+        """
+        model = copy.deepcopy(self.result).eval()
+        network = trace(model, self._example(2))
+        morph(network, network.subnetwork(resolution=(side, side)))
+        return {"size": side, "shown": self.data.shown(side), "accuracy": self._accuracy(model, (side, side))}
+
+    def _accuracy(self, model: nn.Module, size: Size | None) -> float:
+        """Test accuracy in percent on images of this size."""
+        model.eval()
         spread(model.buffers())  # running statistics are each rank's own
         right, total = torch.zeros((), device=self.device), 0
         with self.ledger.clock("evaluation", self.device), torch.inference_mode(), self._precision():
-            for images, labels in self.data.test_batches(self.attached.network.current.resolution):
+            for images, labels in self.data.test_batches(size):
                 right += (model(laid_out(images, self.recipe)).argmax(1) == labels).sum()
                 total += len(labels)
         return 100 * sum(gathered(float(right))) / sum(gathered(total))

@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torchvision
@@ -112,6 +112,28 @@ def _bounded() -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+class Crop(NamedTuple):
+    """How a test image is shown.
+
+    Attributes:
+        share: of the shorter side, that its centre has.
+        interpolation: by which it is brought to its size: `bilinear` or another of torchvision's.
+    """
+
+    share: float = 0.875
+    interpolation: str = "bilinear"
+
+
+def crop_of(text: str, side: int) -> Crop:
+    """The crop of a timm model's own configuration, for images of `side` pixels; torchvision's for all others."""
+    source, _, bare = parse_call(text)[0].rpartition(":")
+    theirs = source == "timm" or (not source and bare not in {*BUILT_IN, *torchvision.models.list_models()})
+    if not theirs or not timm.is_model(bare) or (found := timm.models.get_pretrained_cfg(bare)) is None:
+        return Crop()
+    at_test = found.test_crop_pct if (found.test_input_size or (0,))[-1] == side else None
+    return Crop(at_test or found.crop_pct, found.interpolation)
 
 
 def timm_model(name: str, arguments: dict[str, Any]) -> nn.Module:

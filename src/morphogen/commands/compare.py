@@ -25,7 +25,9 @@ def configure(given: dict[str, Any]) -> CompareConfig | TableComparison:
         return table_comparison(given)
     settings = with_recipe(given)
     method = settings.pop("method", "Dense")
-    return CompareConfig(**({} if method == "Dense" else {"methods": [method]}) | settings)
+    if method != "Dense":
+        settings.setdefault("methods", [method])
+    return CompareConfig(**settings)
 
 
 def run_compare(config: CompareConfig | TableComparison) -> int:

@@ -1,6 +1,6 @@
 """The papers' tables, small: order of methods against the paper's. Hours of one CPU core; run again, it goes on.
 
-    python benchmarks/papers.py --data FOLDER       # CIFAR-10 as an image folder, or cifar10:FOLDER
+python benchmarks/papers.py --data FOLDER       # CIFAR-10 as an image folder, or cifar10:FOLDER
 """
 
 import argparse

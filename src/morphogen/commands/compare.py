@@ -15,6 +15,7 @@ from ..train.compare import compare
 from ..train.config import CompareConfig
 from ..train.lengths import compare_lengths
 from ..train.tables import TableComparison, footnote, run_table, table_comparison, table_rows
+from ..train.tasks import metric_of
 from .command import Command
 from .terminal import EpochProgress, console, tell_savings
 
@@ -44,7 +45,7 @@ def _compare_table(comparison: TableComparison) -> int:
     for group in comparison.groups:
         if told := what_changed(group.config):
             print(told)
-    with EpochProgress() as tell:
+    with EpochProgress(metric_of(comparison.groups[0].config.data)) as tell:
         records, failures = run_table(comparison, tell)
     if records:
         console().print(
@@ -58,7 +59,7 @@ def _compare_table(comparison: TableComparison) -> int:
 
 
 def _compare(config: CompareConfig) -> int:
-    with EpochProgress() as tell:
+    with EpochProgress(metric_of(config.data)) as tell:
         records, failures = compare(config, tell)
     if not records:
         raise TrainingError("; ".join(failures))
@@ -75,7 +76,7 @@ def _compare(config: CompareConfig) -> int:
 
 
 def _compare_lengths(config: CompareConfig) -> int:
-    with EpochProgress() as tell:
+    with EpochProgress(metric_of(config.data)) as tell:
         found = compare_lengths(config, tell)
     if not any(point.method == "Dense" and point.budget == 1 for point in found.points):
         raise TrainingError("; ".join(found.failures))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from ..plan.show import stage_rows, told, total, width_rows
 from ..recipes.use import with_recipe
 from ..report.ledger import environment
@@ -15,7 +12,7 @@ from ..report.render import as_table
 from ..train.config import PlanConfig
 from ..train.planning import plan_recipe
 from .command import Command
-from .terminal import console
+from .terminal import console, measuring
 
 
 def configure(given: dict[str, Any]) -> PlanConfig:
@@ -25,11 +22,8 @@ def configure(given: dict[str, Any]) -> PlanConfig:
 
 def run_plan(config: PlanConfig) -> int:
     """Measure each stage of a method here, and say what it would save before it is run."""
-    err = Console(stderr=True)
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task("measuring", total=None)
-        plan = plan_recipe(config, lambda done, total: bar.update(task, completed=done, total=total))
+    with measuring() as tell:
+        plan = plan_recipe(config, tell)
     where = environment(config.torch_device())
     if config.json:
         head = {"model": config.model, "method": config.method, "environment": where}

@@ -31,7 +31,7 @@ def run_recipes(config: RecipesConfig) -> int:
     if not config.table:
         for table in TABLES:
             print(heading(table))
-            console().print(as_table(figure_rows(table.rows)))
+            console().print(as_table(figure_rows(table.rows), narrow=True))
         return 0
     if config.table.strip("/").count("/") == 2:
         table, row = find_row(config.table)
@@ -40,7 +40,7 @@ def run_recipes(config: RecipesConfig) -> int:
         table = find_table(config.table)
         rows = list(table.rows)
     print(heading(table))
-    console().print(as_table(figure_rows(rows)))
+    console().print(as_table(figure_rows(rows), narrow=True))
     shared, own = settings_apart([settings_of(row, config.scale) for row in rows])
     print("\n".join(f"{key}: {value}" for key, value in shared.items()))
     for row, settings in zip(rows, own, strict=True):
@@ -48,7 +48,7 @@ def run_recipes(config: RecipesConfig) -> int:
             print(f"\n{table.name}/{row.name}")
         for key, value in settings.items():
             print(f"  {key}: {value}")
-        for told in ([f"needs {row.needs}"] if row.needs else []) + ([row.note] if row.note else []):
+        for told in [f"needs --{key}: {what}" for key, what in row.needs.items()] + ([row.note] if row.note else []):
             print(f"  # {told}")
     return 0
 

@@ -58,7 +58,7 @@ def _train(config: TrainConfig) -> int:
         places = config.track if rank() == 0 else []
         with (
             listening(checkpoints.ask),  # until all is written
-            EpochProgress() as tell,
+            EpochProgress(run.ledger.metric) as tell,
             tracking(places, config.output, run.ledger, config.as_text()) as trackers,
         ):
             if config.overwrite and rank() == 0:
@@ -80,9 +80,11 @@ def _train(config: TrainConfig) -> int:
     if rank():
         return 0
     seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
-    scaled = {} if config.scale is None else {"scaled": f"{config.scale:g}"}
-    row = {"method": config.method, **scaled, "accuracy %": f"{run.ledger.accuracy or 0:.2f}", **_also(run), **seconds}
-    console().print(as_table([row]))
+    last, scaled = run.ledger.epochs[-1], {} if config.scale is None else {"scaled": f"{config.scale:g}"}
+    figures = {
+        f"{name} %": f"{value:.2f}" for name, value in {run.ledger.metric: last.accuracy, **last.figures}.items()
+    }
+    console().print(as_table([{"method": config.method, **scaled, **figures, **_also(run), **seconds}]))
     print(f"tested on {run.ledger.protocol}")
     for search in run.ledger.searches:
         console().print(as_table(search_rows(search), search_title(search)))
@@ -114,6 +116,8 @@ def _save(run: Run, config: TrainConfig) -> None:
         if record["searches"]:
             draw_searches(record["searches"], config.output / "search.png")
         draw_savings([record], config.output)
+        if not run.ledger.stopped:
+            run.draw(config.output)
         write_text(config.output / "results.json", json.dumps([record], indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write the results ({error})", where=str(config.output)) from error

@@ -46,6 +46,8 @@ def narrowed(model: str, width: float, side: float) -> tuple[str, int]:
     if bare in RESNETS:
         channels = tuple(max(8, 8 * round(width * n / 8)) for n in (64, 128, 256, 512))
         return spelled(f"timm:{bare}", {"channels": channels, "zero_init_last": False}), 32 * max(2, round(7 * side))
+    if bare == "DeepLabV3Plus":
+        return spelled(name, arguments | {"encoder_name": "resnet18"}), 32 * max(4, round(24 * side))
     raise ConfigError("this recipe's model has no smaller size", where=model, todo="Leave out scale")
 
 

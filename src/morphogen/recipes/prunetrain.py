@@ -49,13 +49,26 @@ def _cifar_rows(data: str, *figures: tuple[str, float, float, float, float, floa
     return rows
 
 
-def _imagenet(ratio: float, gap: float, finetuned: float, flops: float, times: tuple[float, float], inference: float):
+FINETUNED = "the paper does not say for how many epochs more; here 10, at the rate of the last ones"
+
+
+def _finetuned(ratio: float, gap: float) -> Row:
+    """The same, and then without the penalty."""
+    settings = {
+        "epochs": 100,
+        "lr_schedule": "milestones(at=(0.3, 0.6), factor=0.1)",
+        "method": f"PruneTrain(ratio={ratio}, interval=5, finetune=0.1)",
+    }
+    name = f"imagenet-resnet50-{ratio}-finetuned"
+    return Row(name, IMAGENET90 | settings, {"finetuned_gap": gap}, "imagenet", note=FINETUNED)
+
+
+def _imagenet(ratio: float, gap: float, flops: float, times: tuple[float, float], inference: float) -> Row:
     return Row(
         f"imagenet-resnet50-{ratio}",
         IMAGENET90 | {"method": pruned(ratio, 5)},
         {
             "gap": gap,
-            "finetuned_gap": finetuned,
             "training_flops": flops,
             "training_time": times[0],
             "training_time_v100": times[1],
@@ -67,9 +80,12 @@ def _imagenet(ratio: float, gap: float, finetuned: float, flops: float, times: t
 
 IMAGENET_BASELINE = Row("imagenet-resnet50-baseline", IMAGENET90 | {"method": "Dense"}, {"accuracy": 76.2}, "imagenet")
 IMAGENET_ROWS = [
-    _imagenet(0.25, -1.87, -1.58, 60, (71, 66), 47),
-    _imagenet(0.2, -1.47, -1.16, 70, (76, 72), 56),
-    _imagenet(0.1, -0.24, 0.20, 97, (98, 98), 88),
+    _imagenet(0.25, -1.87, 60, (71, 66), 47),
+    _finetuned(0.25, -1.58),
+    _imagenet(0.2, -1.47, 70, (76, 72), 56),
+    _finetuned(0.2, -1.16),
+    _imagenet(0.1, -0.24, 97, (98, 98), 88),
+    _finetuned(0.1, 0.20),
 ]
 
 TABLE1 = [

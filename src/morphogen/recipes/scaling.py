@@ -11,10 +11,17 @@ from ..spec import parse_call
 from .narrow import narrowed, spelled
 from .table import Row, Settings
 
-IMAGES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
+IMAGES = {
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "imagenet": (1_281_167, 50_000),
+    "cityscapes": (2_975, 500),
+}
 """For training and for testing."""
 
 LEAST_EPOCHS, LEAST_IMAGES, LEAST_TESTED, LEAST_BATCH = 12, 1000, 1000, 32
+LEAST_MASKS = 100
+"""Images for segmentation, each of which has as many labels as pixels."""
 
 PULL = 0.75
 """A group lasso has to pull the harder the fewer steps it has: by this power of their number, as measured for runs of
@@ -42,13 +49,16 @@ def scaled(row: Row, scale: float) -> Settings:
     share, (images, tested) = scale**0.25, IMAGES[row.data]
     whole_steps = settings["epochs"] * images / settings["batch_size"]
     epochs = max(round(scale * settings["epochs"]), _least_epochs(settings["method"]))
-    few = max(LEAST_IMAGES, round(scale * images))
+    few, few_tested = (
+        min(count, max(LEAST_MASKS if row.data == "cityscapes" else least, round(scale * count)))
+        for count, least in ((images, LEAST_IMAGES), (tested, LEAST_TESTED))
+    )
     batch = min(settings["batch_size"], max(LEAST_BATCH, 8 * round(scale**0.5 * settings["batch_size"] / 8)))
     rate = batch / settings["batch_size"]
     steps = epochs * few / batch / whole_steps
     settings["model"], settings["image_size"] = narrowed(settings["model"], share, share)
     settings["warmup_epochs"] = round(settings.get("warmup_epochs", 0) * epochs / settings["epochs"])
-    settings |= {"epochs": epochs, "images": few, "test_images": max(LEAST_TESTED, round(scale * tested))}
+    settings |= {"epochs": epochs, "images": few, "test_images": few_tested}
     settings |= {"batch_size": batch, "lr": round(settings["lr"] * _rate(settings, rate), 6), "workers": 2}
     if "ema" in settings:
         settings["ema"] = [round(1 - min(0.5, (1 - decay) / steps), 4) for decay in settings["ema"]]

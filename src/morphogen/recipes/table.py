@@ -47,7 +47,7 @@ class Row:
         paper: what the paper prints, by the names of `FIGURES`.
         data: what the paper trains it on: `cifar10`, `cifar100`, `imagenet`, `cityscapes`.
         baseline: the row that speedup and gap are against; by default the dense run of the same settings.
-        needs: what it does not run without, beside its data.
+        needs: settings that it does not run without, beside its data, and what they are to be.
         note: what the paper does not say, or what else is to be known.
     """
 
@@ -56,7 +56,7 @@ class Row:
     paper: Mapping[str, float | str]
     data: str
     baseline: str | None = None
-    needs: str = ""
+    needs: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
 

@@ -10,7 +10,7 @@ from . import find_row
 from .scaling import changes, scaled
 from .table import Row, Settings
 
-KINDS = ("cifar10", "cifar100", "imagenet")
+KINDS = ("cifar10", "cifar100", "imagenet", "cityscapes")
 """Data that `--data KIND:FOLDER` reads."""
 
 
@@ -36,8 +36,9 @@ def with_recipe(given: Mapping[str, Any], *, needs_data: bool = True) -> dict[st
     table, row = find_row(given["recipe"])
     if needs_data:
         check_data(given, row)
-    if row.needs and "method" not in given:
-        raise ConfigError(f"this recipe needs {row.needs}", where=f"{table.name}/{row.name}", todo="Give --method")
+    for key, what in row.needs.items():
+        if key not in given:
+            raise ConfigError("this recipe needs more", where=f"{table.name}/{row.name}", expected=f"--{key}: {what}")
     return {**settings_of(row, given.get("scale")), **given, "recipe": f"{table.name}/{row.name}"}
 
 

@@ -219,6 +219,19 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def compare_runs(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where a checkpoint is of a run with other settings."""
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise CheckpointError(
+                "the checkpoint is of another run",
+                where=key,
+                expected=f"{ours.get(key)}, as this one",
+                found=f"{theirs.get(key)}",
+                todo="Give the settings it was begun with, or begin anew: --output, or --overwrite true",
+            )
+
+
 def _packed(value: Any, tensors: dict[str, torch.Tensor], known: dict[int, str]) -> Any:
     """A tree as JSON types; its tensors go into `tensors`, one that is there twice once."""
     if isinstance(value, torch.Tensor):

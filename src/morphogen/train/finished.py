@@ -14,6 +14,7 @@ from .config import CompareConfig
 from .contents import known_as
 from .data import Data
 from .earlier import COMPARED, found, refuse_trained, remove
+from .pretrained import known_as as weights_known_as
 
 BESIDE_THE_RECIPE = tuple(
     "table methods seeds first_seed budgets parallel output overwrite workers sparsity_map warn_drop".split()
@@ -47,6 +48,7 @@ class Finished:
         recipe = _recipe(config) | {
             "data": data.name,
             "token_labels": data.teacher,
+            "pretrained": config.pretrained and weights_known_as(config.pretrained),
             "data_known_as": known_as(data.contents),
         }
         self.head = {"recipe": recipe, "environment": environment(config.torch_device())}

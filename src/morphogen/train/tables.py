@@ -70,7 +70,7 @@ def table_comparison(given: Mapping[str, Any]) -> TableComparison:
     kinds = [row.data for row in table.rows]
     kind = given["data"].rpartition(":")[0]
     kind = kind if kind in kinds else kinds[0]
-    left_out = {row.name: f"needs {row.needs}" for row in table.rows if row.needs}
+    left_out = {row.name: f"needs --{', --'.join(row.needs)}" for row in table.rows if row.needs}
     left_out |= {row.name: f"is of {row.data}" for row in table.rows if row.data != kind}
     apart: dict[str, list[Row]] = {}
     for row in table.rows:

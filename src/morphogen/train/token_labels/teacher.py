@@ -18,9 +18,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from ...errors import ConfigError, first_line
 from ...spec import parse_call, suggest
-from ..data import in_one_line
+from ..data import in_one_line, terminal
 from ..models import timm_model
-from ..sources import terminal
 from .label_maps import About, LabelMaps, class_names, image_names
 
 

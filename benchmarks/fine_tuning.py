@@ -1,4 +1,4 @@
-"""Fine-tuning: a network trained on the first five classes of an image folder, then on the others, dense and by methods.
+"""Fine-tuning: a network trained on half the classes of an image folder, then on the others, dense and by methods.
 
     python benchmarks/fine_tuning.py --data FOLDER [--seeds 3] [--work runs/fine_tuning]
 

@@ -48,9 +48,10 @@ TRACED_ONCE = frozenset(
     f"test_{name}"
     for name in """
         accelerate any_config autoprog bad_states batches checkpoint checks conformance depth_averages depth_identity
-        depth_models depth_optimizers distributed drop_path elastic endings export faults frozen gating golden grow_once
-        integrations lasso lengths memory methods_bad_input mini_batch morph operators own_loops part plan proximal
-        prunetrain pruning readme recipe recipes rescue resolution restore resume rezero room savings search stepper
+        depth_models depth_optimizers distributed docs drop_path elastic endings export faults frozen gating golden
+        grow_once integrations lasso lengths memory methods_bad_input mini_batch morph operators own_loops part plan
+        proximal prunetrain pruning readme recipe recipes rescue resolution restore resume rezero room savings search
+        stepper
         token_label_training train trainers_ranks widening
     """.split()
 )

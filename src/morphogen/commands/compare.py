@@ -111,5 +111,5 @@ speed at equal accuracy, from complete runs of several lengths (a minute on a CP
       --methods "[ProgressiveResizing(ratio=0.75)]" --output runs/fronts
   morphogen compare --config study.yaml --budgets "[0.3, 0.5, 0.75, 1, 1.25]" --seeds 5 --parallel 2""",
     configure=configure,
-    again="go on with the same command",
+    again="continue with the same command",
 )

@@ -13,6 +13,7 @@ from ..machine.folder import owned
 from ..machine.ranks import decided_by_first, rank
 from ..methods import build_method
 from ..recipes.use import what_changed, with_recipe
+from ..report.ledger import environment
 from ..report.render import as_table
 from ..report.savings.write import draw_savings
 from ..report.searches import draw_searches, search_rows, search_title
@@ -107,6 +108,7 @@ def _save(run: Run, config: TrainConfig) -> None:
     """Write all that a run leaves; last of all its record, which says whether it is finished."""
     try:
         record: dict[str, Any] = run.ledger.record() | {"settings": config.deciding()}
+        record["environment"] = environment(config.torch_device())
         if run.ledger.stopped and (name := not_finite(run.result)):
             warnings.warn(f"no model.pt is written: {name} is not finite", stacklevel=2)
         else:
@@ -135,5 +137,5 @@ TRAIN = Command(
   morphogen train --recipe network-expansion/4/0.375 --data /data/cifar10 --scale 0.05
   morphogen train --recipe autoprog/2/volo-d1-100-autoprog-0.4 --data imagenet:/data/imagenet --token_labels maps""",
     configure=configure,
-    again="go on with the same command and --resume true",
+    again="continue with the same command and --resume true",
 )

@@ -95,7 +95,7 @@ def output_shapes(node: torch.fx.Node) -> tuple[tuple[int, ...], ...]:
 def failing_module(model: nn.Module, error: BaseException) -> str:
     """Path of the innermost module in the traceback of an error, which a double of the model may have raised."""
     met = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
-    root = next((each for each in met if type(each) is type(model)), model)
+    root = next((each for each in met if isinstance(each, nn.Module) and type(each) is type(model)), model)
     paths = {id(module): path for path, module in root.named_modules()}
     where = [path for path in (paths.get(id(each)) for each in met) if path]
     return where[-1] if where else type(model).__name__

@@ -284,7 +284,7 @@ class TrainConfig(Recipe):
         output: folder for the weights, the ledger and the checkpoints.
         resume: bring the run in the output folder to its end, from its latest checkpoint; where there is none, begin. A
             run that is finished stays as it is.
-        overwrite: remove the run that is in the output folder, and begin anew. Without either, a folder that holds a
+        overwrite: remove the run that is in the output folder, and start over. Without either, a folder that holds a
             run is refused.
         save_every: seconds between checkpoints; 0 saves after every step.
         keep: checkpoints that stay.
@@ -306,7 +306,7 @@ class TrainConfig(Recipe):
         if not 0 <= self.seed < 2**31:
             raise ConfigError("seed out of range", expected="0 to 2147483647", found=f"{self.seed}")
         if self.resume and self.overwrite:
-            raise ConfigError("a run cannot be gone on with and removed", expected="resume or overwrite", found="both")
+            raise ConfigError("a run cannot be both resumed and removed", expected="resume or overwrite", found="both")
         if not self.save_every >= 0 or self.keep < 1:
             raise ConfigError(
                 "out of range",
@@ -328,8 +328,8 @@ class CompareConfig(Recipe):
             is read off at equal accuracy. By default all runs are of full length.
         parallel: runs at a time, each in a process of its own, with budgets; times are then made of step times that
             are taken when all runs are over.
-        output: folder for the results; finished runs found there are kept, others go on where they were.
-        overwrite: remove the comparison that is in the output folder, and begin anew.
+        output: folder for the results; finished runs found there are kept, others continue where they stopped.
+        overwrite: remove the comparison that is in the output folder, and start over.
     """
 
     table: str = ""

@@ -92,7 +92,7 @@ def build_noted(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Modul
     name, arguments = parse_call(text)
     if name.rpartition(":")[0] not in OPEN_SOURCES:
         raise ConfigError(
-            "the file names code of one's own for its model, and nothing that a file names is run",
+            "the file names code of its own for its model, and code that a file names is never run",
             where=text[:200],
             expected="a model of torchvision's, of timm's, or built in",
             todo="If you know this code, name it yourself: --model package.module:function",
@@ -205,7 +205,7 @@ def _by_name(source: str, name: str, trained: bool = False) -> Callable[..., Any
         return lambda **arguments: timm_model(name, dict(pretrained=trained, **arguments))
     names = {"timm": timm_names, "torchvision": torchvision_names}
     known = names.get(source, [*BUILT_IN, *torchvision_names, *timm_names])
-    raise ConfigError(f"no model '{name}'", todo=f"{suggest(name, known)} One's own is written package.module:function")
+    raise ConfigError(f"no model '{name}'", todo=f"{suggest(name, known)} Your own is written package.module:function")
 
 
 def _own(module: str, function: str) -> Callable[..., Any]:

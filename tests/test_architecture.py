@@ -24,6 +24,7 @@ LAYERS = [
     {"methods"},
     {"plan", "report", "integrations"},
     {"extend"},
+    {"recipes"},
     {"train"},
     {"commands"},
     {"cli"},

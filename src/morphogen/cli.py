@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -17,6 +18,7 @@ from .commands.figure import FIGURE
 from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
+from .commands.recipes import RECIPES
 from .commands.recommend import RECOMMEND
 from .commands.report import REPORT
 from .commands.train import TRAIN
@@ -26,7 +28,8 @@ from .train.checkpoint import Stopped, listening, number_of
 from .train.settings import MODE
 
 COMMANDS = {
-    command.name: command for command in (TRAIN, COMPARE, RECOMMEND, PLAN, INSPECT, EXPORT, REPORT, FIGURE, LABEL_MAPS)
+    command.name: command
+    for command in (TRAIN, COMPARE, RECIPES, RECOMMEND, PLAN, INSPECT, EXPORT, REPORT, FIGURE, LABEL_MAPS)
 }
 
 
@@ -64,11 +67,11 @@ def _one_line(message: Warning | str, *_: object) -> None:
 def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
     """The command, and its settings."""
     try:
-        parsed = _parser().parse_args(arguments)
-        settings: Namespace = parsed[parsed.command]
-        settings.pop("config", None)
+        parsed = _parser().parse_args(arguments, defaults=False)
+        given: Namespace = parsed.get(parsed.command, Namespace())
+        given.pop("config", None)
         command = COMMANDS[parsed.command]
-        return command, command.config(**vars(settings))
+        return command, (command.configure or _as_given(command))(vars(given))
     except (ArgumentError, *MALFORMED) as error:
         raise ConfigError(" ".join(str(error).split())) from None
 
@@ -88,6 +91,10 @@ def _parser() -> ArgumentParser:
         told = str(command.run.__doc__)
         commands.add_subcommand(command.name, _parser_of(command), help=told.partition(";")[0].partition(".")[0])
     return parser
+
+
+def _as_given(command: Command) -> Callable[[dict[str, Any]], Any]:
+    return lambda given: command.config(**given)
 
 
 def _parser_of(command: Command) -> ArgumentParser:

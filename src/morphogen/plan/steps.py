@@ -41,7 +41,7 @@ class Training:
         optimizer: makes one for a model; its learning rate is set to 0, so that nothing can diverge.
         loss: of a model on images and labels; also what surrounds the forward pass, such as autocast.
         clip_grad: largest norm of the gradients; 0 is no limit.
-        ema: whether the run keeps a moving average of the weights.
+        ema: moving averages of the weights that the run keeps.
     """
 
     images: torch.Tensor
@@ -51,7 +51,7 @@ class Training:
         model(images), labels
     )
     clip_grad: float = 0.0
-    ema: bool = False
+    ema: int = 0
 
 
 @dataclass(frozen=True)

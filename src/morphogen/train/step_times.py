@@ -70,7 +70,7 @@ class StepTimes:
         for number, span in enumerate(spans):
             subnetwork = span.stage.subnetwork
             price = self.bench.cost(subnetwork)
-            averages = (self.recipe.ema > 0) + keeps_momentum(assembly, spans, number)
+            averages = len(self.recipe.decays) + keeps_momentum(assembly, spans, number)
             step = self.bench.dense_seconds * price.time * (1 + averages * price.average)
             overhead += self.bench.morph_seconds(before, subnetwork, assembly)
             parts.append(Part(span.epochs, self._with_data(step, subnetwork.resolution, assembly), price.flops))

@@ -274,7 +274,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-DEMO = Recipe(model="resnet8(width=32)", data="clutter", epochs=7)
+DEMO = Recipe(model="resnet8(width=32)", data="clutter")
 """What is trained where nothing is named: a question that is open for two minutes on a laptop."""
 
 
@@ -298,7 +298,6 @@ class TrainConfig(Recipe):
 
     model: str = DEMO.model
     data: str = DEMO.data
-    epochs: int = DEMO.epochs
     method: str = "GrowOnce"
     seed: int = 0
     output: Path = Path("runs/train")
@@ -342,7 +341,6 @@ class CompareConfig(Recipe):
     table: str = ""
     model: str = DEMO.model
     data: str = DEMO.data
-    epochs: int = DEMO.epochs
     methods: list[str] = field(default_factory=lambda: ["GrowOnce"])
     seeds: int = 1
     first_seed: int = 0

@@ -48,7 +48,7 @@ TRACED_ONCE = frozenset(
         accelerate any_config autoprog bad_states batches checkpoint checks conformance depth_averages depth_identity
         depth_models depth_optimizers distributed drop_path elastic endings export faults frozen gating golden grow_once
         integrations lasso lengths memory methods_bad_input mini_batch morph operators own_loops part plan proximal
-        prunetrain pruning readme recipe rescue resolution resume rezero room savings search stepper
+        prunetrain pruning readme recipe rescue resolution resume rezero room savings search segmentation stepper
         token_label_training train trainers_ranks widening
     """.split()
 )

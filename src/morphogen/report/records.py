@@ -97,6 +97,11 @@ def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
+def metric_of(records: Sequence[Record]) -> str:
+    """What `accuracy` is in records of one task; accuracy in those from before there were others."""
+    return next((record["metric"] for record in records if "metric" in record), "accuracy")
+
+
 def by_file_name(method: str) -> str:
     """A method as it may stand in a file's name."""
     return re.sub(r"[^A-Za-z0-9.=]+", "_", method).strip("_")

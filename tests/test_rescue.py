@@ -52,8 +52,8 @@ def test_revisions_by_hand():
 @pytest.mark.parametrize(
     ("epoch", "option", "message"),
     [
-        (1, "later", "cannot be begun otherwise"),
-        (0, "later", "cannot be begun otherwise"),
+        (1, "later", "cannot begin in another way"),
+        (0, "later", "cannot begin in another way"),
         (3, "smaller", "no epoch is left"),
         (2, "sideways", "no such option for a stage; expected smaller or later, found sideways"),
     ],

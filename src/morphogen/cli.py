@@ -12,16 +12,21 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from .commands.command import Command
 from .commands.compare import COMPARE
 from .commands.export import EXPORT
+from .commands.figure import FIGURE
 from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
+from .commands.recommend import RECOMMEND
+from .commands.report import REPORT
 from .commands.train import TRAIN
 from .errors import ConfigError, MorphogenError, first_line
 from .machine.reading import MALFORMED
 from .train.checkpoint import Stopped, listening, number_of
 from .train.settings import MODE
 
-COMMANDS = {command.name: command for command in (TRAIN, COMPARE, PLAN, INSPECT, EXPORT, LABEL_MAPS)}
+COMMANDS = {
+    command.name: command for command in (TRAIN, COMPARE, RECOMMEND, PLAN, INSPECT, EXPORT, REPORT, FIGURE, LABEL_MAPS)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,9 +89,9 @@ def _parser_of(command: Command) -> ArgumentParser:
         parser.add_argument("--config", action="config", help="YAML file with the keys below")
     first, told = command.first or ("", "")
     if command.needs_first:
-        parser.add_argument(first, type=str, help=told)
+        parser.add_argument(first, nargs="+" if command.many else None, type=str, help=told)
     elif first:
-        parser.add_argument(first, nargs="?", type=str, default=SUPPRESS, help=told)
+        parser.add_argument(first, nargs="*" if command.many else "?", type=str, default=SUPPRESS, help=told)
     parser.add_class_arguments(command.config, skip={first}, as_group=False)
     return parser
 

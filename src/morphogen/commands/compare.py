@@ -73,5 +73,5 @@ speed at equal accuracy, from complete runs of several lengths (a minute on a CP
   morphogen compare --budgets "[0.5, 1, 1.5]" --seeds 3 --model "resnet8(width=8)" --epochs 10 \\
       --methods "[ProgressiveResizing(ratio=0.75)]" --output runs/fronts
   morphogen compare --config study.yaml --budgets "[0.3, 0.5, 0.75, 1, 1.25]" --seeds 5 --parallel 2""",
-    again="go on with the same command",
+    again="continue with the same command",
 )

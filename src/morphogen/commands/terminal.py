@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +29,16 @@ def tell_savings(records: Sequence[dict[str, Any]]) -> None:
     rows = saving_rows(records)
     if rows:
         console().print(as_table(rows, "what pruning left, in % of the dense network", narrow=True))
+
+
+@contextmanager
+def measuring() -> Iterator[Callable[[int, int], None]]:
+    """A bar while sub-networks are measured; gives what to tell how many are, and how many there will be."""
+    err = Console(stderr=True)
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("measuring", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class EpochProgress:

@@ -201,7 +201,7 @@ def read(path: Path) -> dict[str, Any]:
                 where=str(path),
                 expected=FORMAT,
                 found=str(metadata["format"]),
-                todo="Go on with that version, or begin anew with --resume false",
+                todo="Continue with that version, or start over with --resume false",
             )
         if metadata["sha256"] != _digest(metadata["tree"], tensors):
             raise ValueError("its checksum is another one")
@@ -272,7 +272,7 @@ def _unpacked(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         case "items":
             return {_unpacked(key, tensors): _unpacked(item, tensors) for key, item in value["items"]}
         case kind:
-            raise ValueError(f"{kind!r} is no kind of value")
+            raise ValueError(f"{kind!r} is not a kind of value")
 
 
 def _digest(tree: str, tensors: Mapping[str, torch.Tensor]) -> str:

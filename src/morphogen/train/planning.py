@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -16,8 +15,10 @@ from ..errors import ConfigError
 from ..methods import build_method
 from ..parts import Resize
 from ..plan import Plan, Supply, Training, plan
+from ..plan.planner import Progress
+from ..plan.recommend import Recommendation, recommended
 from ..run.assembly import Assembly
-from .config import PlanConfig, Recipe
+from .config import PlanConfig, Recipe, RecommendConfig
 from .data import Data, FileData, loader_throughput
 from .models import build_model
 from .objective import build_optimizer, laid_out, precision_of
@@ -28,24 +29,15 @@ LOADER_BATCH = 32
 """Images in a batch when decoding is timed: with large ones the loader's processes all finish their first at once."""
 
 
-def plan_recipe(config: PlanConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> Plan:
+def plan_recipe(config: PlanConfig, progress: Progress = lambda done, total: None) -> Plan:
     """Plan a method with a recipe, on random images, or on data where the recipe names some.
 
     Raises:
         MorphogenError: settings, model, data and method that do not fit.
     """
-    if config.compile:
-        raise ConfigError("the planner measures steps as they are", where="compile", expected="false", found="true")
     method = build_method(config.method)
     resize = Assembly(method).of(Resize) or Resize()
-    data = load_data(config) if config.data else None
-    if config.token_labels and data is None:
-        raise ConfigError("label maps go with images", where="token_labels", expected="data", found="none")
-    if config.model.startswith("smp:") and data is None:
-        raise ConfigError("a model of segmentation is planned on images with masks", where="data", expected="a folder")
-    model, training = measured_step(config, data, config.num_classes)
-    steps = data.steps if data else _steps(config)
-    supply = None if data is None else supply_of(data, config, resize.kind)
+    model, training, steps, supply = _measurable(config, resize.kind)
     return plan(
         model,
         method,
@@ -57,6 +49,34 @@ def plan_recipe(config: PlanConfig, progress: Callable[[int, int], None] = lambd
         exclude=config.exclude,
         progress=progress,
     )
+
+
+def recommend_recipe(config: RecommendConfig, progress: Progress = lambda done, total: None) -> Recommendation:
+    """Rank methods for a recipe, on random images, or on data where the recipe names some.
+
+    Raises:
+        MorphogenError: settings, model and data that do not fit.
+    """
+    model, training, steps, supply = _measurable(config, Resize().kind)
+    return recommended(
+        model, config.methods, training, config.epochs, steps, supply, config.seconds, config.exclude, progress
+    )
+
+
+def _measurable(
+    config: PlanConfig | RecommendConfig, resizing: str
+) -> tuple[nn.Module, Training, int | None, Supply | None]:
+    """The model, its training step, the steps of an epoch, and the data layer, where they are known."""
+    if config.compile:
+        raise ConfigError("the planner measures steps as they are", where="compile", expected="false", found="true")
+    data = load_data(config) if config.data else None
+    if config.token_labels and data is None:
+        raise ConfigError("label maps go with images", where="token_labels", expected="data", found="none")
+    if config.model.startswith("smp:") and data is None:
+        raise ConfigError("a model of segmentation is planned on images with masks", where="data", expected="a folder")
+    model, training = measured_step(config, data, config.num_classes)
+    steps = data.steps if data else _steps(config)
+    return model, training, steps, None if data is None else supply_of(data, config, resizing)
 
 
 def measured_step(recipe: Recipe, data: Data | None, num_classes: int = 0) -> tuple[nn.Module, Training]:
@@ -88,7 +108,7 @@ def _loss(recipe: Recipe, task: Task, model: nn.Module, images: torch.Tensor, ta
         return task.loss(model, laid_out(images, recipe), targets)
 
 
-def _steps(config: PlanConfig) -> int | None:
+def _steps(config: PlanConfig | RecommendConfig) -> int | None:
     """Steps in an epoch, where the number of images is known."""
     if config.images is None:
         return None

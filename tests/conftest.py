@@ -59,7 +59,7 @@ TRACED_ONCE = frozenset(
         drop_path elastic endings export faults folder frozen gating golden grow_once integrations label_maps
         lasso lengths memory methods_bad_input mini_batch morph operators optimizer_states own_loops part plan
         proximal prunetrain pruning rates readme recipe recipes rescue resolution restore resume rezero room savings
-        search shares_of_sizes space stepper structured_init subnet token_label_training trackers train
+        search segmentation shares_of_sizes space stepper structured_init subnet token_label_training trackers train
         trainers_ranks widening
     """.split()
 )

@@ -82,12 +82,14 @@ def _compare_lengths(config: CompareConfig) -> int:
         raise TrainingError("; ".join(found.failures))
     speedups = speedups_at_equal_accuracy(found.points)
     timing = "step times, taken apart" if found.apart else "the runs themselves"
-    head = {**found.head, "seconds_of": timing, "end_to_end": found.end_to_end}
+    metric = metric_of(config.data)
+    head = {**found.head, "metric": metric, "seconds_of": timing, "end_to_end": found.end_to_end}
     write_headline(found.points, speedups, head, config.output)
     title = f"{config.model} on {found.head['recipe']['data']}, seconds of {timing}"
-    console().print(as_table(front_rows(found.points), title))
+    console().print(as_table(front_rows(found.points, metric), title))
     if speedups:
-        console().print(as_table(headline_rows(speedups, found.end_to_end), "speedup at equal accuracy"))
+        rows = headline_rows(speedups, found.end_to_end, metric)
+        console().print(as_table(rows, f"speedup at equal {metric}"))
     print(f"fronts.json, fronts.csv, fronts.md and fronts.png are in {config.output}")
     if found.failures:
         raise TrainingError("; ".join(found.failures))

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ..machine.files import write_text
-from .records import Record, by_file_name, by_method
+from .records import Record, by_file_name, by_method, measured
 from .savings.rows import saving_rows
 from .savings.write import draw_savings
 from .searches import draw_searches
@@ -22,9 +22,18 @@ def _mean(runs: Sequence[Record], key: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
+def _mean_figure(runs: Sequence[Record], name: str) -> str:
+    values = [run["epochs"][-1].get("figures", {}).get(name) for run in runs]
+    return "" if None in values else f"{statistics.fmean(values):.2f}"
+
+
 def summary(records: Sequence[Record]) -> list[dict[str, str]]:
-    """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups."""
-    groups = by_method(records)
+    """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups.
+
+    What is called accuracy here is of the runs' metric, see `measured`; further figures of their tests come beside it.
+    """
+    groups, metric = by_method(records), measured(records)
+    others = dict.fromkeys(name for record in records for name in record["epochs"][-1].get("figures", {}))
     dense = _mean(groups["Dense"], "accuracy") or 0.0
     rows = []
     for method, runs in groups.items():
@@ -35,8 +44,9 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
         rows.append(
             {
                 "method": "  dense in the same time" if method.startswith("Dense in") else method,
-                "accuracy %": f"{mean:.2f}{spread}",
+                f"{metric} %": f"{mean:.2f}{spread}",
                 "gap (points)": f"{mean - dense:+.2f}",
+                **{f"{name} %": _mean_figure(runs, name) for name in others},
                 "seconds": f"{_mean(runs, 'training_seconds'):.1f}",
                 "speedup": f"{_mean(runs, 'speedup'):.2f}x",
                 "FLOP speedup": f"{_mean(runs, 'flop_speedup'):.2f}x",
@@ -122,7 +132,7 @@ def draw_accuracy(records: Sequence[Record], path: Path) -> None:
                 linestyle="none",
             )
     axes.set_xlabel("training time (s), evaluation left out")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {measured(records)} (%)")
     axes.set_title(f"{records[0]['model']}\non {records[0]['data']} (triangles: right after a morph)", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)

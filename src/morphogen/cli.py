@@ -15,13 +15,14 @@ from .commands.export import EXPORT
 from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
+from .commands.recommend import RECOMMEND
 from .commands.train import TRAIN
 from .errors import ConfigError, MorphogenError, first_line
 from .machine.reading import MALFORMED
 from .train.checkpoint import Stopped, listening, number_of
 from .train.settings import MODE
 
-COMMANDS = {command.name: command for command in (TRAIN, COMPARE, PLAN, INSPECT, EXPORT, LABEL_MAPS)}
+COMMANDS = {command.name: command for command in (TRAIN, COMPARE, PLAN, RECOMMEND, INSPECT, EXPORT, LABEL_MAPS)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,7 +50,7 @@ def _train(config: TrainConfig) -> int:
         places = config.track if rank() == 0 else []
         with (
             listening(checkpoints.ask),  # until all is written
-            EpochProgress() as tell,
+            EpochProgress(run.ledger.metric) as tell,
             tracking(places, config.output, run.ledger, config.as_text()) as trackers,
         ):
             if config.overwrite and rank() == 0:
@@ -72,7 +72,11 @@ def _train(config: TrainConfig) -> int:
     if rank():
         return 0
     seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
-    console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy or 0:.2f}", **seconds}]))
+    last = run.ledger.epochs[-1]
+    figures = {
+        f"{name} %": f"{value:.2f}" for name, value in {run.ledger.metric: last.accuracy, **last.figures}.items()
+    }
+    console().print(as_table([{"method": config.method, **figures, **seconds}]))
     for search in run.ledger.searches:
         console().print(as_table(search_rows(search), search_title(search)))
     tell_savings([run.ledger.record()])
@@ -95,6 +99,8 @@ def _save(run: Run, config: TrainConfig) -> None:
         if record["searches"]:
             draw_searches(record["searches"], config.output / "search.png")
         draw_savings([record], config.output)
+        if not run.ledger.stopped:
+            run.draw(config.output)
         write_text(config.output / "results.json", json.dumps([record], indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write the results ({error})", where=str(config.output)) from error
@@ -109,5 +115,5 @@ TRAIN = Command(
   morphogen train --model "resnet20(width=32)" --data /data/cifar10 --epochs 60 --method "NetworkExpansion(stages=3)"
   morphogen train --config run.yaml --seed 1
   morphogen train --config recipes/volo_d1.yaml --data imagenet:/data/imagenet --token_labels maps""",
-    again="go on with the same command and --resume true",
+    again="continue with the same command and --resume true",
 )

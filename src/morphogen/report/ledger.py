@@ -26,12 +26,16 @@ BESIDE = ("evaluation", "accounting")
 
 @dataclass
 class Epoch:
-    """One epoch: mean loss, test accuracy at its end (percent), training seconds since the run began."""
+    """One epoch: mean loss, test accuracy at its end (percent), training seconds since the run began.
+
+    `accuracy` is of the run's metric, whatever that is; `figures` are others of the same test, percent.
+    """
 
     epoch: int
     loss: float
     accuracy: float
     seconds: float
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -139,6 +143,8 @@ class Ledger:
     model: str
     data: str
     seed: int
+    metric: str = "accuracy"
+    """What the test measures, in percent: all that is called accuracy here is of it."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*TRAINING, *BESIDE), 0.0))
     epochs: list[Epoch] = field(default_factory=list)
     morphs: list[MorphEvent] = field(default_factory=list)
@@ -218,6 +224,7 @@ class Ledger:
             "model": self.model,
             "data": self.data,
             "seed": self.seed,
+            "metric": self.metric,
             "accuracy": self.accuracy,
             "stopped": self.stopped,
             "training_seconds": self.training_seconds,
@@ -248,6 +255,7 @@ class Ledger:
         plain = "method model data seed history searches rescues schedule predicted_speedup stopped".split()
         return Ledger(
             **{key: record[key] for key in (*plain, "peak_memory")},
+            metric=record.get("metric", "accuracy"),
             seconds=dict(record["seconds"]),
             epochs=[Epoch(**data) for data in record["epochs"]],
             morphs=[MorphEvent(**data) for data in record["morphs"]],

@@ -31,6 +31,7 @@ KEPT: dict[str, Any] = {
 
 ADDED: dict[str, Any] = {
     "samples": int,
+    "metric": str,
     "peak_memory": int,
     "predicted_speedup": float | None,
     "schedule": dict[str, Any] | None,

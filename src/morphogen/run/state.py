@@ -167,7 +167,7 @@ def check_same_run(run: Run, state: Mapping[str, Any]) -> None:
             "written by another version of Morphogen",
             expected=FORMAT,
             found=str(state["format"]),
-            todo="Go on with that version, or begin anew",
+            todo="Continue with that version, or start over",
         )
     for what, theirs, ours in (
         ("model", state["dense"], run.network.structure.fingerprint()),

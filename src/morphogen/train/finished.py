@@ -73,7 +73,7 @@ class Finished:
             return record
         except MALFORMED as error:
             raise ConfigError(
-                f"line {number} is no finished run ({first_line(error)})",
+                f"line {number} is not a finished run ({first_line(error)})",
                 where=str(self.path),
                 todo="Remove the line, and its run is done again; or choose another folder with --output",
             ) from error
@@ -89,7 +89,7 @@ class Finished:
                 where=str(self.path.parent),
                 expected=f"{other} {recipe.get(other)}",
                 found=f"{theirs.get(other)}",
-                todo="Choose another folder with --output, or begin anew with --overwrite true, which removes them",
+                todo="Choose another folder with --output, or start over with --overwrite true, which removes them",
             )
 
     def append(self, record: Record) -> None:

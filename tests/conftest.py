@@ -51,7 +51,7 @@ TRACED_ONCE = frozenset(
         depth_models depth_optimizers distributed docs drop_path elastic endings export faults frozen gating golden
         grow_once integrations lasso lengths memory methods_bad_input mini_batch morph operators own_loops part plan
         proximal prunetrain pruning readme recipe rescue resolution restore resume rezero room savings search stepper
-        token_label_training train trainers_ranks widening
+        token_label_training train trainers_ranks unfreezing widening
     """.split()
 )
 """Tests of what is done with a structure, not of how it is found."""

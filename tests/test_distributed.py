@@ -1,5 +1,6 @@
 """Two ranks on the CPU: whatever each measures on its own, they sample, search, extract and prune the same."""
 
+import copy
 from unittest import mock
 
 import pytest
@@ -29,6 +30,7 @@ def work(rank: int, folder: str) -> None:
             torch.save(train(rank, recycle), f"{folder}/search {recycle}{rank}.pt")
     with traced_once():
         torch.save(restore(rank), f"{folder}/restore{rank}.pt")
+        torch.save(unfreeze(rank), f"{folder}/unfreeze{rank}.pt")
     mocks = {name: mock.Mock(side_effect=getattr(distributed, name)) for name in COLLECTIVES.split()}
     for proximal in (True, False):
         result = prune(rank, proximal, lambda: mock.patch.multiple(distributed, **mocks))
@@ -80,6 +82,11 @@ def test_two_ranks_sample_search_extract_and_prune_the_same(tmp_path):
     multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method=fresh())
     for recycle in (True, False):
         agree(*(torch.load(tmp_path / f"search {recycle}{rank}.pt") for rank in (0, 1)), recycle)
+    one, two = (torch.load(tmp_path / f"unfreeze{rank}.pt", weights_only=False) for rank in (0, 1))
+    for (_, mine), (_, theirs) in zip(one, two, strict=True):
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+    assert not one[0][1]["stem.weight"].requires_grad and one[1][1]["stem.weight"].requires_grad
+    assert not torch.equal(one[0][1]["stem.weight"], one[1][1]["stem.weight"])  # trained in the end
     the_same_channels_left_and_returned(*(torch.load(tmp_path / f"restore{rank}.pt") for rank in (0, 1)))
     prune_the_same_and_talk_once_while_they_train(tmp_path)
 
@@ -101,6 +108,24 @@ def restore(rank: int):
             optimizer.step()
     returned = {name: model.state_dict()[name] for name in before}
     return small.to_json(), small.channels, before, returned
+
+
+def unfreeze(rank: int):
+    torch.manual_seed(0)
+    model = Residual()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = morphogen.ProgressiveUnfreezing(shares=(0.3, 1.0))
+    run = morphogen.attach(model, optimizer, method, example=image(4), epochs=2, steps_per_epoch=2)
+    wrapped, seen = DistributedDataParallel(model), []
+    torch.manual_seed(1 + rank)  # each its own data
+    for epoch in range(2):
+        run.begin_epoch(epoch)
+        for _ in range(2):
+            optimizer.zero_grad()
+            wrapped(image(4)).square().mean().backward()
+            optimizer.step()
+        seen.append((epoch, copy.deepcopy(dict(model.named_parameters()))))
+    return seen
 
 
 def the_same_channels_left_and_returned(one, two):

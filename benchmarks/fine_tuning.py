@@ -1,6 +1,6 @@
 """Fine-tuning: a network trained on the first half of the classes of an image folder, then on the others.
 
-    python benchmarks/fine_tuning.py --data FOLDER [--seeds 3] [--work runs/fine_tuning]
+    python benchmarks/fine_tuning.py --data FOLDER [--seeds 3] [--work runs/fine_tuning] [--output FOLDER]
 
 FOLDER has train/CLASS and test/CLASS (CIFAR-10 as JPEG). The first network is trained once, into the work folder. Then
 `fine_tuning.yaml` (methods, complete runs of several lengths) and `fine_tuning_ablation.yaml` (how channels are chosen,
@@ -42,13 +42,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/fine_tuning"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "fine_tuning")
     options = parser.parse_args()
     first, rest = split(options.data, options.work)
     commands = [["train", *FIRST, "--data", str(first), "--output", str(options.work / "network")]]
     weights = str(options.work / "network" / "model.pt")
     for seeds in range(1, options.seeds + 1):
         for name, folder in (("fine_tuning", ""), ("fine_tuning_ablation", "ablation")):
-            output = HERE / "results" / "fine_tuning" / folder
+            output = options.output / folder
             settings = ["--config", str(HERE / f"{name}.yaml"), "--data", str(rest), "--pretrained", weights]
             commands.append(["compare", *settings, "--seeds", str(seeds), "--output", str(output)])
     for command in commands:

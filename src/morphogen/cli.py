@@ -6,23 +6,28 @@ import sys
 import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from functools import cache
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from .commands.command import Command
 from .commands.compare import COMPARE
 from .commands.export import EXPORT
+from .commands.figure import FIGURE
 from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
 from .commands.recommend import RECOMMEND
+from .commands.report import REPORT
 from .commands.train import TRAIN
 from .errors import ConfigError, MorphogenError, first_line
 from .machine.reading import MALFORMED
 from .train.checkpoint import Stopped, listening, number_of
 from .train.settings import MODE
 
-COMMANDS = {command.name: command for command in (TRAIN, COMPARE, PLAN, RECOMMEND, INSPECT, EXPORT, LABEL_MAPS)}
+COMMANDS = {
+    command.name: command for command in (TRAIN, COMPARE, RECOMMEND, PLAN, INSPECT, EXPORT, REPORT, FIGURE, LABEL_MAPS)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +63,19 @@ def _one_line(message: Warning | str, *_: object) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
     """The command, and its settings."""
+    try:
+        parsed = _parser().parse_args(arguments)
+        settings: Namespace = parsed[parsed.command]
+        settings.pop("config", None)
+        command = COMMANDS[parsed.command]
+        return command, command.config(**vars(settings))
+    except (ArgumentError, *MALFORMED) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+
+
+@cache
+def _parser() -> ArgumentParser:
+    """Of all commands; it takes a tenth of a second."""
     parser = ArgumentParser(
         prog="morphogen",
         exit_on_error=False,
@@ -69,14 +87,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
     for command in COMMANDS.values():
         told = str(command.run.__doc__)
         commands.add_subcommand(command.name, _parser_of(command), help=told.partition(";")[0].partition(".")[0])
-    try:
-        parsed = parser.parse_args(arguments)
-        settings: Namespace = parsed[parsed.command]
-        settings.pop("config", None)
-        command = COMMANDS[parsed.command]
-        return command, command.config(**vars(settings))
-    except (ArgumentError, *MALFORMED) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+    return parser
 
 
 def _parser_of(command: Command) -> ArgumentParser:
@@ -85,9 +96,9 @@ def _parser_of(command: Command) -> ArgumentParser:
         parser.add_argument("--config", action="config", help="YAML file with the keys below")
     first, told = command.first or ("", "")
     if command.needs_first:
-        parser.add_argument(first, type=str, help=told)
+        parser.add_argument(first, nargs="+" if command.many else None, type=str, help=told)
     elif first:
-        parser.add_argument(first, nargs="?", type=str, default=SUPPRESS, help=told)
+        parser.add_argument(first, nargs="*" if command.many else "?", type=str, default=SUPPRESS, help=told)
     parser.add_class_arguments(command.config, skip={first}, as_group=False)
     return parser
 

@@ -12,6 +12,7 @@ from ..machine.files import write_text
 from ..machine.folder import owned
 from ..machine.ranks import decided_by_first, rank
 from ..methods import build_method
+from ..report.ledger import environment
 from ..report.render import as_table
 from ..report.savings.write import draw_savings
 from ..report.searches import draw_searches, search_rows, search_title
@@ -90,6 +91,7 @@ def _save(run: Run, config: TrainConfig) -> None:
     """Write all that a run leaves; last of all its record, which says whether it is finished."""
     try:
         record: dict[str, Any] = run.ledger.record() | {"settings": config.deciding()}
+        record["environment"] = environment(config.torch_device())
         if run.ledger.stopped and (name := not_finite(run.result)):
             warnings.warn(f"no model.pt is written: {name} is not finite", stacklevel=2)
         else:

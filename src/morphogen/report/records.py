@@ -35,6 +35,10 @@ ADDED: dict[str, Any] = {
     "peak_memory": int,
     "predicted_speedup": float | None,
     "schedule": dict[str, Any] | None,
+    "history": list[dict[str, Any]],
+    "dense": dict[str, Any] | None,
+    "rescues": list[dict[str, Any]],
+    "settings": dict[str, Any],
     "searches": list[dict[str, Any]],
     "pruned": PrunedRun | None,
     "budget": float,
@@ -95,6 +99,11 @@ def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in records:
         groups.setdefault(record["method"], []).append(record)
     return groups
+
+
+def measured(records: Sequence[Record]) -> str:
+    """What accuracy is of: `accuracy`, `mIoU`; of several kinds, all of them."""
+    return ", ".join(dict.fromkeys(record.get("metric", "accuracy") for record in records))
 
 
 def by_file_name(method: str) -> str:

@@ -24,6 +24,8 @@ from ..machine.files import replaced
 from ..machine.ranks import gathered, mean, rank, ranks, spread
 from ..methods import Method
 from ..parts import Batch, Prune, Resize, Search
+from ..report.correlations import FeatureMaps
+from ..report.gating import gated_share
 from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun
 from ..report.outcome import predicted_speedup, saved_schedule
 from ..report.sparsity import densities, mapped_layers, output_maxima
@@ -136,6 +138,7 @@ class Run:
                 torch.manual_seed(hash((seed, rank())) % 2**63)
             self._follow()
             self._costs = Costs(self.attached, self._precision)
+            self.ledger.dense = self.attached.network.dense.to_dict()
             self._open_stage(0)
             if self._prune is not None:
                 dense, threshold = self.attached.network.dense, self._prune.policy.threshold
@@ -217,8 +220,11 @@ class Run:
         if len(attached.history) > len(ledger.history) or self.batch_size != ledger.stages[-1].batch_size:
             self._open_stage(number)
         if receipt is not None:
-            before, (after, _) = ledger.epochs[-1].accuracy, self._evaluate()
-            ledger.morphs.append(MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds))
+            with FeatureMaps(attached.network, self.result, receipt.before) as maps:
+                before, (after, _) = ledger.epochs[-1].accuracy, self._evaluate()
+            ledger.morphs.append(
+                MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds, maps.correlations())
+            )
             old, new = receipt.before, receipt.after
             resized = (old.channels, old.blocks) == (new.channels, new.blocks)  # falls, and comes back in an epoch
             if before - after > self.recipe.warn_drop and not resized:
@@ -446,7 +452,11 @@ class Run:
         network = self.attached.network
         with self.ledger.clock("accounting", self.device):
             searching = self._searching is not None
-            self.ledger.stages.append(self._costs.of_stage(epoch, network.current, self.batch_size, searching))
+            stage = self._costs.of_stage(epoch, network.current, self.batch_size, searching)
+            if self._prune is not None:
+                policy = self._prune.policy
+                stage.gated = gated_share(network, stage.inference_flops, policy.threshold, folded=policy.folded)
+            self.ledger.stages.append(stage)
             self.ledger.history = [
                 {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
             ]

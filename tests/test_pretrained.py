@@ -222,19 +222,11 @@ def test_a_pruned_networks_file_says_why_it_does_not_fit(tmp_path):
 FINE_TUNING = (Path(__file__).parent.parent / "docs" / "fine_tuning.md").read_text()
 
 
-def test_the_page_on_fine_tuning_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save(torchvision.models.resnet18().state_dict(), "pretrained.pt")
-    names = {}
-    for code in re.findall(r"```python\n(.*?)```", FINE_TUNING, re.DOTALL):
-        exec(code, names)
-    assert (tmp_path / "pruned.safetensors").exists()
-
-
-def test_the_commands_on_that_page_can_be_read():
+def test_the_methods_of_the_page_on_fine_tuning_can_be_made():
     commands = re.findall(r"^morphogen (.*)$", FINE_TUNING, re.MULTILINE)
     assert len(commands) == 5
     for command in commands:
         _, config = _parse(shlex.split(command))
-        methods = [config.method] if hasattr(config, "method") else config.methods
-        assert config.pretrained and all(build_method(method) for method in methods)
+        assert config.pretrained
+        for method in [config.method] if hasattr(config, "method") else config.methods:
+            build_method(method)

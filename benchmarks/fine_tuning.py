@@ -45,8 +45,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results" / "fine_tuning")
     options = parser.parse_args()
     first, rest = split(options.data, options.work)
-    commands = [["train", *FIRST, "--data", str(first), "--output", str(options.work / "network")]]
     weights = str(options.work / "network" / "model.pt")
+    train = ["train", *FIRST, "--data", str(first), "--output", str(options.work / "network")]
+    commands = [] if Path(weights).exists() else [train]
     for seeds in range(1, options.seeds + 1):
         for name, folder in (("fine_tuning", ""), ("fine_tuning_ablation", "ablation")):
             output = options.output / folder

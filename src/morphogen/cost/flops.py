@@ -34,7 +34,8 @@ class Cost:
 
 
 def cost(network: Network, subnetwork: SubNetwork, batch_size: int = 1) -> Cost:
-    """Count one sub-network at a batch size; nothing is computed and the model is not touched.
+    """Count one sub-network at a batch size, what is frozen now without its backward pass; nothing is computed and the
+    model is not touched.
 
     Under autocast, bytes are those of its types.
     """
@@ -48,6 +49,8 @@ def cost(network: Network, subnetwork: SubNetwork, batch_size: int = 1) -> Cost:
 
 def _counted(network: Network, subnetwork: SubNetwork, batch_size: int) -> Cost:
     fake = network.sketch(subnetwork)
+    for name, parameter in fake.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in network.frozen)
     with FlopCounterMode(display=False) as counter:
         with NormalisationTraffic() as traffic:
             output = network.fake.run(fake, subnetwork.resolution, batch_size)

@@ -50,6 +50,8 @@ class Network:
             what comes back of them has their values.
         away: what is out and is to come back as it was, by tensor, and the resolution at which it left; None where
             nobody asked for that. See `morph/away.py`.
+        frozen: the parameters that a method does not train for now, by name.
+        order: the units of each channel group, the most important first; None where nobody asked for that.
         outside: the blocks that are out, by path: the user's own modules, their tensors empty.
         held: for each optimizer, its parameter groups that have lost parameters, and what they held.
         begins: for each optimizer, how each entry of a parameter's state begins: a constant, or None for the weights.
@@ -72,6 +74,8 @@ class Network:
         self.initial = _statistics(model, structure)
         self.constants = _constants(model, structure)
         self.away: dict[str, tuple[torch.Tensor, Resolution | None]] | None = None
+        self.frozen: frozenset[str] = frozenset()
+        self.order: Mapping[str, tuple[int, ...]] | None = None
         self.outside: dict[str, nn.Module] = {}
         self.held: WeakKeyDictionary[Optimizer, list[tuple[dict[str, Any], list[nn.Parameter]]]] = WeakKeyDictionary()
         self.begins: WeakKeyDictionary[Optimizer, dict[str, float | None]] = WeakKeyDictionary()

@@ -20,6 +20,7 @@ from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
 from ..machine.private import tree_leaves, tree_map
 from ..machine.timing import now, rounds_of
+from ..morph.away import begin_to_keep
 from ..morph.commit import morph
 from ..parts import Average
 from ..parts.momentum import MomentumNetwork
@@ -200,6 +201,9 @@ class Bench:
         if before == after:
             return 0.0
         if (before, after) not in self._morphs:
+            if assembly.restores:  # what is out is kept, which takes its time
+                self._go(self.network.dense)
+                begin_to_keep(self.network)
             self._go(before)
             momentum = MomentumNetwork(self.network.model, 0.0) if assembly.of(Average) else None
             start = now(self.device)
@@ -212,6 +216,7 @@ class Bench:
                 momentum=momentum,
             )
             self._morphs[before, after] = now(self.device) - start
+            self.network.away = None
         return self._morphs[before, after]
 
     def cost(self, subnetwork: SubNetwork) -> StepCost:

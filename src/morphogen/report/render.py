@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ..errors import ConfigError
 from ..machine.files import write_text
 from .records import Record, by_file_name, by_method
 from .savings.rows import saving_rows
@@ -23,8 +24,12 @@ def _mean(runs: Sequence[Record], key: str) -> float | None:
 
 
 def summary(records: Sequence[Record]) -> list[dict[str, str]]:
-    """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups."""
-    groups = by_method(records)
+    """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups, protocol.
+
+    Raises:
+        ConfigError: records of another protocol of testing are among them.
+    """
+    groups, protocol = by_method(records), one_protocol(records)
     dense = _mean(groups["Dense"], "accuracy") or 0.0
     rows = []
     for method, runs in groups.items():
@@ -36,14 +41,38 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
             {
                 "method": "  dense in the same time" if method.startswith("Dense in") else method,
                 "accuracy %": f"{mean:.2f}{spread}",
+                "best epoch %": f"{statistics.fmean(map(best_epoch, runs)):.2f}",
                 "gap (points)": f"{mean - dense:+.2f}",
                 "seconds": f"{_mean(runs, 'training_seconds'):.1f}",
                 "speedup": f"{_mean(runs, 'speedup'):.2f}x",
                 "FLOP speedup": f"{_mean(runs, 'flop_speedup'):.2f}x",
                 "realised": "" if realised is None or method.startswith("Dense") else f"{realised:.2f}",
             }
+            | ({"tested on": protocol} if protocol else {})
         )
     return rows
+
+
+def one_protocol(records: Sequence[Record]) -> str:
+    """How all of these were tested; empty where old records do not say.
+
+    Raises:
+        ConfigError: some were tested otherwise.
+    """
+    protocols = list(dict.fromkeys(record.get("protocol", "") for record in records))
+    if len(protocols) > 1:
+        raise ConfigError(
+            "figures of another protocol are among these",
+            expected=protocols[0] or "none named",
+            found=protocols[1] or "none named",
+            todo="Make a table of each by itself",
+        )
+    return protocols[0] if protocols else ""
+
+
+def best_epoch(run: Record) -> float:
+    """The highest test accuracy after any epoch; what papers print may be this one or the last."""
+    return max(epoch["accuracy"] for epoch in run["epochs"])
 
 
 def as_table(rows: Sequence[dict[str, str]], title: str = "", *, narrow: bool = False) -> Table:

@@ -1,4 +1,4 @@
-"""Write the tables of docs/papers: each row's recipe, what the paper prints, and what benchmarks/papers.py has measured.
+"""Write the tables of docs/papers: each row's recipe, what the paper prints, what benchmarks/papers.py has measured.
 
 python benchmarks/papers_pages.py
 """

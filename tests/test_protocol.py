@@ -12,7 +12,7 @@ from morphogen.errors import ConfigError
 from morphogen.methods import Dense, build_method
 from morphogen.report.ledger import Ledger
 from morphogen.report.measured import measured
-from morphogen.report.render import summary
+from morphogen.report.render import summary, write_results
 from morphogen.train.images import CentreCrops
 from morphogen.train.loop import Run
 from morphogen.train.models import crop_of
@@ -101,7 +101,7 @@ def test_a_finished_network_is_tested_at_another_size_and_stays_as_it_is(model, 
     assert run._evaluate_at(16)["accuracy"] == run.ledger.accuracy  # its own
 
 
-def test_tables_have_the_best_epoch_beside_the_last_and_the_protocol():
+def test_tables_have_the_best_epoch_beside_the_last_and_the_protocol(tmp_path):
     run = run_of()
     record = run.ledger.record() | {"speedup": 1.0, "flop_speedup": 1.0, "realised": None}
     accuracies = [10.0, 60.0, 50.0]
@@ -110,7 +110,8 @@ def test_tables_have_the_best_epoch_beside_the_last_and_the_protocol():
     record["accuracy"] = 50.0
     (row,) = summary([record])
     assert row["accuracy %"] == "50.00" and row["best epoch %"] == "60.00"
-    assert row["tested on"] == "whole test images at 16 pixels"
+    write_results([record], tmp_path)
+    assert "Tested on whole test images at 16 pixels." in (tmp_path / "summary.md").read_text()
     assert measured([record], [record])["best"] == 60
 
 

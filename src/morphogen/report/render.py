@@ -24,12 +24,13 @@ def _mean(runs: Sequence[Record], key: str) -> float | None:
 
 
 def summary(records: Sequence[Record]) -> list[dict[str, str]]:
-    """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups, protocol.
+    """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups.
 
     Raises:
         ConfigError: records of another protocol of testing are among them.
     """
-    groups, protocol = by_method(records), one_protocol(records)
+    one_protocol(records)
+    groups = by_method(records)
     dense = _mean(groups["Dense"], "accuracy") or 0.0
     rows = []
     for method, runs in groups.items():
@@ -48,7 +49,6 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
                 "FLOP speedup": f"{_mean(runs, 'flop_speedup'):.2f}x",
                 "realised": "" if realised is None or method.startswith("Dense") else f"{realised:.2f}",
             }
-            | ({"tested on": protocol} if protocol else {})
         )
     return rows
 
@@ -113,7 +113,8 @@ def write_results(records: Sequence[Record], folder: Path) -> None:
         writer.writeheader()
         writer.writerows(flat)
     tables = [rows for rows in (summary(records), saving_rows(records)) if rows]
-    write_text(folder / "summary.md", "\n\n".join(map(as_markdown, tables)) + "\n")
+    tested = [f"Tested on {protocol}."] if (protocol := one_protocol(records)) else []
+    write_text(folder / "summary.md", "\n\n".join([*map(as_markdown, tables), *tested]) + "\n")
     draw_accuracy(records, folder / "accuracy.png")
     draw_savings(records, folder)
     for record in records:

@@ -14,7 +14,8 @@ from morphogen.errors import ConfigError
 from morphogen.train import models
 from morphogen.train.pretrained import begin_with, known_as
 
-SMALL = "--model resnet8(width=8) --images 256 --test_images 32 --epochs 2 --batch_size 64 --method Dense".split()
+SMALL = """--data digits --model resnet8(width=8) --images 256 --test_images 32 --epochs 2 --batch_size 64
+    --method Dense""".split()
 
 
 class Net(nn.Module):

@@ -6,6 +6,7 @@ import sys
 import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
@@ -65,6 +66,19 @@ def _one_line(message: Warning | str, *_: object) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
     """The command, and its settings."""
+    try:
+        parsed = _parser().parse_args(arguments, defaults=False)
+        given: Namespace = parsed.get(parsed.command, Namespace())
+        given.pop("config", None)
+        command = COMMANDS[parsed.command]
+        return command, (command.configure or _as_given(command))(vars(given))
+    except (ArgumentError, *MALFORMED) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+
+
+@cache
+def _parser() -> ArgumentParser:
+    """Of all commands; it takes a tenth of a second."""
     parser = ArgumentParser(
         prog="morphogen",
         exit_on_error=False,
@@ -76,14 +90,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
     for command in COMMANDS.values():
         told = str(command.run.__doc__)
         commands.add_subcommand(command.name, _parser_of(command), help=told.partition(";")[0].partition(".")[0])
-    try:
-        parsed = parser.parse_args(arguments, defaults=False)
-        given: Namespace = parsed.get(parsed.command, Namespace())
-        given.pop("config", None)
-        command = COMMANDS[parsed.command]
-        return command, (command.configure or _as_given(command))(vars(given))
-    except (ArgumentError, *MALFORMED) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+    return parser
 
 
 def _as_given(command: Command) -> Callable[[dict[str, Any]], Any]:

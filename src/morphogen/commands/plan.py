@@ -21,7 +21,7 @@ def configure(given: dict[str, Any]) -> PlanConfig:
 
 
 def run_plan(config: PlanConfig) -> int:
-    """Measure each stage of a method here, and say what it would save before it is run."""
+    """Measure each stage of a method on this device, and predict what training with it would save."""
     with measuring() as tell:
         plan = plan_recipe(config, tell)
     where = environment(config.torch_device())

@@ -38,6 +38,15 @@ def cost(network: Network, subnetwork: SubNetwork, batch_size: int = 1) -> Cost:
 
     Under autocast, bytes are those of its types.
     """
+    device = network.fake.device.type
+    types = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    key = "cost", subnetwork, batch_size, types
+    if key not in network.answers:
+        network.answers[key] = _counted(network, subnetwork, batch_size)
+    return network.answers[key]
+
+
+def _counted(network: Network, subnetwork: SubNetwork, batch_size: int) -> Cost:
     fake = network.sketch(subnetwork)
     with FlopCounterMode(display=False) as counter:
         with NormalisationTraffic() as traffic:

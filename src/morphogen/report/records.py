@@ -104,6 +104,11 @@ def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
+def measured(records: Sequence[Record]) -> str:
+    """What accuracy is of: `accuracy`, `mIoU`; of several kinds, all of them."""
+    return ", ".join(dict.fromkeys(record.get("metric", "accuracy") for record in records))
+
+
 def by_file_name(method: str) -> str:
     """A method as it may stand in a file's name."""
     return re.sub(r"[^A-Za-z0-9.=]+", "_", method).strip("_")

@@ -74,7 +74,7 @@ class Recipe:
         optimizer: `sgd` (momentum 0.9) or `adamw`.
         nesterov: whether the momentum is Nesterov's.
         lr: peak learning rate.
-        lr_schedule: how it falls behind the warm-up: `cosine`, `linear`, `poly(power=0.9)`,
+        lr_schedule: how it falls after the warm-up: `cosine`, `linear`, `poly(power=0.9)`,
             `milestones(at=(0.5, 0.75), factor=0.1)`, or `wsd(decay=0.35)`, which is flat and linear to 0 in the last
             part, so that what grows before learns at the full rate.
         warmup_epochs: epochs in which the learning rate rises to its peak, linearly from a thousandth of it.
@@ -95,11 +95,11 @@ class Recipe:
             several, such as `[0.998, 0.9996]`, it is the one that is best when the run ends, and results name it.
         test_size: side of the images in pixels at which the finished network is tested too, without training there.
         fast: all ordinary speed-ups that the device has: bfloat16, channels_last, fused, compile, and on a GPU
-            cuda_graphs; each of them can be set apart as well.
+            cuda_graphs; each can also be set by itself.
         precision: `float32`; autocast to `bfloat16`, or to `float16` with the loss scaled.
         channels_last: keep images and weights in channels-last memory format.
         fused: let one kernel update all parameters.
-        compile: `torch.compile` the network, once for each size that it has; searches run as they are.
+        compile: `torch.compile` the network, once for each size that it has; searches run uncompiled.
         cuda_graphs: replay the compiled step as a CUDA graph; on a GPU, with compile.
         exclude: module paths of the model that no method changes, such as `["layer4"]`.
         sparsity_map: paths of the layers whose channels a method that prunes shows over the epochs; by default three
@@ -274,6 +274,10 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+DEMO = Recipe(model="resnet8(width=32)", data="clutter")
+"""What is trained where nothing is named: a question that is open for two minutes on a laptop."""
+
+
 @dataclass(frozen=True)
 class TrainConfig(Recipe):
     """One run.
@@ -282,16 +286,18 @@ class TrainConfig(Recipe):
         method: such as `NetworkExpansion(width=0.5, stages=5, operator='orthogonal')` or `Dense`.
         seed: of the weights, the data order and the augmentation.
         output: folder for the weights, the ledger and the checkpoints.
-        resume: bring the run in the output folder to its end, from its latest checkpoint; where there is none, begin. A
-            run that is finished stays as it is.
+        resume: continue the run in the output folder from its latest checkpoint; without one, start it. A finished run
+            stays as it is.
         overwrite: remove the run that is in the output folder, and start over. Without either, a folder that holds a
             run is refused.
         save_every: seconds between checkpoints; 0 saves after every step.
-        keep: checkpoints that stay.
+        keep: number of checkpoints kept.
         track: where else to write each epoch and each morph: `tensorboard`, `wandb` (offline unless WANDB_MODE says
             otherwise); both into the output folder.
     """
 
+    model: str = DEMO.model
+    data: str = DEMO.data
     method: str = "GrowOnce"
     seed: int = 0
     output: Path = Path("runs/train")
@@ -333,6 +339,8 @@ class CompareConfig(Recipe):
     """
 
     table: str = ""
+    model: str = DEMO.model
+    data: str = DEMO.data
     methods: list[str] = field(default_factory=lambda: ["GrowOnce"])
     seeds: int = 1
     first_seed: int = 0
@@ -382,7 +390,7 @@ class PlanConfig(Recipe):
         images: without data, how many training images there would be, for the time of the run.
         method: such as `Prog(ratio=0.5)`.
         num_classes: number of outputs without data.
-        seconds: to measure for; tracing and morphs come on top.
+        seconds: how long to measure; tracing and morphs take time on top.
         json: print JSON instead of tables.
     """
 

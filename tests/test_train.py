@@ -180,12 +180,14 @@ def test_speedups_by_hand():
 
 def test_summary_by_hand():
     base = {"training_seconds": 10.0, "speedup": 1.0, "flop_speedup": 1.0, "realised": None}
+    base["epochs"] = [{"accuracy": 93.0}, {"accuracy": 80.0}]
     records = [base | {"method": "Dense", "accuracy": a} for a in (90.0, 92.0)]
     records += [base | {"method": "M", "accuracy": a, "speedup": 1.5, "realised": 0.8} for a in (89.0, 91.0)]
     rows = summary(records)
     assert rows[1] == {
         "method": "M",
         "accuracy %": "90.00 ± 1.41",
+        "best epoch %": "93.00",
         "gap (points)": "-1.00",
         "seconds": "10.0",
         "speedup": "1.50x",

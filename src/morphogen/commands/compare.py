@@ -9,7 +9,7 @@ from ..machine.folder import owned
 from ..recipes.use import what_changed, with_recipe
 from ..report.fronts import speedups_at_equal_accuracy
 from ..report.headline import front_rows, headline_rows, write_headline
-from ..report.render import as_table, summary, write_results
+from ..report.render import as_table, one_protocol, summary, write_results
 from ..report.searches import search_rows, search_title
 from ..train.compare import compare
 from ..train.config import CompareConfig
@@ -68,6 +68,7 @@ def _compare(config: CompareConfig) -> int:
         for search in record.get("searches", ()) if record["seed"] == config.first_seed else ():
             console().print(as_table(search_rows(search), f"{record['method']}, {search_title(search)}"))
     console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
+    print(f"tested on {one_protocol(records)}")
     tell_savings(records)
     print(f"results.json, results.csv, summary.md and accuracy.png are in {config.output}")
     if failures:

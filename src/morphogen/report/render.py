@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ..errors import ConfigError
 from ..machine.files import write_text
 from .records import Record, by_file_name, by_method, measured
 from .savings.rows import saving_rows
@@ -31,7 +32,11 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
     """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups.
 
     What is called accuracy here is of the runs' metric, see `measured`; further figures of their tests come beside it.
+
+    Raises:
+        ConfigError: records of another protocol of testing are among them.
     """
+    one_protocol(records)
     groups, metric = by_method(records), measured(records)
     others = dict.fromkeys(name for record in records for name in record["epochs"][-1].get("figures", {}))
     dense = _mean(groups["Dense"], "accuracy") or 0.0
@@ -45,6 +50,7 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
             {
                 "method": "  dense in the same time" if method.startswith("Dense in") else method,
                 f"{metric} %": f"{mean:.2f}{spread}",
+                "best epoch %": f"{statistics.fmean(map(best_epoch, runs)):.2f}",
                 "gap (points)": f"{mean - dense:+.2f}",
                 **{f"{name} %": _mean_figure(runs, name) for name in others},
                 "seconds": f"{_mean(runs, 'training_seconds'):.1f}",
@@ -54,6 +60,28 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def one_protocol(records: Sequence[Record]) -> str:
+    """How all of these were tested; empty where old records do not say.
+
+    Raises:
+        ConfigError: some were tested otherwise.
+    """
+    protocols = list(dict.fromkeys(record.get("protocol", "") for record in records))
+    if len(protocols) > 1:
+        raise ConfigError(
+            "figures of another protocol are among these",
+            expected=protocols[0] or "none named",
+            found=protocols[1] or "none named",
+            todo="Make a table of each by itself",
+        )
+    return protocols[0] if protocols else ""
+
+
+def best_epoch(run: Record) -> float:
+    """The highest test accuracy after any epoch; what papers print may be this one or the last."""
+    return max(epoch["accuracy"] for epoch in run["epochs"])
 
 
 def as_table(rows: Sequence[dict[str, str]], title: str = "", *, narrow: bool = False) -> Table:
@@ -94,7 +122,8 @@ def write_results(records: Sequence[Record], folder: Path) -> None:
         writer.writeheader()
         writer.writerows(flat)
     tables = [rows for rows in (summary(records), saving_rows(records)) if rows]
-    write_text(folder / "summary.md", "\n\n".join(map(as_markdown, tables)) + "\n")
+    tested = [f"Tested on {protocol}."] if (protocol := one_protocol(records)) else []
+    write_text(folder / "summary.md", "\n\n".join([*map(as_markdown, tables), *tested]) + "\n")
     draw_accuracy(records, folder / "accuracy.png")
     draw_savings(records, folder)
     for record in records:

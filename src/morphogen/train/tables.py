@@ -119,9 +119,9 @@ def run_table(comparison: TableComparison, progress: Progress) -> tuple[list[Rec
         rows = table_records(comparison, runs, dense)
         if rows:
             write_text(comparison.output / "results.json", json.dumps(rows, indent=1) + "\n")
-            write_text(
-                comparison.output / "summary.md", as_markdown(table_rows(rows)) + f"\n\n{footnote(comparison)}\n"
-            )
+            tested = f"Tested on {'; '.join(dict.fromkeys(row['protocol'] for row in rows))}."
+            text = f"{as_markdown(table_rows(rows))}\n\n{tested} {footnote(comparison)}\n"
+            write_text(comparison.output / "summary.md", text)
     return table_records(comparison, runs, dense), failures
 
 

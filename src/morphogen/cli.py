@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -16,6 +18,7 @@ from .commands.figure import FIGURE
 from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
+from .commands.recipes import RECIPES
 from .commands.recommend import RECOMMEND
 from .commands.report import REPORT
 from .commands.train import TRAIN
@@ -25,7 +28,8 @@ from .train.checkpoint import Stopped, listening, number_of
 from .train.settings import MODE
 
 COMMANDS = {
-    command.name: command for command in (TRAIN, COMPARE, RECOMMEND, PLAN, INSPECT, EXPORT, REPORT, FIGURE, LABEL_MAPS)
+    command.name: command
+    for command in (TRAIN, COMPARE, RECIPES, RECOMMEND, PLAN, INSPECT, EXPORT, REPORT, FIGURE, LABEL_MAPS)
 }
 
 
@@ -62,6 +66,19 @@ def _one_line(message: Warning | str, *_: object) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
     """The command, and its settings."""
+    try:
+        parsed = _parser().parse_args(arguments, defaults=False)
+        given: Namespace = parsed.get(parsed.command, Namespace())
+        given.pop("config", None)
+        command = COMMANDS[parsed.command]
+        return command, (command.configure or _as_given(command))(vars(given))
+    except (ArgumentError, *MALFORMED) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+
+
+@cache
+def _parser() -> ArgumentParser:
+    """Of all commands; it takes a tenth of a second."""
     parser = ArgumentParser(
         prog="morphogen",
         exit_on_error=False,
@@ -73,14 +90,11 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
     for command in COMMANDS.values():
         told = str(command.run.__doc__)
         commands.add_subcommand(command.name, _parser_of(command), help=told.partition(";")[0].partition(".")[0])
-    try:
-        parsed = parser.parse_args(arguments)
-        settings: Namespace = parsed[parsed.command]
-        settings.pop("config", None)
-        command = COMMANDS[parsed.command]
-        return command, command.config(**vars(settings))
-    except (ArgumentError, *MALFORMED) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+    return parser
+
+
+def _as_given(command: Command) -> Callable[[dict[str, Any]], Any]:
+    return lambda given: command.config(**given)
 
 
 def _parser_of(command: Command) -> ArgumentParser:

@@ -33,6 +33,9 @@ ADDED: dict[str, Any] = {
     "samples": int,
     "metric": str,
     "peak_memory": int,
+    "protocol": str,
+    "average": float | None,
+    "tested_at": dict[str, Any] | None,
     "predicted_speedup": float | None,
     "schedule": dict[str, Any] | None,
     "history": list[dict[str, Any]],
@@ -101,9 +104,9 @@ def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def metric_of(records: Sequence[Record]) -> str:
-    """What `accuracy` is in records of one task; accuracy in those from before there were others."""
-    return next((record["metric"] for record in records if "metric" in record), "accuracy")
+def measured(records: Sequence[Record]) -> str:
+    """What accuracy is of: `accuracy`, `mIoU`; of several kinds, all of them."""
+    return ", ".join(dict.fromkeys(record.get("metric", "accuracy") for record in records))
 
 
 def by_file_name(method: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ..machine.files import write_text
-from .records import Record, by_file_name, by_method, metric_of
+from .records import Record, by_file_name, by_method, measured
 from .savings.rows import saving_rows
 from .savings.write import draw_savings
 from .searches import draw_searches
@@ -30,9 +30,9 @@ def _mean_figure(runs: Sequence[Record], name: str) -> str:
 def summary(records: Sequence[Record]) -> list[dict[str, str]]:
     """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups.
 
-    What is called accuracy here is of the runs' metric, see `metric_of`; further figures of their tests come beside it.
+    What is called accuracy here is of the runs' metric, see `measured`; further figures of their tests come beside it.
     """
-    groups, metric = by_method(records), metric_of(records)
+    groups, metric = by_method(records), measured(records)
     others = dict.fromkeys(name for record in records for name in record["epochs"][-1].get("figures", {}))
     dense = _mean(groups["Dense"], "accuracy") or 0.0
     rows = []
@@ -132,7 +132,7 @@ def draw_accuracy(records: Sequence[Record], path: Path) -> None:
                 linestyle="none",
             )
     axes.set_xlabel("training time (s), evaluation left out")
-    axes.set_ylabel(f"test {metric_of(records)} (%)")
+    axes.set_ylabel(f"test {measured(records)} (%)")
     axes.set_title(f"{records[0]['model']}\non {records[0]['data']} (triangles: right after a morph)", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)

@@ -25,6 +25,7 @@ from .augment import Augments, augmented, crop_and_flip, erased, image_order, ra
 from .config import Recipe
 from .contents import Contents, of_arrays, of_files
 from .images import CentreCrops, MapCrops, RandomCrops, Sample
+from .models import crop_of
 from .tasks import Task, classification_of
 from .token_labels.label_maps import LabelMaps, image_root
 
@@ -200,6 +201,16 @@ class Data(ABC):
         size = size or self.size
         for images, labels in self._test_bytes(size):
             yield resized(self._normalised(images), size, "bilinear"), labels
+
+    def shown(self, side: int) -> str:
+        """What of a test image is shown to a network that takes `side` pixels."""
+        return f"whole test images at {side} pixels"
+
+    def protocol(self) -> str:
+        """How a network is tested, in words; figures of another protocol are not to be compared with these."""
+        decays = ", ".join(f"{decay:g}" for decay in self.recipe.decays)
+        average = f", {'the best' if ', ' in decays else 'the'} average of {decays}" if decays else ""
+        return f"{self.shown(max(self.size))}{average}"
 
     def example(self, batch_size: int) -> Tensor:
         """An input of the right shape."""
@@ -382,7 +393,13 @@ class StreamData(FileData):
 
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """Centre crops."""
-        yield from self._load(CentreCrops(self.test[rank() :: ranks()], size), batch_size=self.recipe.batch_size)
+        crops = CentreCrops(self.test[rank() :: ranks()], size, *crop_of(self.recipe.model, max(size)))
+        yield from self._load(crops, batch_size=self.recipe.batch_size)
+
+    def shown(self, side: int) -> str:
+        """By the model's own configuration, see `crop_of`."""
+        crop = crop_of(self.recipe.model, side)
+        return f"the centre {crop.share:g} of test images at {side} pixels, {crop.interpolation}"
 
 
 def in_one_line(loader: Iterable[T]) -> Iterator[T]:

@@ -172,15 +172,18 @@ class RandomCrops(Dataset[tuple[Tensor, int | MapCrops]]):
 
 @dataclass
 class CentreCrops(Dataset[tuple[Tensor, int]]):
-    """The centre of each image, 7/8 of its shorter side, (3, height, width) uint8 and label."""
+    """The centre of each image, (3, height, width) uint8 and label; see `Crop` for how."""
 
     samples: Sequence[Sample]
     size: Size
+    share: float = 0.875
+    interpolation: str = "bilinear"
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        centre = v2.Compose([v2.Resize(int(max(self.size) / 0.875)), v2.CenterCrop(self.size), v2.PILToTensor()])
+        resize = v2.Resize(int(max(self.size) / self.share), v2.InterpolationMode(self.interpolation))
+        centre = v2.Compose([resize, v2.CenterCrop(self.size), v2.PILToTensor()])
         return centre(read_image(path)), label

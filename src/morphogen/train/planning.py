@@ -93,7 +93,7 @@ def measured_step(recipe: Recipe, data: Data | None, num_classes: int = 0) -> tu
         optimizer=partial(build_optimizer, recipe=recipe),
         loss=partial(_loss, recipe, data.task if data else classification_of(recipe, classes)),
         clip_grad=recipe.clip_grad,
-        ema=recipe.ema > 0,
+        ema=len(recipe.decays),
     )
 
 

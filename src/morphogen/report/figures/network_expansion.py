@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ..page.series import DENSE
-from ..records import Record, by_method
+from ..records import Record, by_method, measured
 from ..render import draw_accuracy
 from .figure import MARKERS, PaperFigure, bare, colour, mean_of, methods_of, new_figure, save, some, subject
 
@@ -36,7 +36,7 @@ def draw_tradeoff(records: Sequence[Record], path: Path) -> None:
             settings = label.partition("(")[2].rstrip(")")
             axes.annotate(settings, (x, y), textcoords="offset points", xytext=(5, 5), fontsize=7)
     axes.set_xlabel("acceleration (dense time by the method's)")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {measured(records)} (%)")
     axes.set_title(subject(records), fontsize=9)
     axes.legend(fontsize=8)
     save(figure, path)

@@ -22,5 +22,5 @@ def metric_of(data: str) -> str:
 def classification_of(recipe: Recipe, classes: int) -> Task:
     """What a recipe learns where each image has a class."""
     if recipe.token_labels:
-        return TokenLabelling(classes, recipe.label_smoothing)
+        return TokenLabelling(classes, recipe.label_smoothing, ground_truth=recipe.ground_truth)
     return Classification(classes, recipe.label_smoothing, mixes=recipe.mixup > 0 or recipe.cutmix > 0)

@@ -248,7 +248,7 @@ def reference_trainer(method: morphogen.Method, recipe: Recipe) -> Outcome:
     return Outcome(
         run.model,
         run.optimizer,
-        [] if run.ema is None else [run.ema.module],
+        [average.module for average in run.averages],
         [epoch["loss"] for epoch in record["epochs"]],
         run.attached.history,
         record["searches"],

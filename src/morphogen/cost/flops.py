@@ -41,7 +41,7 @@ def cost(network: Network, subnetwork: SubNetwork, batch_size: int = 1) -> Cost:
     """
     device = network.fake.device.type
     types = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    key = "cost", subnetwork, batch_size, types
+    key = "cost", subnetwork, batch_size, types, network.frozen
     if key not in network.answers:
         network.answers[key] = _counted(network, subnetwork, batch_size)
     return network.answers[key]

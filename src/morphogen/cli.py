@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
+from . import __version__
+from .commands.arguments import completed, explained, flags
 from .commands.command import Command
 from .commands.compare import COMPARE
 from .commands.export import EXPORT
@@ -16,16 +19,21 @@ from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
 from .commands.train import TRAIN
-from .errors import ConfigError, MorphogenError, first_line
+from .errors import MorphogenError, first_line
 from .machine.reading import MALFORMED
 from .train.checkpoint import Stopped, listening, number_of
 from .train.settings import MODE
+
+EXIT_CODES = """exit codes:
+  0    done
+  2    something that you can mend; what could be done all the same is written (compare: the other runs)
+  130  stopped by Ctrl-C; 143 by SIGTERM"""
 
 COMMANDS = {command.name: command for command in (TRAIN, COMPARE, PLAN, INSPECT, EXPORT, LABEL_MAPS)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 or 143 after Ctrl-C or SIGTERM."""
+    """Run a command; returns the exit code, see `EXIT_CODES`. Without a command it prints the help."""
     command = None
     try:
         with warnings.catch_warnings(), listening(_end):
@@ -59,27 +67,36 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
     """The command, and its settings."""
     parser = ArgumentParser(
         prog="morphogen",
+        version=__version__,
         exit_on_error=False,
+        allow_abbrev=False,
         parser_mode=MODE,  # of the commands too
         description="Train vision networks faster by changing their size while they train.",
+        epilog=EXIT_CODES,
         formatter_class=_Formatter,  # of the commands too
     )
     commands = parser.add_subcommands(dest="command", required=True)
     for command in COMMANDS.values():
-        told = str(command.run.__doc__)
-        commands.add_subcommand(command.name, _parser_of(command), help=told.partition(";")[0].partition(".")[0])
+        told = re.split(r"[.;](?:\s|$)", str(command.run.__doc__))[0]
+        commands.add_subcommand(command.name, _parser_of(command), help=told)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        parsed = parser.parse_args(arguments)
+        parsed = parser.parse_args(completed(given, COMMANDS) or ["--help"])
         settings: Namespace = parsed[parsed.command]
         settings.pop("config", None)
         command = COMMANDS[parsed.command]
         return command, command.config(**vars(settings))
     except (ArgumentError, *MALFORMED) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+        raise explained(str(error), given, COMMANDS) from None
 
 
 def _parser_of(command: Command) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, description=command.run.__doc__, epilog=command.examples)
+    parser = ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=command.run.__doc__,
+        epilog=f"{command.examples}\n\n{EXIT_CODES}",
+    )
     if command.from_file:
         parser.add_argument("--config", action="config", help="YAML file with the keys below")
     first, told = command.first or ("", "")
@@ -88,6 +105,9 @@ def _parser_of(command: Command) -> ArgumentParser:
     elif first:
         parser.add_argument(first, nargs="?", type=str, default=SUPPRESS, help=told)
     parser.add_class_arguments(command.config, skip={first}, as_group=False)
+    for action in parser._actions:
+        if action.dest in flags(command):
+            action.metavar = "[true|false]"
     return parser
 
 

@@ -38,9 +38,7 @@ def _train(config: TrainConfig) -> int:
     if config.resume and earlier.finished:
         checkpoints.clear()  # which it may have been killed before
         if rank() == 0:
-            print(
-                f"the run in {config.output} is finished; to train it anew, --overwrite true in place of --resume true"
-            )
+            print(f"the run in {config.output} is finished; to train it anew, --overwrite in place of --resume")
         return 0
     method = build_method(config.method)
     try:
@@ -109,5 +107,5 @@ TRAIN = Command(
   morphogen train --model "resnet20(width=32)" --data /data/cifar10 --epochs 60 --method "NetworkExpansion(stages=3)"
   morphogen train --config run.yaml --seed 1
   morphogen train --config recipes/volo_d1.yaml --data imagenet:/data/imagenet --token_labels maps""",
-    again="go on with the same command and --resume true",
+    again="go on with the same command and --resume",
 )

@@ -54,10 +54,10 @@ class Earlier:
         finished = record.get("stopped", "") is None and (folder / "model.pt").exists()
         if there and not (config.resume or config.overwrite):
             todo = (
-                "Choose another folder with --output, or train anew with --overwrite true, which removes it "
-                "(--resume true leaves it as it is)"
+                "Choose another folder with --output, or train anew with --overwrite, which removes it "
+                "(--resume leaves it as it is)"
                 if finished
-                else "Go on with it by --resume true, or begin anew with --overwrite true, which removes it, "
+                else "Go on with it by --resume, or begin anew with --overwrite, which removes it, "
                 "or choose another folder with --output"
             )
             kind = "is finished" if finished else "was stopped"

@@ -47,7 +47,7 @@ def export_run(config: ExportConfig) -> list[Path]:
                 "the folder holds another network",
                 where=str(output),
                 found=", ".join(path.name for path in there),
-                todo="Choose another with --output, or replace it with --overwrite true, which removes these files",
+                todo="Choose another with --output, or replace it with --overwrite, which removes these files",
             )
         example = torch.zeros(2, args[0].shape[1], *(network.current.resolution or ()))
         save(network, output / EXPORTED[0], notes=notes)

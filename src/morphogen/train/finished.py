@@ -87,7 +87,7 @@ class Finished:
                 where=str(self.path.parent),
                 expected=f"{other} {recipe.get(other)}",
                 found=f"{theirs.get(other)}",
-                todo="Choose another folder with --output, or begin anew with --overwrite true, which removes them",
+                todo="Choose another folder with --output, or begin anew with --overwrite, which removes them",
             )
 
     def append(self, record: Record) -> None:

@@ -274,7 +274,7 @@ class Run:
                         where=key,
                         expected=f"{ours.get(key)}, as this one",
                         found=f"{theirs.get(key)}",
-                        todo="Give the settings it was begun with, or begin anew: --output, or --overwrite true",
+                        todo="Give the settings it was begun with, or begin anew: --output, or --overwrite",
                     )
             compare_contents({**state["data"]}, self.data.contents)
             epoch, step = int(state["epoch"]), None if state["step"] is None else int(state["step"])

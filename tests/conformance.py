@@ -73,6 +73,7 @@ OPERATORS = [
     OperatorRow("net2net", preserves_function=True, rescales=True),
     OperatorRow("fpi", preserves_function=True, rescales=True),
     OperatorRow("bert2bert", rescales=True),
+    OperatorRow("restore"),
 ]
 
 BETWEEN = (0, 1, 2, 3, 3, 4, 4, 5, 5)
@@ -88,6 +89,7 @@ DEPTH_OPERATORS = [
     DepthRow("momentum", BETWEEN, averaged=(4, 6, 8)),
     DepthRow("mogrow", BETWEEN, averaged=ALL),
     DepthRow("mostack", ON_TOP, averaged=ALL),
+    DepthRow("restore", (0, 1, 2, 3, None, 4, None, 5, None)),
 ]
 
 
@@ -128,6 +130,16 @@ METHODS = [
         channels=(6, 6, 6, 6, 12, 12, 12, 12),
         blocks=(1, 1, 1, 1, 4, 4, 4, 4),
         side=(4, 4, 4, 4, 8, 8, 8, 8),
+    ),
+    MethodRow(
+        morphogen.GrowOnce(pretrained=True, at=0.5, width=0.5, depth=0.5, resolution=0.5, multiple_of=1),
+        channels=(6, 6, 6, 6, 12, 12, 12, 12),
+        blocks=(2, 2, 2, 2, 4, 4, 4, 4),
+        side=(4, 4, 4, 4, 8, 8, 8, 8),
+    ),
+    MethodRow(
+        morphogen.NetworkExpansion(width=0.5, stages=4, operator="restore", choose="importance"),
+        channels=(6, 6, 8, 8, 10, 10, 12, 12),
     ),
     MethodRow(morphogen.StackBERT(), blocks=(2, 2, 2, 2, 4, 4, 4, 4)),
     MethodRow(morphogen.ProgStack(), blocks=(1, 2, 2, 4, 4, 4, 4, 4)),

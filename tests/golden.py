@@ -242,6 +242,7 @@ def reference_trainer(method: morphogen.Method, recipe: Recipe) -> Outcome:
         pass
     record = run.ledger.record()
     stages = [dict(stage) for stage in record["stages"]]
+    counted = [{key: value for key, value in stage.items() if key not in ("memory", "gated")} for stage in stages]
     pruned = record["pruned"] or {}
     return Outcome(
         run.model,
@@ -255,7 +256,7 @@ def reference_trainer(method: morphogen.Method, recipe: Recipe) -> Outcome:
             "morphs": [event["epoch"] for event in record["morphs"]],
             "flops": record["flops"],
             "samples": record["samples"],
-            "stages": [line(**{key: value for key, value in stage.items() if key != "memory"}) for stage in stages],
+            "stages": [line(**stage) for stage in counted],
             "history": digest(record["history"]),
             "schedule": digest(record["schedule"]),
             "rescues": record["rescues"],

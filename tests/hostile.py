@@ -31,9 +31,9 @@ _watched: list[list[str]] = []
 
 
 def _hook(event, arguments):
-    if "nvidia-ml" in str(arguments):  # PyTorch asks whether there is a GPU
+    if not _watched or "nvidia-ml" in str(arguments):  # PyTorch asks whether there is a GPU
         return
-    if _watched and (event in RUNS or (event == "open" and str(arguments[1])[:1] in "wax+")):
+    if event in RUNS or (event == "open" and str(arguments[1])[:1] in "wax+"):
         _watched[-1].append(f"{event} {arguments}")
 
 

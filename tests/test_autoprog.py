@@ -734,10 +734,10 @@ def test_what_cannot_be_translated_is_refused(tmp_path):
 
 def test_a_step_without_begin_step_is_refused():
     loop = Loop("tower", morphogen.AutoProg(stages=2, search_epochs=1), 4, 9, hooks=False)
-    with pytest.raises(morphogen.ConfigError, match=r"has not begun; expected images = run.begin_step\(images\)"):
+    with pytest.raises(morphogen.ConfigError, match=r"before it has begun; expected images = run.begin_step\(images\)"):
         loop.run.end_step()
     loop.step()
-    with pytest.raises(morphogen.ConfigError, match="has not begun"):
+    with pytest.raises(morphogen.ConfigError, match="before it has begun"):
         loop.run.end_step()
 
 

@@ -137,7 +137,7 @@ OTHER_FILES = {
     "an older format": (
         old_format,
         r"written by another version of Morphogen; expected morphogen checkpoint 1, found morphogen checkpoint 0\. "
-        r"Go on with that version, or begin anew",
+        r"Continue with that version, or start over",
     ),
     "two tensors exchanged": (swapped, r"damaged one \(ValueError: its checksum is another one\)"),
     "another tree": (another_tree, r"damaged one \(ValueError: its checksum is another one\)"),

@@ -44,7 +44,7 @@ def test_operator_carries_fills_and_is_repeatable(row, name):
         optimizer = torch.optim.Adam(model.parameters())
         net = morphogen.trace(model, image())
         half, most = net.subnetwork(width=0.5), net.subnetwork(width=0.75)
-        morphogen.morph(net, half, optimizer=optimizer)
+        morphogen.morph(net, half, optimizer=optimizer, operator=row.name)  # `restore` keeps what leaves
         take_steps(model, optimizer, image())
         before = snapshot(model, optimizer)
         generator = torch.Generator().manual_seed(3)
@@ -68,7 +68,7 @@ def test_operator_keeps_or_changes_the_function_as_declared(row):
     randomise_statistics(model)
     x = image().double()
     net = morphogen.trace(model, x)
-    morphogen.morph(net, net.subnetwork(width=0.5))
+    morphogen.morph(net, net.subnetwork(width=0.5), operator=row.name)
     model.eval()
     with torch.no_grad():
         before = model(x)
@@ -88,7 +88,7 @@ def test_depth_operator_fills_carries_and_keeps_or_changes_the_function_as_decla
     table = REGISTERED_DEPTH_OPERATORS[row.name].table
     (stack,) = net.stacks
     six, nine = ({stack.name: alive} for alive in nested([6, 9], table))
-    morphogen.morph(net, net.subnetwork(blocks=six), optimizer=optimizer)
+    morphogen.morph(net, net.subnetwork(blocks=six), optimizer=optimizer, depth_operator=row.name)
     take_steps(model, optimizer, x)
     old = [copy.deepcopy(model.unit(i)) for i in six[stack.name]]
     momentum = morphogen.MomentumNetwork(model, decay=0.5)

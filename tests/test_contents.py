@@ -70,7 +70,7 @@ def test_the_same_files_elsewhere_are_the_same(tmp_path, recwarn):
     compare_contents(of(tmp_path / "a"), of(tmp_path / "b"))
     assert not recwarn
     os.utime(tmp_path / "b" / "1.bmp", (1, 1))
-    with pytest.warns(UserWarning, match="other dates than when the run was begun; .* so it goes on"):
+    with pytest.warns(UserWarning, match="other dates than when the run was started; .* so the run resumes"):
         compare_contents(of(tmp_path / "a"), of(tmp_path / "b"))
     assert known_as(of(tmp_path / "a")) == known_as(of(tmp_path / "b"))
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_other_images_is_refused(side, tmp_path, capsys):
     pixels[8] = 255 - pixels[8]
     Image.fromarray(pixels).save(path)
     with pytest.raises(
-        CheckpointError, match=r"the data are not those that the run was begun with.*found other .*test"
+        CheckpointError, match=r"the data are not those that the run was started with.*found other .*test"
     ):
         run().load_state_dict(state)
     assert side > 64 or main(compare) == 2

@@ -202,10 +202,10 @@ def test_extra_state_is_refused(tmp_path):
             return {"since": "yesterday"}
 
     net = morphogen.trace(Noting(), torch.zeros(2, 3, 8, 8))
-    with pytest.raises(morphogen.SubNetworkError, match="_extra_state: a module's extra state is no tensor"):
+    with pytest.raises(morphogen.SubNetworkError, match="_extra_state: a module's extra state is not a tensor"):
         morphogen.save(net, tmp_path / "x.safetensors")
     morphogen.save(morphogen.trace(Plain(), torch.zeros(2, 3, 8, 8)), tmp_path / "x.safetensors")
-    refused(Noting(), tmp_path / "x.safetensors", "_extra_state: a module's extra state is no tensor")
+    refused(Noting(), tmp_path / "x.safetensors", "_extra_state: a module's extra state is not a tensor")
 
 
 # --- bad input --------------------------------------------------------------------------------------------
@@ -279,12 +279,12 @@ def test_files_that_cannot_be_read(saved, tmp_path):
     ],
 )
 def test_metadata_that_say_nothing(saved, metadata):
-    refused(Tower(), changed(saved, **metadata), "the metadata say of no sub-network", "written by morphogen.save")
+    refused(Tower(), changed(saved, **metadata), "the metadata name no sub-network", "written by morphogen.save")
 
 
 def test_files_of_others(saved):
     save_file(load_file(saved), saved)
-    refused(Tower(), saved, "the metadata say of no sub-network")
+    refused(Tower(), saved, "the metadata name no sub-network")
 
 
 def test_weights_of_another_model(saved):

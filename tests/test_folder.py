@@ -163,7 +163,7 @@ def stopped(folder, monkeypatch, *more, number=signal.SIGTERM):
 def test_a_stopped_run_is_gone_on_with_or_refused(tmp_path, monkeypatch, capsys):
     assert stopped(tmp_path, monkeypatch) == 143
     error = capsys.readouterr().err
-    told = "stopped by SIGTERM, saved in epoch 0 after step 1; go on with the same command and --resume"
+    told = "stopped by SIGTERM, saved in epoch 0 after step 1; continue with the same command and --resume"
     assert error == f"morphogen: {told}\n"
     before = contents(tmp_path)
     for more in ([], ["--save_every", "3600"], ["--lr", "0.3"]):
@@ -182,7 +182,7 @@ def test_a_stopped_run_is_gone_on_with_or_refused(tmp_path, monkeypatch, capsys)
 
 def test_ctrl_c_says_where_and_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert stopped(tmp_path, monkeypatch, number=signal.SIGINT) == 130
-    assert "stopped by SIGINT, saved in epoch 0 after step 1; go on with" in capsys.readouterr().err
+    assert "stopped by SIGINT, saved in epoch 0 after step 1; continue with" in capsys.readouterr().err
 
     def twice(*_):
         os.kill(os.getpid(), signal.SIGINT), os.kill(os.getpid(), signal.SIGINT)
@@ -194,7 +194,7 @@ def test_ctrl_c_says_where_and_how_to_go_on(tmp_path, monkeypatch, capsys):
         assert train(tmp_path, "--resume", "true") == 130
     error = capsys.readouterr().err
     assert (
-        error == "morphogen: stopped by SIGINT, last saved in epoch 0 after step 1; go on with the same command and "
+        error == "morphogen: stopped by SIGINT, last saved in epoch 0 after step 1; continue with the same command and "
         "--resume\n"
     )
     assert json.loads((tmp_path / "results.json").read_text())[0]["stopped"]  # which is not finished, though written
@@ -304,5 +304,7 @@ def test_sigterm_ends_any_command_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "load_data", lambda _: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
     assert train(tmp_path / "out") == 143
     error = capsys.readouterr().err
-    assert error == "morphogen: stopped by SIGTERM, nothing was saved yet; go on with the same command and --resume\n"
+    assert (
+        error == "morphogen: stopped by SIGTERM, nothing was saved yet; continue with the same command and --resume\n"
+    )
     assert not (tmp_path / "out").exists()

@@ -298,7 +298,8 @@ def test_examples_grow_to_the_dense_size(name, tmp_path, monkeypatch, capsys):
     assert sizes[-1] == sum(tensor.numel() for tensor in run.network.model.parameters())
 
 
-DIFFS = dict(re.findall(r"```diff (\w+)\.py\n(.*?)```", (ROOT / "docs" / "integrations.md").read_text(), re.DOTALL))
+PAGE = (ROOT / "docs" / "integrations.md").read_text()
+DIFFS = dict(re.findall(r"```diff title=\"(\w+)\.py\"\n(.*?)```", PAGE, re.DOTALL))
 
 
 def ordinary(name):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -33,12 +34,18 @@ def recipe(**settings):
     )
 
 
-def two(policy, optimizer=torch.optim.SGD, steps_per_epoch=None):
-    """The batches of `Two`."""
+@cache
+def memory_of_two(optimizer):
+    """The memory of `Two`, which is only read, so that each step is followed once; and its optimizer."""
     model = Two()
     made = optimizer(model.parameters(), lr=0.1)
-    net = morphogen.trace(model, image(2, 4))
-    return net, Batching(policy, StepMemory(net, [made]), [made], FIRST, steps_per_epoch)
+    return StepMemory(morphogen.trace(model, image(2, 4)), [made]), made
+
+
+def two(policy, optimizer=torch.optim.SGD, steps_per_epoch=None):
+    """The batches of `Two`."""
+    memory, made = memory_of_two(optimizer)
+    return memory.network, Batching(policy, memory, [made], FIRST, steps_per_epoch)
 
 
 # --- sizes ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import morphogen
+from morphogen.methods import build_method
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -122,6 +123,19 @@ def test_an_output_that_does_not_matter_follows_at_another_resolution_too():
     assert output["logits"].shape == (2, 5) and output["last_hidden_state"].shape == (2, 1, 4)
     morphogen.morph(net, net.dense)
     assert model(X)["last_hidden_state"].shape == (2, 4, 8)
+
+
+@pytest.mark.parametrize(("method", "told"), [("Dense", 0), ("StackBERT", 0), ("NetworkExpansion", 1)])
+def test_only_a_method_that_changes_the_width_is_told_how_much_of_it_can(method, told):
+    model = Tokens(lambda logits, state, states: (logits, states))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = morphogen.attach(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), build_method(method), example=X, epochs=9
+        )
+    run.end()
+    found = [each for each in caught if "less than half" in str(each.message)]
+    assert len(found) == told and all(each.filename == __file__ for each in found)
 
 
 def test_the_line_says_how_much_can_change_and_what_does_not():

@@ -141,7 +141,10 @@ def test_another_optimizer_trains(method):
     other = torch.optim.AdamW(model.parameters())
     run.begin_epoch(0)
     step(model, other)
-    with pytest.raises(ConfigError, match=r"epoch 0: the model was trained behind.*the optimizer that the loop uses"):
+    with pytest.raises(
+        ConfigError,
+        match=r"epoch 0: the model was trained and the run did not see it.*the optimizer that the loop uses",
+    ):
         run.begin_epoch(1)
 
 
@@ -160,7 +163,7 @@ def test_another_batch_than_the_run_reckons_with():
     model, optimizer, run = attached(method, batch_size=4, steps_per_epoch=20, epochs=2)
     run.begin_epoch(0)
     assert run.batch_size > 4
-    with pytest.warns(UserWarning, match=r"a step of 4 images, where the run reckons with .*run\.batch_size"):
+    with pytest.warns(UserWarning, match=r"a step of 4 images, where the run expects .*run\.batch_size"):
         step(model, optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -185,7 +188,7 @@ def test_steps_per_epoch_that_is_wrong():
     model, optimizer, run = attached(DEEP, steps_per_epoch=10)
     run.begin_epoch(0)
     step(model, optimizer)
-    with pytest.warns(UserWarning, match=r"epoch 0 had 1 steps, and the run reckons with 10.*steps_per_epoch=1"):
+    with pytest.warns(UserWarning, match=r"epoch 0 had 1 steps, and the run expects 10.*steps_per_epoch=1"):
         run.begin_epoch(1)
 
 

@@ -39,14 +39,14 @@ def of(folder, deaths=0):
 def test_a_killed_process_is_noticed_and_its_run_begun_again(tmp_path):
     settings, finished, task = of(tmp_path, deaths=1)
     begin = time.monotonic()
-    with pytest.warns(UserWarning, match=r"Dense, seed 1, .* its process was killed \(SIGKILL\); it is begun again"):
+    with pytest.warns(UserWarning, match=r"Dense, seed 1, .* its process was killed \(SIGKILL\); it is started again"):
         assert side_by_side([task], settings, finished, lambda *_: None) == []
     assert task.key in finished.records and time.monotonic() - begin < 55  # its child has the pipe for a minute
 
 
 def test_one_that_is_killed_again_is_reported(tmp_path):
     settings, finished, task = of(tmp_path, deaths=2)
-    with pytest.warns(UserWarning, match="begun again"):
+    with pytest.warns(UserWarning, match="started again"):
         failures = side_by_side([task], settings, finished, lambda *_: None)
     assert failures == [f"{task}, its process ended (SIGKILL)"] and not finished.records
 

@@ -61,6 +61,24 @@ def test_a_new_fake_tensor_is_what_new_empty_gives(kind):
     assert fast.stride() == slow.stride() and fast.untyped_storage().nbytes() == slow.untyped_storage().nbytes()
 
 
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_fake_parameter_is_what_a_parameter_of_it_gives(requires_grad):
+    mode = private.FakeTensorMode()
+    with mode:
+        like = torch.empty(2, 3)
+    slow = nn.Parameter(private.new_fake(like, (3, 4), mode), requires_grad)
+    fast = private.as_parameter(private.new_fake(like, (3, 4), mode), requires_grad)
+    layer = nn.Linear(4, 3, bias=False)
+    layer.weight = fast
+    assert dict(layer.named_parameters()) == {"weight": fast} and isinstance(fast, nn.Parameter)
+    for name in ("shape", "dtype", "device", "layout", "requires_grad", "is_leaf", "fake_mode"):
+        assert getattr(fast, name) == getattr(slow, name), name
+    assert type(fast) is type(slow) and vars(fast).keys() == vars(slow).keys()
+    with mode:
+        made = layer(torch.empty(2, 4))
+        assert made.shape == (2, 3) and made.requires_grad == requires_grad
+
+
 def test_storages_have_keys():
     one = torch.zeros(3)
     keys = [private.storage_key(tensor.untyped_storage()) for tensor in (one, one.view(3, 1), torch.zeros(3))]

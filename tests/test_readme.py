@@ -1,15 +1,14 @@
-"""The code in the documents runs."""
+"""The README's loop and CONTRIBUTING's examples run; every method has a card. All other pages: `test_docs.py`."""
 
 import re
 from pathlib import Path
 
-import pytest
 import torch
 import torchvision
 from torch import nn
 
 import morphogen
-from morphogen.graph.rules import LAYERS, RULES, rule
+from morphogen.graph.rules import RULES, rule
 from morphogen.methods import METHODS
 from morphogen.morph.entry import DEPTH_OPERATORS, depth_operator
 from morphogen.morph.growth import OPERATORS, operator
@@ -24,15 +23,11 @@ def blocks(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks(README), ids=["loop", "by hand", "export", "autoprog", "resume"])
-def test_readme_examples_run(code, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_loop_of_the_readme_runs():
+    (code,) = blocks(README)
     names = {}
     exec(code, names)
     model = names["model"]
-    if list(tmp_path.iterdir()):  # those that leave the network small
-        assert model.conv1.out_channels == 32
-        return
     assert model.conv1.out_channels == 64
     fresh = torchvision.models.resnet18(num_classes=model.fc.out_features)
     fresh.load_state_dict(model.state_dict())
@@ -43,16 +38,6 @@ def test_the_loop_needs_at_most_five_added_lines():
     assert marks == ["1", "2", "3", "4"]
     added = [line for line in blocks(README)[0].splitlines() if "morphogen" in line or "run." in line]
     assert len(added) == len(marks)
-
-
-def test_extending_examples_run():
-    rules, layers = dict(RULES), dict(LAYERS)
-    try:
-        exec("\n".join(blocks((ROOT / "docs" / "extending.md").read_text())), {})
-    finally:
-        for table, before in ((RULES, rules), (LAYERS, layers)):
-            table.clear()
-            table.update(before)
 
 
 def test_contributing_examples_are_enough():
@@ -90,7 +75,6 @@ def test_contributing_examples_are_enough():
 
 
 CARDS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("src/morphogen/methods/cards/*.md"))]
-WITHOUT_A_CARD = {"Dense"}
 
 
 def test_every_method_has_a_card():
@@ -100,11 +84,3 @@ def test_every_method_has_a_card():
     for card, found in named.items():
         assert Path(card).stem.replace("_", "") in {name.lower() for name in found}, card
     assert len(CARDS) >= 12
-
-
-@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "docs/integrations.md", *CARDS])
-def test_documents_are_finished_and_their_links_lead_somewhere(path):
-    text = (ROOT / path).read_text()
-    assert not re.search(r"@[A-Z]+@", text)
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert ((ROOT / path).parent / target).exists(), target

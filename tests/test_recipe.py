@@ -141,7 +141,7 @@ def test_the_average_follows_the_steps_and_is_what_is_tested_and_saved(tmp_path)
     assert epoch.accuracy == pytest.approx(accuracy(run.result))
     for parameter in run.result.parameters():
         nn.init.zeros_(parameter)
-    assert run._evaluate() == pytest.approx(accuracy(run.result)) != pytest.approx(accuracy(run.model))
+    assert run._evaluate()[0] == pytest.approx(accuracy(run.result)) != pytest.approx(accuracy(run.model))
     run.save(tmp_path / "model.pt")
     assert not torch.load(tmp_path / "model.pt", weights_only=True)["state_dict"]["conv1.weight"].any()
 

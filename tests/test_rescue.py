@@ -52,8 +52,8 @@ def test_revisions_by_hand():
 @pytest.mark.parametrize(
     ("epoch", "option", "message"),
     [
-        (1, "later", "cannot be begun otherwise"),
-        (0, "later", "cannot be begun otherwise"),
+        (1, "later", "cannot begin in another way"),
+        (0, "later", "cannot begin in another way"),
         (3, "smaller", "no epoch is left"),
         (2, "sideways", "no such option for a stage; expected smaller or later, found sideways"),
     ],
@@ -189,7 +189,7 @@ def test_a_revised_run_goes_on_from_its_state():
 def test_a_fall_of_accuracy_is_told_of(monkeypatch):
     run = run_of(warn_drop=10.0)
     accuracies = iter([50.0, 50.0, 39.0, 50.0, 50.0, 45.0, 50.0, 50.0, 50.0])
-    monkeypatch.setattr(run, "_evaluate", lambda: next(accuracies))
+    monkeypatch.setattr(run, "_evaluate", lambda: (next(accuracies), {}))
     with pytest.warns(UserWarning, match=r"epoch 2: accuracy fell from 50.0 to 39.0 %.*warn_drop=10 points") as told:
         list(run.epochs())
     assert len([w for w in told if "accuracy fell" in str(w.message)]) == 1

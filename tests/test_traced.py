@@ -130,6 +130,19 @@ def test_hooks_are_seen_each_time(once):
             morphogen.trace(model, image())
 
 
+def test_what_a_trace_warns_of_is_said_each_time(once):
+    def read():
+        with pytest.warns(UserWarning, match=r"^1: no rule for the op aten.renorm.default"):
+            return morphogen.trace(nn.Sequential(nn.Conv2d(3, 4, 1), Renormalised(), nn.Conv2d(4, 4, 1)), image())
+
+    assert read().structure is read().structure
+
+
+class Renormalised(nn.Module):
+    def forward(self, x):
+        return torch.renorm(x, 2, 0, 1.0)
+
+
 def test_a_wrong_morph_of_a_shared_trace_is_found(once, monkeypatch):
     morph = morphogen.morph
 

@@ -1,9 +1,9 @@
 """Models that are alike are read once: a trace takes a quarter of a second, and a test of a run makes several.
 
-What is shared is the structure, the double on fake tensors, what was found at other resolutions, and the sub-networks
-that were tried out. Models are alike where nothing but the values of their tensors differs: the same code, the same
-plain attributes, tensors of the same shapes and kinds tied in the same places, the same kind of example. If a module
-keeps anything else (a hook, a tensor that is no buffer, an object), its model is read anew.
+What is shared is the structure, the double on fake tensors, what was found and returned at other resolutions, and the
+sub-networks that were tried out. Models are alike where nothing but the values of their tensors differs: the same
+code, the same plain attributes, tensors of the same shapes and kinds tied in the same places, the same kind of example.
+If a module keeps anything else (a hook, a tensor that is no buffer, an object), its model is read anew.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten
 import morphogen
 from morphogen.dense.grid import Grids
 
-_known: dict[Any, tuple[morphogen.Network, dict]] = {}
+_known: dict[Any, tuple[morphogen.Network, dict, list[warnings.WarningMessage]]] = {}
 HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
 KEPT = {*HOOKS, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
 
@@ -62,13 +62,13 @@ def shared_trace(original, model, example, *, exclude=(), outputs=None, images=N
             for category in (DeprecationWarning, FutureWarning):
                 warnings.simplefilter("ignore", category)
             first = original(model, example, exclude=exclude, outputs=outputs, images=images)
-        if caught:  # they are this test's to see
-            return original(model, example, exclude=exclude, outputs=outputs, images=images)
-        _known[key] = first, {}
-    first, grids = _known[key]
+        _known[key] = first, {}, caught
+    first, grids, caught = _known[key]
+    for each in caught:  # for every test to see
+        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
     network = morphogen.Network(model, first.structure, first.fake)
     network.grids = KnownGrids(first.fake, first.structure.resolution, grids)
-    network.fits = first.fits
+    network.fits, network.returned = first.fits, first.returned
     return network
 
 

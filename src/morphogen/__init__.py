@@ -45,6 +45,7 @@ from .methods import (
     StackBERT,
     Supernet,
 )
+from .plan.recommend import recommend
 from .run.attach import attach
 from .search.candidates import Probe
 
@@ -80,6 +81,7 @@ __all__ = [
     "attach",
     "load",
     "morph",
+    "recommend",
     "save",
     "save_onnx",
     "save_program",

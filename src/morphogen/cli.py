@@ -15,9 +15,12 @@ from .commands.arguments import completed, explained, flags
 from .commands.command import Command
 from .commands.compare import COMPARE
 from .commands.export import EXPORT
+from .commands.figure import FIGURE
 from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
+from .commands.recommend import RECOMMEND
+from .commands.report import REPORT
 from .commands.train import TRAIN
 from .errors import MorphogenError, first_line
 from .machine.reading import MALFORMED
@@ -29,7 +32,9 @@ EXIT_CODES = """exit codes:
   2    something that you can mend; what could be done all the same is written (compare: the other runs)
   130  stopped by Ctrl-C; 143 by SIGTERM"""
 
-COMMANDS = {command.name: command for command in (TRAIN, COMPARE, PLAN, INSPECT, EXPORT, LABEL_MAPS)}
+COMMANDS = {
+    command.name: command for command in (TRAIN, COMPARE, RECOMMEND, PLAN, INSPECT, EXPORT, REPORT, FIGURE, LABEL_MAPS)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,9 +106,9 @@ def _parser_of(command: Command) -> ArgumentParser:
         parser.add_argument("--config", action="config", help="YAML file with the keys below")
     first, told = command.first or ("", "")
     if command.needs_first:
-        parser.add_argument(first, type=str, help=told)
+        parser.add_argument(first, nargs="+" if command.many else None, type=str, help=told)
     elif first:
-        parser.add_argument(first, nargs="?", type=str, default=SUPPRESS, help=told)
+        parser.add_argument(first, nargs="*" if command.many else "?", type=str, default=SUPPRESS, help=told)
     parser.add_class_arguments(command.config, skip={first}, as_group=False)
     for action in parser._actions:
         if action.dest in flags(command):

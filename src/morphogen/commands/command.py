@@ -18,6 +18,7 @@ class Command:
         examples: the end of the help.
         first: the setting that may be given without its name, first, and what the help says of it.
         needs_first: whether it must be given.
+        many: whether it is a list, of one or more where it must be given.
         from_file: whether settings can come from a YAML file (`--config`).
         again: what to do after Ctrl-C, where something is to be gone on with.
     """
@@ -28,5 +29,6 @@ class Command:
     examples: str
     first: tuple[str, str] | None = None
     needs_first: bool = False
+    many: bool = False
     from_file: bool = True
     again: str = ""

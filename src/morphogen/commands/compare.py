@@ -11,6 +11,7 @@ from ..report.searches import search_rows, search_title
 from ..train.compare import compare
 from ..train.config import CompareConfig
 from ..train.lengths import compare_lengths
+from ..train.tasks import metric_of
 from .command import Command
 from .terminal import EpochProgress, console, tell_savings
 
@@ -22,7 +23,7 @@ def run_compare(config: CompareConfig) -> int:
 
 
 def _compare(config: CompareConfig) -> int:
-    with EpochProgress() as tell:
+    with EpochProgress(metric_of(config.data)) as tell:
         records, failures = compare(config, tell)
     if not records:
         raise TrainingError("; ".join(failures))
@@ -39,7 +40,7 @@ def _compare(config: CompareConfig) -> int:
 
 
 def _compare_lengths(config: CompareConfig) -> int:
-    with EpochProgress() as tell:
+    with EpochProgress(metric_of(config.data)) as tell:
         found = compare_lengths(config, tell)
     if not any(point.method == "Dense" and point.budget == 1 for point in found.points):
         raise TrainingError("; ".join(found.failures))
@@ -70,5 +71,5 @@ speed at equal accuracy, from complete runs of several lengths (a minute on a CP
   morphogen compare --budgets "[0.5, 1, 1.5]" --seeds 3 --model "resnet8(width=8)" --epochs 10 \\
       --methods "[ProgressiveResizing(ratio=0.75)]" --output runs/fronts
   morphogen compare --config study.yaml --budgets "[0.3, 0.5, 0.75, 1, 1.25]" --seeds 5 --parallel 2""",
-    again="go on with the same command",
+    again="continue with the same command",
 )

@@ -10,7 +10,7 @@ from .command import Command
 
 
 def run_label_maps(config: LabelMapsConfig) -> int:
-    """Make label maps for token labelling with a teacher; a run that was stopped goes on where it was."""
+    """Make label maps for token labelling with a teacher; a run that was stopped continues where it stopped."""
     images = training_images(config.data)
     with owned(config.output):
         count, agreement = make_label_maps(
@@ -37,5 +37,5 @@ LABEL_MAPS = Command(
   morphogen label-maps --data imagenet:/data/imagenet --teacher dm_nfnet_f6 --image_size 576 --output maps
   morphogen label-maps --data /data/flowers \\
       --teacher "resnet50(checkpoint_path='teacher.safetensors', num_classes=102)" --output maps""",
-    again="go on with the same command",
+    again="continue with the same command",
 )

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from ..plan.show import stage_rows, told, total, width_rows
 from ..report.ledger import environment
 from ..report.render import as_table
 from ..train.config import PlanConfig
 from ..train.planning import plan_recipe
 from .command import Command
-from .terminal import console
+from .terminal import console, measuring
 
 
 def run_plan(config: PlanConfig) -> int:
     """Measure each stage of a method here, and say what it would save before it is run."""
-    err = Console(stderr=True)
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task("measuring", total=None)
-        plan = plan_recipe(config, lambda done, total: bar.update(task, completed=done, total=total))
+    with measuring() as tell:
+        plan = plan_recipe(config, tell)
     where = environment(config.torch_device())
     if config.json:
         head = {"model": config.model, "method": config.method, "environment": where}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -30,9 +31,23 @@ def tell_savings(records: Sequence[dict[str, Any]]) -> None:
         console().print(as_table(rows, "what pruning left, in % of the dense network", narrow=True))
 
 
+@contextmanager
+def measuring() -> Iterator[Callable[[int, int], None]]:
+    """A bar while sub-networks are measured; gives what to tell how many are, and how many there will be."""
+    err = Console(stderr=True)
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("measuring", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 class EpochProgress:
     """A progress bar for each run; where there is no terminal, a line after the first epoch of each, and then every few
     seconds."""
+
+    def __init__(self, metric: str):
+        """`metric` is what the figures are of, in percent."""
+        self.metric = metric
 
     def __enter__(self):
         self.console = Console(stderr=True)
@@ -51,7 +66,7 @@ class EpochProgress:
     def tell(self, label: str, done: int, total: int, accuracy: float) -> None:
         """An epoch of a run is over."""
         if self.progress.disable and rank() == 0 and (label not in self.tasks or time.monotonic() - self.told > QUIET):
-            print(f"{label}: epoch {done} of {total} is over, accuracy {accuracy:.2f} %", flush=True)
+            print(f"{label}: epoch {done} of {total} is over, {self.metric} {accuracy:.2f} %", flush=True)
             self.told = time.monotonic()
         if label not in self.tasks:
             self.tasks[label] = self.progress.add_task(label, total=total, accuracy=0.0)

@@ -12,6 +12,7 @@ from ..machine.files import write_text
 from ..machine.folder import owned
 from ..machine.ranks import decided_by_first, rank
 from ..methods import build_method
+from ..report.ledger import environment
 from ..report.render import as_table
 from ..report.savings.write import draw_savings
 from ..report.searches import draw_searches, search_rows, search_title
@@ -48,7 +49,7 @@ def _train(config: TrainConfig) -> int:
         places = config.track if rank() == 0 else []
         with (
             listening(checkpoints.ask),  # until all is written
-            EpochProgress() as tell,
+            EpochProgress(run.ledger.metric) as tell,
             tracking(places, config.output, run.ledger, config.as_text()) as trackers,
         ):
             if config.overwrite and rank() == 0:
@@ -70,7 +71,11 @@ def _train(config: TrainConfig) -> int:
     if rank():
         return 0
     seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
-    console().print(as_table([{"method": config.method, "accuracy %": f"{run.ledger.accuracy or 0:.2f}", **seconds}]))
+    last = run.ledger.epochs[-1]
+    figures = {
+        f"{name} %": f"{value:.2f}" for name, value in {run.ledger.metric: last.accuracy, **last.figures}.items()
+    }
+    console().print(as_table([{"method": config.method, **figures, **seconds}]))
     for search in run.ledger.searches:
         console().print(as_table(search_rows(search), search_title(search)))
     tell_savings([run.ledger.record()])
@@ -84,6 +89,7 @@ def _save(run: Run, config: TrainConfig) -> None:
     """Write all that a run leaves; last of all its record, which says whether it is finished."""
     try:
         record: dict[str, Any] = run.ledger.record() | {"settings": config.deciding()}
+        record["environment"] = environment(config.torch_device())
         if run.ledger.stopped and (name := not_finite(run.result)):
             warnings.warn(f"no model.pt is written: {name} is not finite", stacklevel=2)
         else:
@@ -93,6 +99,8 @@ def _save(run: Run, config: TrainConfig) -> None:
         if record["searches"]:
             draw_searches(record["searches"], config.output / "search.png")
         draw_savings([record], config.output)
+        if not run.ledger.stopped:
+            run.draw(config.output)
         write_text(config.output / "results.json", json.dumps([record], indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write the results ({error})", where=str(config.output)) from error
@@ -107,5 +115,5 @@ TRAIN = Command(
   morphogen train --model "resnet20(width=32)" --data /data/cifar10 --epochs 60 --method "NetworkExpansion(stages=3)"
   morphogen train --config run.yaml --seed 1
   morphogen train --config recipes/volo_d1.yaml --data imagenet:/data/imagenet --token_labels maps""",
-    again="go on with the same command and --resume",
+    again="continue with the same command and --resume",
 )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..machine.private import Constants, FakeTensorMode, is_fake, new_fake, tree_map
+from ..machine.private import Constants, FakeTensorMode, as_parameter, is_fake, new_fake, tree_map
 from ..machine.randomness import own_random
 from .double import double, named_tensors
 from .images import Images, Path, exchanged, find_images, inputs_in
@@ -133,7 +133,10 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _as_kind_of(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+    """New data as a parameter where a tensor is one."""
+    if not isinstance(tensor, nn.Parameter):
+        return data
+    return (as_parameter if is_fake(data) else nn.Parameter)(data, tensor.requires_grad)
 
 
 def has_own_arithmetic(tensor: torch.Tensor) -> bool:

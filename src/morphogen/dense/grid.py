@@ -151,9 +151,8 @@ def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution, met: M
     fitting = _run_watched(model, fake, resolution, met)
     known |= fitting.shapes
     # A network without a token grid is used to odd sizes between its stages.
-    left_over = fitting.of_image + (fitting.of_stages if known != shapes else [])
-    if left_over:
-        raise ValueError(left_over[0])
+    if fitting.left_over and known != shapes:
+        raise ValueError(fitting.left_over[0])
     if replaced:
         with torch.no_grad(), silence():
             _announce(model, dense, resolution)
@@ -206,8 +205,8 @@ class _Fitting(TorchFunctionMode):
     """Watches the model at another resolution.
 
     Where its own tensor is added to activations that had its size at the dense resolution, the size that it needs
-    now is noted, and so are patches (of the image, of a stage) that do not divide what they cut: a convolution
-    drops the rest silently.
+    now is noted, and so are patches of a stage that do not divide what they cut: a convolution drops the rest
+    silently. Patches of the image that do not raise ValueError.
     """
 
     ADDITIONS = frozenset(
@@ -228,8 +227,7 @@ class _Fitting(TorchFunctionMode):
         self.names = {id(tensor): name for name, tensor in [*tree.named_parameters(), *tree.named_buffers()]}
         self.met: Meetings = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.of_image: list[str] = []
-        self.of_stages: list[str] = []
+        self.left_over: list[str] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in self.ADDITIONS and len(args) > 1:
@@ -243,8 +241,9 @@ class _Fitting(TorchFunctionMode):
         if tuple(stride) == kernel and not any(padding):
             for size, patch in zip(sizes, kernel, strict=True):
                 if size % patch:
-                    left = f"patches of {patch} leave {size % patch} of {size} pixels over"
-                    (self.of_image if sizes == self.resolution else self.of_stages).append(left)
+                    self.left_over.append(f"patches of {patch} leave {size % patch} of {size} pixels over")
+                    if sizes == self.resolution:  # of the image: no need to go on
+                        raise ValueError(self.left_over[-1])
 
     def _fit(self, own: Any, other: Any) -> Any:
         name = self.names.get(id(own))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from numbers import Real
@@ -16,14 +17,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import MorphError, SubNetworkError, first_line
+from ..machine.private import tree_leaves
 from .bypass import take_out
 from .depth import interpolated, originals
 from .double import plain_tensors
 from .extent import Extent, extent
-from .fake import FakeModel
+from .fake import FakeModel, make_ready
 from .grid import Grids, Resolution
 from .program import rule_name
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, Structure, SubNetwork, within
+
+Shapes = tuple[tuple[int, ...] | None, ...]
 
 
 class Network:
@@ -44,10 +48,13 @@ class Network:
         constants: buffers and plain attributes with channels that are no running statistics (the filters of an
             anti-aliased pooling, a table of positions), and frozen parameters, as they were when the model was traced;
             what comes back of them has their values.
+        away: what is out and is to come back as it was, by tensor, and the resolution at which it left; None where
+            nobody asked for that. See `morph/away.py`.
         outside: the blocks that are out, by path: the user's own modules, their tensors empty.
         held: for each optimizer, its parameter groups that have lost parameters, and what they held.
         begins: for each optimizer, how each entry of a parameter's state begins: a constant, or None for the weights.
         drop_path_scale: share of the dense rates of stochastic depth that is in use.
+        returned: what `outputs_at` has found.
     """
 
     def __init__(self, model: nn.Module, structure: Structure, fake: FakeModel):
@@ -64,10 +71,12 @@ class Network:
         self.fits = {self.dense}
         self.initial = _statistics(model, structure)
         self.constants = _constants(model, structure)
+        self.away: dict[str, tuple[torch.Tensor, Resolution | None]] | None = None
         self.outside: dict[str, nn.Module] = {}
         self.held: WeakKeyDictionary[Optimizer, list[tuple[dict[str, Any], list[nn.Parameter]]]] = WeakKeyDictionary()
         self.begins: WeakKeyDictionary[Optimizer, dict[str, float | None]] = WeakKeyDictionary()
         self.drop_path_scale = 1.0
+        self.returned: dict[tuple[Resolution | None, bool], Shapes] = {}
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -115,10 +124,8 @@ class Network:
         """
         if not self.is_constant(name, like):
             return None
-        alive, constant = self.structure.alive_mask(target), self.constants[name].to(like)
-        for dim, axis in enumerate(self.structure.tensors[name].axes):
-            if axis is not None:
-                constant = constant.index_select(dim, alive[axis].nonzero().flatten().to(like.device))
+        layout, alive = self.structure.tensors[name], self.structure.alive_mask(target)
+        constant = layout.part(self.constants[name].to(like), alive)
         return constant if constant.shape == torch.Size(shape) else None
 
     def sketch(self, target: SubNetwork) -> nn.Module:
@@ -139,6 +146,18 @@ class Network:
             for tensor in [*block.parameters(), *block.buffers()]:  # whoever still reads them is found out
                 tensor.data = self.fake.empty(tensor.new_empty(0))
         return model
+
+    def outputs_at(self, resolution: Resolution | None, *, training: bool) -> Shapes:
+        """Shapes of what the dense network returns at a resolution, of two images in training; None for no tensor.
+
+        Raises whatever the model's own code raises.
+        """
+        key = resolution, training
+        if key not in self.returned:
+            model = self.sketch(replace(self.dense, resolution=resolution))
+            make_ready(model, training=training)
+            self.returned[key] = shapes_of(self.fake.run(model, resolution, batch=2 if training else None))
+        return self.returned[key]
 
     def subnetwork(
         self,
@@ -413,3 +432,8 @@ def set_buffers(
             old = buffers_of[leaf]
             same = old.dtype if old is not None and value is not None and value.is_floating_point() else None
             buffers_of[leaf] = None if value is None else value.to(device=device, dtype=same, copy=True)
+
+
+def shapes_of(output: Any) -> Shapes:
+    """The shape of each of the values returned; None for what is no tensor."""
+    return tuple(tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else None for leaf in tree_leaves(output))

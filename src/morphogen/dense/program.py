@@ -8,6 +8,7 @@ import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from traceback import walk_tb
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -92,14 +93,12 @@ def output_shapes(node: torch.fx.Node) -> tuple[tuple[int, ...], ...]:
 
 
 def failing_module(model: nn.Module, error: BaseException) -> str:
-    """Path of the innermost module in the traceback of an error."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    where = ""
-    frame = error.__traceback__
-    while frame is not None:
-        where = paths.get(id(frame.tb_frame.f_locals.get("self")), where) or where
-        frame = frame.tb_next
-    return where or type(model).__name__
+    """Path of the innermost module in the traceback of an error, which a double of the model may have raised."""
+    met = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
+    root = next((each for each in met if isinstance(each, nn.Module) and type(each) is type(model)), model)
+    paths = {id(module): path for path, module in root.named_modules()}
+    where = [path for path in (paths.get(id(each)) for each in met) if path]
+    return where[-1] if where else type(model).__name__
 
 
 def uncompiled() -> AbstractContextManager[Any]:

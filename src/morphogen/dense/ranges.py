@@ -46,7 +46,7 @@ def read_ranges(alive: Mapping[str, str]) -> dict[str, list[tuple[int, int]]]:
 
 def _read_range(text: str) -> tuple[int, int]:
     if (run := RANGE.fullmatch(text)) is None:
-        raise ValueError(f"{text[:40]!r} is no range")
+        raise ValueError(f"{text[:40]!r} is not a range")
     return int(run[1]), int(run[2])
 
 

@@ -220,6 +220,16 @@ class TensorLayout(Layout):
 
     role: Role
 
+    def places(self, alive: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        """Each axis that changes, and its positions that are alive."""
+        return [(dim, alive[axis].nonzero().flatten()) for dim, axis in enumerate(self.axes) if axis is not None]
+
+    def part(self, whole: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+        """What of the dense network's tensor is alive."""
+        for dim, where in self.places(alive):
+            whole = whole.index_select(dim, where.to(whole.device))
+        return whole
+
 
 @dataclass(frozen=True)
 class BatchNorm:
@@ -318,6 +328,8 @@ class Structure:
     """The batch norm that alone reads what a convolution or linear layer makes, by the name of the layer's weight."""
     layers: tuple[str, ...] = ()
     """Paths of the layers that were read as a whole, by a rule of their own."""
+    outputs: tuple[str, ...] = ()
+    """The outputs that matter, as messages call them."""
 
     def fingerprint(self) -> str:
         """A hash of what sub-networks of this network mean: its channel groups, block stacks and tensors."""

@@ -163,7 +163,7 @@ def restore(
             example = _example(parse_json(metadata["example"]), model)
     except (MorphogenError, *MALFORMED) as error:
         raise ExportError(
-            f"the metadata say of no sub-network, or not what its model is called with ({first_line(error)})",
+            f"the metadata name no sub-network, or not what its model is called with ({first_line(error)})",
             where=where,
             expected="a file written by morphogen.save, after a trace with tensors",
             todo="With another input, give load(..., example=)",
@@ -186,7 +186,7 @@ def check_tensors(tensors: Mapping[str, Any], network: Network, subnetwork: SubN
     for name, value in [*sketched.items(), *tensors.items()]:
         if not isinstance(value, torch.Tensor):
             raise SubNetworkError(
-                "a module's extra state is no tensor", where=name, expected="parameters and buffers alone"
+                "a module's extra state is not a tensor", where=name, expected="parameters and buffers alone"
             )
     expected = {name: tuple(tensor.shape) for name, tensor in sketched.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

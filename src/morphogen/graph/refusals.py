@@ -82,7 +82,7 @@ def warn_of_hooks(model: nn.Module) -> None:
         warnings.warn(
             f"{changing[0]}: forward hooks are not read; if one changes what the module is given or returns, a morph "
             f"would be wrong: make it a module. Hooks that return None are safe ({len(changing)} modules have others)",
-            stacklevel=4,  # the caller of `trace`, which is decorated
+            stacklevel=5,  # the caller of `trace` or `attach`; `read` is decorated
         )
 
 

@@ -46,7 +46,6 @@ from .stacks import find_stacks
 from .walk import EXCLUDED, READ_BY_EXCLUDED, TracedCall, Walk, without_rule
 
 
-@torch.inference_mode(False)  # its tensors could not be saved for a backward pass
 def trace(
     model: nn.Module,
     example: Example,
@@ -85,6 +84,16 @@ def trace(
     Raises:
         TraceError: the model cannot be exported or copied, or an excluded path or an output does not exist.
     """
+    network = read(model, example, exclude, outputs, images)
+    warn_of_extent(network)
+    return network
+
+
+@torch.inference_mode(False)  # its tensors could not be saved for a backward pass
+def read(
+    model: nn.Module, example: Example, exclude: Iterable[str] = (), outputs: Outputs = None, images: Images = None
+) -> Network:
+    """As `trace`, for those who know whether the width will change at all."""
     check_model(model, exclude)
     exclude = tuple(exclude)
     paths = {name for name, _ in model.named_modules()}
@@ -106,7 +115,7 @@ def trace(
         except TraceError as error:
             if walk.unread():
                 raise
-            warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=3)
+            warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=4)
         else:
             forward[True] = walk.read(program, numbers)
     check_outputs(walk.outputs, outputs)
@@ -138,14 +147,18 @@ def trace(
         products=derived.products,
         norms=norms,
         layers=tuple(walk.layers),
+        outputs=tuple(map(str, walk.outputs)),
     )
-    network = Network(model, structure, fake)
-    found = network.extent
+    return Network(model, structure, fake)
+
+
+def warn_of_extent(network: Network) -> None:
+    """Warn where less than half of a network can change its width, and nothing else has said so."""
+    structure, found = network.structure, network.extent
     if found.share > 1 / 2 and not structure.unread and found.reason not in (EXCLUDED, READ_BY_EXCLUDED, OF_INPUT):
-        aside = len(walk.outputs) > 1 and found.reason in map(str, walk.outputs)
+        aside = len(structure.outputs) > 1 and found.reason in structure.outputs
         todo = ". Name the outputs that matter with outputs=..., and the others come out narrower" if aside else ""
         warnings.warn(f"less than half of the model can change its width: {found}{todo}", stacklevel=3)
-    return network
 
 
 def _without_excluded(
@@ -169,7 +182,7 @@ def _unread(walk: Walk, derived: Groups) -> dict[str, str]:
             f"{path or 'the forward of the model'}: {without_rule(op)}, so that what it reads stays whole: {axes[0]}"
             + (f" and {len(axes) - 1} more" if len(axes) > 1 else "")
             + f". Add a rule, one function under @morphogen.rule({rule_name(op)!r}) (see docs/extending.md)",
-            stacklevel=4,  # the caller of `trace`, which is decorated
+            stacklevel=5,  # the caller of `trace` or `attach`; `read` is decorated
         )
     return found
 

@@ -214,7 +214,7 @@ def _saved(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
             "the run of this checkpoint is not there",
             where=str(path),
             expected="a checkpoint in output_dir that was saved with MorphogenCallback",
-            todo="Move it there, or begin anew from its weights without resume_from_checkpoint",
+            todo="Move it there, or start from its weights without resume_from_checkpoint",
         )
     return saved_state(path)
 

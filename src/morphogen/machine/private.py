@@ -36,6 +36,7 @@ __all__ = [
     "LeafSpec",
     "TorchDispatchMode",
     "TreeSpec",
+    "as_parameter",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -118,6 +119,14 @@ def new_fake(like: torch.Tensor, shape: tuple[int, ...], mode: FakeTensorMode) -
         with mode:
             return like.detach().new_empty(shape)
     return FakeTensor(mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
+
+
+def as_parameter(fake: torch.Tensor, requires_grad: bool) -> torch.Tensor:
+    """What `nn.Parameter(fake, requires_grad)` gives, made of the fake tensor itself: no op is asked, which takes ten
+    times as long."""
+    fake.requires_grad_(requires_grad)
+    fake._is_param = True  # type: ignore[attr-defined]
+    return fake
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:

@@ -19,6 +19,9 @@ RESOLUTION, DEPTH, DEEP = 0.625, 0.25, 6
 """Shares of the side and of the blocks to begin with, where nothing else is asked for, and the blocks that make a stack
 deep enough to begin with a quarter of them. Measured: see the card."""
 
+KEPT_DEPTH = 0.5
+"""Share of the blocks of a pretrained network, which is worth little without most of them. Not measured."""
+
 
 @dataclass(frozen=True)
 class GrowOnce(Method):
@@ -31,11 +34,17 @@ class GrowOnce(Method):
     Attributes:
         at: the share of the run after which it grows, in (0, 1).
         resolution: share of the input's side before, in (0, 1]; None is 0.625 where the model takes images.
-        depth: share of each block stack before, in (0, 1]; None is a quarter of the stacks of at least six blocks whose
-            residual branches can be silenced, in models with one stack (transformers), and all of it elsewhere.
+        depth: share of each block stack before, in (0, 1]; None is a quarter (of a pretrained network half) of the
+            stacks of at least six blocks whose residual branches can be silenced, in models with one stack
+            (transformers), and all of it elsewhere.
         width: share of the channels before, in (0, 1].
-        operator: how new channels are filled.
-        depth_operator: how new blocks are filled.
+        pretrained: the model's weights are worth keeping: the channels that stay are the most important ones, and
+            channels and blocks come back as they were when they left. It is what the three settings below are by
+            default: `GrowOnce(pretrained=True, width=0.5)`.
+        choose: which channels are the small network's: the first of each group (`position`), or those of the largest
+            norm (`importance`).
+        operator: how new channels are filled; `quiet`, or `restore`.
+        depth_operator: how new blocks are filled; `identity`, or `restore`.
         multiple_of: round channel counts to multiples that the hardware likes.
 
     Raises:
@@ -47,8 +56,10 @@ class GrowOnce(Method):
     resolution: float | None = None
     depth: float | None = None
     width: float = 1.0
-    operator: str | GrowthOperator = "quiet"
-    depth_operator: str | DepthOperator = "identity"
+    pretrained: bool = False
+    choose: str | None = None
+    operator: str | GrowthOperator | None = None
+    depth_operator: str | DepthOperator | None = None
     multiple_of: int = 8
 
     def __post_init__(self) -> None:
@@ -57,13 +68,20 @@ class GrowOnce(Method):
         check_growth("GrowOnce", 2, self.multiple_of, **shares)
         if not 0 < self.at < 1:
             raise ConfigError("at out of range", where="GrowOnce", expected="0 < at < 1", found=f"{self.at}")
-        named(self.operator)
+        named(self._how[1])
         self.parts()
 
     def parts(self) -> Sequence[Part]:
         """One growth of everything, and images of its size."""
-        wide = None if self.width == 1 else self.operator
-        return [Grow(self.schedule, operator=wide, depth_operator=self.depth_operator), Resize()]
+        choose, wide, deep = self._how
+        grow = Grow(self.schedule, operator=None if self.width == 1 else wide, depth_operator=deep, choose=choose)
+        return [grow, Resize()]
+
+    @property
+    def _how(self) -> tuple[str, str | GrowthOperator, str | DepthOperator]:
+        """How channels are chosen, and new channels and blocks filled: as asked, or as the weights suggest."""
+        usual = ("importance", "restore", "restore") if self.pretrained else ("position", "quiet", "identity")
+        return self.choose or usual[0], self.operator or usual[1], self.depth_operator or usual[2]
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
         """Two stages; the second begins at the epoch nearest to `at` of the run.
@@ -81,7 +99,7 @@ class GrowOnce(Method):
             width=None if width == 1 else [width, 1.0],
             depth=None if depth == 1 else [depth, 1.0],
             resolution=None if resolution == 1 else [resolution, 1.0],
-            table=depth_named(self.depth_operator).table,
+            table=depth_named(self._how[2]).table,
             multiple_of=self.multiple_of,
             who="GrowOnce",
         )
@@ -100,10 +118,9 @@ class GrowOnce(Method):
             )
         return stages
 
-    @staticmethod
-    def _depth(network: Network) -> float:
+    def _depth(self, network: Network) -> float:
         deep = len(network.stacks) == 1 and network.stacks[0].size >= DEEP and network.stacks[0].writers is not None
-        return DEPTH if deep else 1.0
+        return (KEPT_DEPTH if self.pretrained else DEPTH) if deep else 1.0
 
     @staticmethod
     def _resolution(network: Network) -> float:

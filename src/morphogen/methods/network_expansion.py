@@ -26,10 +26,13 @@ class NetworkExpansion(Method):
         depth: alpha_0, the share of each block stack in the first stage, in (0, 1].
         stages: n_g, the number of stages of equal length; the last is the dense network.
         operator: how new channels are filled: `quiet` (orthogonal to the old ones, and the function stays),
-            `orthogonal` (the paper's literal scale), `random`, `replicate`, `net2net`, `bert2bert`, or your own.
+            `orthogonal` (the paper's literal scale), `random`, `replicate`, `net2net`, `bert2bert`, `restore` (as they
+            were when they left, for a pretrained network), or your own.
         depth_operator: how new blocks are filled: `momentum` (the paper's), or another.
         decay: of the momentum network; None ties it to the stage's length.
         horizon: the share of a stage's steps that the average then reaches back over.
+        choose: which channels a stage has: the first of each group (`position`, the paper's), or the most important of
+            the weights that the run begins with (`importance`, for a pretrained network).
         multiple_of: round channel counts to multiples that the hardware likes, such as 8; the paper's is 1.
 
     Raises:
@@ -44,6 +47,7 @@ class NetworkExpansion(Method):
     depth_operator: str | DepthOperator = "momentum"
     decay: float | None = None
     horizon: float = 0.1
+    choose: str = "position"
     multiple_of: int = 1
 
     def __post_init__(self) -> None:
@@ -57,7 +61,7 @@ class NetworkExpansion(Method):
         """Growths of the width by one operator, of the depth by another, which reads a momentum network."""
         wide = None if self.width is None else self.operator
         deep = None if self.depth is None else self.depth_operator  # no momentum network where no block enters
-        grow = Grow(self.schedule, operator=wide, depth_operator=deep)
+        grow = Grow(self.schedule, operator=wide, depth_operator=deep, choose=self.choose)
         return [grow, *average_for(deep, self.decay, self.horizon)]
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:

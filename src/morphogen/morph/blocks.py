@@ -70,6 +70,7 @@ def fill_block(
     growth: DepthGrowth,
     online: Callable[[str], torch.Tensor],
     averaged: Callable[[str], torch.Tensor],
+    left: Callable[[str], torch.Tensor | None],
     generator: torch.Generator | None,
 ) -> dict[str, torch.Tensor]:
     """The value of every tensor of an entering block, by name.
@@ -81,6 +82,7 @@ def fill_block(
         growth: the depth operator.
         online: the values after the morph of tensors that were alive, by name.
         averaged: the same of the momentum network.
+        left: what was kept of a tensor, in the shape it will have, where the operator restores.
         generator: random numbers for the operator.
 
     Raises:
@@ -107,7 +109,7 @@ def fill_block(
         if not is_learned(network, name):  # tables and counters that the blocks of a stack have in common
             values[name] = twin.detach().clone()
             continue
-        if tuple(twin.shape) != shape:
+        if tuple(twin.shape) != shape and not growth.restores:
             raise MorphError(
                 "the blocks of this stack have different widths, so that none can be copied",
                 where=name,
@@ -115,6 +117,7 @@ def fill_block(
                 found=f"shape {tuple(twin.shape)} in {block.counterparts(name)[0]}",
                 todo="Grow the depth first, or give the stack's blocks the same channels",
             )
+        back = left(name)
         entry = Entry(
             name,
             layout.role,
@@ -126,10 +129,11 @@ def fill_block(
             lambda other: online(other).detach().clone(),  # a stranger may write into what it is given
             lambda other: averaged(other).detach().clone(),
             generator,
+            None if back is None else back.to(twin, copy=True),
         )
         value = growth.fill(entry)
-        if not isinstance(value, torch.Tensor) or (value.shape, value.dtype, value.device) != (
-            twin.shape,
+        if not isinstance(value, torch.Tensor) or (tuple(value.shape), value.dtype, value.device) != (
+            shape,
             twin.dtype,
             twin.device,
         ):

@@ -19,6 +19,7 @@ from ..dense.subnet import SubNetwork, within
 from ..dense.whole import about_to_write, overwrite, whole
 from ..errors import MorphError
 from .averages import Shadows, averaged, several_averages
+from .away import begin_to_keep, keep, let_go
 from .blocks import Entering, entering_blocks
 from .drop_path import lay_out_drop_path
 from .entry import DepthGrowth, DepthOperator, depth_named
@@ -94,9 +95,9 @@ def morph(
     Channels and blocks in both are carried over bit for bit, in the parameters, buffers, gradients, optimizer
     state and EMA copies alike; new channels are filled by `operator`, new blocks by `depth_operator` (their
     optimizer state is empty, their EMA is their value); what is frozen comes back with the values it had when the model
-    was traced; what is not in `target` is dropped. An operator that copies
-    channels and preserves the function (`net2net`) also divides the weights that read them, in the EMA copies too;
-    gradients and optimizer state are carried as they are. Where the resolution changes, position embeddings are
+    was traced; what is not in `target` is dropped, or kept on the CPU once an operator is `restore`. An operator that
+    copies channels and preserves the function (`net2net`) also divides the weights that read them, in the EMA copies
+    too; gradients and optimizer state are carried as they are. Where the resolution changes, position embeddings are
     interpolated. Parameters stay the same objects, so whoever holds them (an optimizer, a clipping list, a hook)
     holds the right ones afterwards.
 
@@ -169,6 +170,9 @@ def _change(
         _check_tree(tree, model, maps)
     try_out(network, target)
     fold_factors(trees, optimizers)
+    if fill.restores or growth.restores:
+        begin_to_keep(network)
+    keep(network, target)
     values = compute_values(network, target, maps, entering, fill, growth, restarted, above, generator)
     edits = [
         edit
@@ -192,6 +196,7 @@ def _change(
     if entering:
         begin_together(optimizers)
     network.current = target
+    let_go(network)
     for tree in trees:
         set_buffers(tree, network, target, values.buffers)
         set_attributes(tree, network, target)

@@ -29,6 +29,7 @@ class Entry:
         online, averaged: copies of the grown network's tensor of a name, and of the momentum network's; there
             are those of the units in `before` alone.
         generator: for random numbers; None for PyTorch's default.
+        kept: for an operator that restores, the tensor as it was when its block left.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Entry:
     online: Callable[[str], torch.Tensor]
     averaged: Callable[[str], torch.Tensor]
     generator: torch.Generator | None = None
+    kept: torch.Tensor | None = None
 
     @property
     def below(self) -> int:
@@ -98,6 +100,7 @@ class DepthGrowth:
         everything: the whole grown network, old blocks too, comes from the momentum network.
         silent: the new blocks pass their input through, so they need residual branches.
         rezero: they do so by a learned factor on each branch; see `rezero.py`.
+        restores: it reads what was kept of the blocks when they left.
     """
 
     fill: DepthOperator
@@ -106,6 +109,7 @@ class DepthGrowth:
     everything: bool = False
     silent: bool = False
     rezero: bool = False
+    restores: bool = False
 
 
 DEPTH_OPERATORS: dict[str, DepthGrowth] = {}
@@ -120,11 +124,12 @@ def depth_operator(
     everything: bool = False,
     silent: bool = False,
     rezero: bool = False,
+    restores: bool = False,
 ) -> Callable[[DepthOperator], DepthOperator]:
     """Enter the decorated depth operator into the table; the flags are those of `DepthGrowth`."""
 
     def register(function: DepthOperator) -> DepthOperator:
-        DEPTH_OPERATORS[name] = DepthGrowth(function, table, momentum, everything, silent, rezero)
+        DEPTH_OPERATORS[name] = DepthGrowth(function, table, momentum, everything, silent, rezero, restores)
         return function
 
     return register

@@ -23,12 +23,14 @@ class Gap:
         old: the tensor before.
         generator: for random numbers; None for PyTorch's default.
         above: the same tensor of the next block of its stack, before; None where there is none of this size.
+        kept: for an operator that restores, the tensor after, whose new entries are what they were when they left.
     """
 
     map: TensorMap
     old: torch.Tensor
     generator: torch.Generator | None = None
     above: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
 
     def randn(self, *shape: int) -> torch.Tensor:
         """Standard normal numbers on the tensor's device, float32 (float64 for a float64 tensor)."""
@@ -81,12 +83,14 @@ class WidthGrowth:
             its default settings, since their old weights have to be divided too.
         preserving: with its default settings the grown network computes what the old one did, as far as all that
             is between its weights works channel by channel.
+        restores: it reads what was kept of the new channels when they left.
         settings: further arguments of the operator.
     """
 
     fill: Callable[..., torch.Tensor]
     rescales: bool = False
     preserving: bool = False
+    restores: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -95,12 +99,12 @@ OPERATORS: dict[str, WidthGrowth] = {}
 
 
 def operator(
-    name: str, *, rescales: bool = False, preserving: bool = False
+    name: str, *, rescales: bool = False, preserving: bool = False, restores: bool = False
 ) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
     """Enter the decorated operator into the table; the flags are those of `WidthGrowth`."""
 
     def register(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        OPERATORS[name] = WidthGrowth(function, rescales, preserving)
+        OPERATORS[name] = WidthGrowth(function, rescales, preserving, restores)
         return function
 
     return register

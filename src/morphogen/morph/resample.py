@@ -78,7 +78,7 @@ def resample(tensor: torch.Tensor, shape: Shape, change: Regrid, *, name: str, s
             others = tensor.narrow(axis, before[0] * before[1] if at_end else 0, extra)
             return torch.cat([grid, others] if at_end else [others, grid], axis)
     raise MorphError(
-        "it follows the resolution, but its axes are no grid",
+        "it follows the resolution, but its axes are not a grid",
         where=name,
         expected="height and width, or tokens of a grid",
         found=f"{tuple(tensor.shape)} to {shape}",

@@ -13,6 +13,7 @@ from ..dense.fake import tensor_named
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
 from ..errors import MorphError
+from .away import kept
 from .blocks import Entering, fill_block, is_learned
 from .entry import DepthGrowth
 from .exchange import tensors_of
@@ -77,7 +78,8 @@ def compute_values(
         constant = network.restored(name, target, live[name], change.new_shape)
         if constant is not None:
             return change.carry(live[name].detach(), constant)
-        return _fill(change, base[name].detach(), upper(name), fill, generator)
+        back = kept(network, name, target, network.current.resolution) if fill.restores and change.grows else None
+        return _fill(change, base[name].detach(), upper(name), fill, generator, back)
 
     new = {name: change.regrid(grown(name, change)) for name, change in maps.items()}
     new |= {name: base[name].detach().clone() for name in base if base[name] is not live[name] and name not in maps}
@@ -92,9 +94,12 @@ def compute_values(
             return means[name]
         return carried_average(maps[name], momentum, new[name], fill_of(network, name, live[name], fill), above)
 
+    def left(name: str) -> torch.Tensor | None:
+        return kept(network, name, target, target.resolution) if growth.restores else None
+
     fresh: dict[str, torch.Tensor] = {}
     for block in blocks:
-        fresh |= fill_block(network, target, block, growth, online, averaged, generator)
+        fresh |= fill_block(network, target, block, growth, online, averaged, left, generator)
     device = next(iter(live.values())).device if live else network.fake.device
     buffers = {
         name: value if value is None else value.to(device)
@@ -142,15 +147,16 @@ def _fill(
     above: torch.Tensor | None,
     fill: WidthGrowth,
     generator: torch.Generator | None,
+    back: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The new value of one tensor, checked."""
     if not change.grows:
         return change.carry(old)
     if above is not None and above.shape != old.shape:
         above = None
-    gap = Gap(change, old, generator, above)
+    gap = Gap(change, old, generator, above, back)
     if not any(fill.fill is entry.fill for entry in OPERATORS.values()):  # a stranger may write into what it is given
-        gap = Gap(change, old.clone(), generator, None if above is None else above.clone())
+        gap = replace(gap, old=old.clone(), above=None if above is None else above.clone())
     new = fill.fill(gap, **fill.settings)
     if not isinstance(new, torch.Tensor) or (new.shape, new.dtype, new.device) != (
         change.new_shape,

@@ -7,6 +7,7 @@ from .orthogonal import orthogonal
 from .quiet import quiet
 from .random import random
 from .replicate import replicate
+from .restore import restore, restore_blocks
 
 __all__ = [
     "bert2bert",
@@ -22,6 +23,8 @@ __all__ = [
     "random",
     "random_blocks",
     "replicate",
+    "restore",
+    "restore_blocks",
     "rezero",
     "stack",
 ]

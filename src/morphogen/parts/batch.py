@@ -84,7 +84,7 @@ class Batch(Part):
         self._images = 0
         if seen and self._told != epoch and seen != self.batching.size:
             warnings.warn(
-                f"epoch {epoch}: a step of {seen} images, where the run reckons with {self.batching.size}; take "
+                f"epoch {epoch}: a step of {seen} images, where the run expects {self.batching.size}; take "
                 "run.batch_size images in every step, and multiply the learning rate by run.lr_scale",
                 stacklevel=2,
             )
@@ -106,7 +106,7 @@ class Batch(Part):
                 "the run that was saved has another first batch on each rank, from which its mini-batch grew",
                 expected=f"{self.batching.first} images",
                 found=f"{first}",
-                todo="Go on with as many ranks as before",
+                todo="Resume with as many ranks as before",
             )
         read = self.batching.checked(state)
 

@@ -9,10 +9,13 @@ import torch
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
+from ..errors import ConfigError
+from ..machine.ranks import decided
 from ..morph.entry import DepthOperator, depth_named
 from ..morph.growth import GrowthOperator, named
 from ..run.assembly import distinct
 from ..run.part import Part
+from ..schedule.importance import CHOICES, Order, by_importance, chosen
 from ..schedule.revision import revised
 from ..schedule.stages import Stage
 from .revive import filter_norms, revive
@@ -42,21 +45,28 @@ class Grow(Part):
         *,
         operator: str | GrowthOperator | None = None,
         depth_operator: str | DepthOperator | None = None,
+        choose: str = "position",
     ):
         """
         Args:
             schedule: of the run.
             operator: fills new channels, in schedules of the width.
             depth_operator: fills new blocks, in schedules of the depth.
+            choose: which channels a smaller network has: `position`, the first of each group, or `importance`, the most
+                important of the network that the run begins with, see `importance`.
 
         Raises:
+            ConfigError: another choice.
             MorphError: an operator that does not exist.
         """
+        if choose not in CHOICES:
+            raise ConfigError("no such choice of channels", expected=" or ".join(CHOICES), found=repr(choose))
         if operator is not None:
             named(operator)
         if depth_operator is not None:
             depth_named(depth_operator)
-        self.operator, self.depth_operator, self._schedule = operator, depth_operator, schedule
+        self.operator, self.depth_operator, self._schedule, self._choose = operator, depth_operator, schedule, choose
+        self._order: Order | None = None
         self._stages: list[Stage] = []
         self.revisions: list[tuple[int, str]] = []
         self._stage: Stage | None = None
@@ -64,8 +74,13 @@ class Grow(Part):
 
     def plan(self, network: Network, epochs: int) -> None:
         """Make the schedule; raises ConfigError where it does not fit."""
-        self._epochs = epochs
-        self._stages = distinct(self._schedule(network, epochs))
+        self._network, self._epochs = network, epochs
+        self._order = self._chosen_now()
+        self._stages = self._stages_after((), self._order)
+
+    def _chosen_now(self) -> Order | None:
+        """The order in which channels are kept, of the weights that the dense network has now."""
+        return by_importance(self._network) if self._choose == "importance" else None
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -73,10 +88,13 @@ class Grow(Part):
         return self._stages
 
     def before_epoch(self, epoch: int) -> bool:
-        """Look the stage of the epoch up."""
-        before, self._stage = self._stage, self._at(epoch)
+        """Look the stage of the epoch up; in the first, the channels are chosen by the weights that there are."""
         network = self.run.network
         begins = self.run.epoch < 0 and network.current == network.dense
+        if begins and self._order is not None:
+            self._order = decided(self._chosen_now())
+            self._stages = self._stages_after(self.revisions, self._order)
+        before, self._stage = self._stage, self._at(epoch)
         self._filters = filter_norms(network) if begins else None
         return self._stage != before
 
@@ -99,26 +117,39 @@ class Grow(Part):
         self.revisions.append((epoch, option))
 
     def state_dict(self) -> dict[str, Any]:
-        """What was revised, and the stage at work."""
+        """What was revised, the stage at work, and the order in which channels are kept, where that is chosen."""
+        order = {} if self._order is None else {"order": {name: list(units) for name, units in self._order.items()}}
         return {
+            **order,
             "revisions": [list(revision) for revision in self.revisions],
             "stage": None if self._stage is None else self._stages.index(self._stage),
         }
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """The same schedule, revised as it was."""
-        stages = self._stages_after([(int(epoch), str(option)) for epoch, option in state["revisions"]])
+        """The same schedule, of the same channels, revised as it was."""
         revisions = [(int(epoch), str(option)) for epoch, option in state["revisions"]]
+        order = None if self._order is None else _read(state["order"], self._order)
+        stages = self._stages_after(revisions, order)
         number = state["stage"]
         stage = None if number is None else stages[number]
 
         def load() -> None:
-            self._stages, self.revisions, self._stage = stages, revisions, stage
+            self._stages, self.revisions, self._stage, self._order = stages, revisions, stage, order
 
         return load
 
-    def _stages_after(self, revisions: Sequence[tuple[int, str]]) -> list[Stage]:
-        stages = distinct(self._schedule(self.run.network, self._epochs))
+    def _stages_after(self, revisions: Sequence[tuple[int, str]], order: Order | None) -> list[Stage]:
+        stages = distinct(self._schedule(self._network, self._epochs))
+        if order is not None:
+            stages = chosen(stages, order)
         for epoch, option in revisions:
             stages = revised(stages, epoch, option, self._epochs)
         return stages
+
+
+def _read(saved: Mapping[str, Any], own: Order) -> Order:
+    """An order from a state; raises ValueError where it is none of this network's units."""
+    order = {str(name): tuple(map(int, units)) for name, units in saved.items()}
+    if order.keys() != own.keys() or any(sorted(units) != list(range(len(own[name]))) for name, units in order.items()):
+        raise ValueError("an order of channels that does not have each of them once")
+    return order

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from ..dense.network import Network
 from ..errors import ConfigError
-from ..machine.private import tree_flatten, tree_leaves, tree_unflatten
+from ..machine.private import tree_flatten, tree_unflatten
 from ..run.images import images_in, resized_call
 from ..run.part import Call, Part
 from ..run.run import Run
@@ -112,14 +111,10 @@ def _maps(
     small = min((r for r in resolutions if r is not None), default=dense)
     if dense is None or small == dense:
         return {}
-    shapes = []
-    for resolution in (dense, small):
-        model = network.sketch(replace(network.dense, resolution=resolution)).train(training)
-        try:
-            output = network.fake.run(model, resolution)
-        except Exception:  # whatever a model's own code raises in a mode that it may never be in
-            return {}
-        shapes.append([tuple(t.shape) if isinstance(t, torch.Tensor) else None for t in tree_leaves(output)])
+    try:
+        shapes = [network.outputs_at(resolution, training=training) for resolution in (dense, small)]
+    except Exception:  # whatever a model's own code raises in a mode that it may never be in
+        return {}
     pairs = list(zip(*shapes, strict=False))
     follow = {i: whole for i, (whole, less) in enumerate(pairs) if whole is not None and whole != less}
     maps = {i: (shape[-2], shape[-1]) for i, shape in follow.items() if len(shape) in (4, 5)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from ..cost.flops import cost
 from ..dense.subnet import SubNetwork
-from ..errors import ConfigError
+from ..errors import ConfigError, MorphError, MorphogenError
 from ..graph.trace import trace
 from ..machine.timing import now
 from ..methods import Method
@@ -27,6 +27,9 @@ from .predict import Part, Prediction, predict, step_with_data
 from .reasons import Findings, Rounded, reasons
 from .steps import Bench, StepCost, Training
 from .widths import PrunedCost, Widths, pruned_networks, recommend
+
+FASTEST, LARGEST = "the fastest candidates", "the largest candidates"
+"""What searches are taken to find."""
 
 Progress = Callable[[int, int], None]
 """Told before every sub-network: how many are measured, and how many there will be."""
@@ -61,6 +64,7 @@ class StagePlan:
         flop_share: of dense.
         seconds: of a step: forward, backward, update of the weights and their averages.
         time_share: of dense.
+        time_bounds: between which the share lies in nine of ten cases.
         images_per_second: of the steps alone.
         loader_images_per_second: of the data layer alone; None without data.
         memory: bytes at the peak of a step.
@@ -80,6 +84,7 @@ class StagePlan:
     flop_share: float
     seconds: float
     time_share: float
+    time_bounds: tuple[float, float]
     images_per_second: float
     loader_images_per_second: float | None
     memory: float
@@ -95,11 +100,13 @@ class Run:
         found: what searches are taken to find; empty where the method does not search.
         stages: in order.
         prediction: of the whole run.
+        bounds: of its speedup, where all step times are at their upper bound, and at their lower.
     """
 
     found: str
     stages: tuple[StagePlan, ...]
     prediction: Prediction
+    bounds: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,42 @@ def plan(
         ConfigError: the method does not fit the run's length or the model.
         TraceError, MorphError: see `trace` and `morph`.
     """
+    (found,) = plans(
+        model,
+        {"": method},
+        training,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        supply=supply,
+        seconds=seconds,
+        exclude=exclude,
+        progress=progress,
+    ).values()
+    if isinstance(found, MorphogenError):
+        raise found
+    return found
+
+
+def plans(
+    model: nn.Module,
+    methods: Mapping[str, Method],
+    training: Training,
+    *,
+    epochs: int,
+    steps_per_epoch: int | None = None,
+    supply: Supply | None = None,
+    seconds: float = 60.0,
+    exclude: Sequence[str] = (),
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Plan | MorphogenError]:
+    """As `plan` for several methods, by name: the model is read once, what several methods train is measured once.
+
+    Returns:
+        What each would save, or why it does not fit.
+
+    Raises:
+        TraceError, MorphError: see `trace` and `morph`.
+    """
     if epochs < 1 or not seconds > 0:
         raise ConfigError(
             "out of range", expected="epochs at least 1, seconds above 0", found=f"{epochs} and {seconds}"
@@ -176,22 +219,35 @@ def plan(
     start = now(device)
     network = trace(model, training.images, exclude=exclude)
     traced = now(device) - start
-    assembly = Assembly(method)
-    assembly.plan(network, epochs)
-    planner = _Planner(assembly, Bench(network, dense, training), epochs, steps_per_epoch, supply)
-    rehearsal, notes = planner.measure(seconds, progress)
-    if supply is None:
-        notes.append("no data given: the time that batches take is left out")
-    if steps_per_epoch is None:
-        notes.append(f"number of images not known: tracing ({traced + rehearsal:.1f} s) and morphs are left out")
-    if assembly.of(Batch) is not None:
-        notes.append("the dynamic mini-batch is left out: all steps have the first batch")
-    if device.type != "cuda":
-        notes.append("memory is that of the tensors of a step; what operations need inside themselves is left out")
-    if planner.pruned:
-        notes.append("what pruning takes out is known only in training: stages and speedup are without it")
-    runs = tuple(planner.run(found, spans, traced, rehearsal) for found, spans in planner.paths.items())
-    return Plan(runs, planner.dense, epochs, planner.bench.batch_size, traced + rehearsal, planner.widths, tuple(notes))
+    bench = Bench(network, dense, training)
+    found: dict[str, Plan | MorphogenError] = {}
+    planners: dict[str, _Planner] = {}
+    for name, method in methods.items():
+        assembly = Assembly(method)
+        try:
+            assembly.plan(network, epochs)
+            planners[name] = _Planner(assembly, bench, epochs, steps_per_epoch, supply)
+        except (ConfigError, MorphError) as error:
+            found[name] = error
+    todo = {network.dense}.union(*(planner.todo for planner in planners.values()))
+    bench.window = seconds / len(todo)
+    smaller = bench.fit_batch(bench.window)
+
+    def measuring(part: SubNetwork) -> None:
+        if part not in bench.costs:
+            progress(len(bench.costs), max(len(todo), len(bench.costs) + 1))
+
+    measured = {}
+    for name, planner in planners.items():
+        try:
+            planner.measure(measuring)
+            measured[name] = planner
+        except MorphError as error:
+            found[name] = error
+    progress(len(bench.costs), len(bench.costs))
+    for name, planner in measured.items():
+        found[name] = planner.planned(traced, smaller)
+    return {name: found[name] for name in methods}
 
 
 class _Planner:
@@ -200,6 +256,7 @@ class _Planner:
     Attributes:
         paths: the stages of each way the run can go, by what its searches are taken to find.
         pruned: sub-networks such as pruning leaves, by share and multiple; empty where the method does not prune.
+        rehearsal: seconds that trying the schedule out on fake tensors took.
     """
 
     def __init__(
@@ -207,35 +264,34 @@ class _Planner:
     ):
         self.assembly, self.bench, self.network = assembly, bench, bench.network
         self.epochs, self.steps_per_epoch, self.supply = epochs, steps_per_epoch, supply
-        self.paths: dict[str, list[Span]] = {}
+        self._training_flops: dict[SubNetwork, int] = {}
+        start = now(bench.device)
+        rehearse(self.network, assembly.possible, assembly.depth_operator)
+        self.rehearsal = now(bench.device) - start
+        # Before anything is measured, FLOPs stand in for time.
+        smallest, largest = self._spans_if(self._smallest), self._spans_if(self._largest)
+        self.paths = {"": largest} if smallest == largest else {FASTEST: smallest, LARGEST: largest}
         self.pruned = pruned_networks(self.network) if assembly.of(Prune) is not None else {}
         self._supplied: dict[tuple[int, int] | None, float] = {}
-        self._training_flops: dict[SubNetwork, int] = {}
 
-    def measure(self, seconds: float, progress: Progress) -> tuple[float, list[str]]:
-        """Measure all that `run` needs; returns the seconds of the schedule's rehearsal, and notes."""
+    @property
+    def todo(self) -> set[SubNetwork]:
+        """What there is to measure, as far as it is known."""
+        return {part for spans in self.paths.values() for span in spans for part in self._parts(span.stage)} | {
+            *self.pruned.values()
+        }
+
+    def measure(self, measuring: Callable[[SubNetwork], None]) -> None:
+        """Measure all that `run` needs; `measuring` is told of each sub-network before."""
         network, bench = self.network, self.bench
-        start = now(bench.device)
-        rehearse(network, self.assembly.possible, self.assembly.depth_operator)
-        rehearsal = now(bench.device) - start
-        # Before anything is measured, FLOPs stand in for time: to know how much there is to do.
-        smallest = self._spans_if(lambda parts: min(parts, key=self._flops))
-        largest = self._spans_if(self._largest)
-        todo = {part for span in [*smallest, *largest] for part in self._parts(span.stage)}
-        todo |= {network.dense, *self.pruned.values()}
-        bench.window = seconds / len(todo)
-        smaller = bench.fit_batch(bench.window)
 
         def measured(part: SubNetwork) -> StepCost:
-            if part not in bench.costs:
-                progress(len(bench.costs), max(len(todo), len(bench.costs) + 1))
+            measuring(part)
             return bench.cost(part)
 
-        if smallest == largest:
-            self.paths = {"": largest}
-        else:
-            fastest = self._spans_if(lambda parts: min(parts, key=lambda part: measured(part).time))
-            self.paths = {"the fastest candidates": fastest, "the largest candidates": largest}
+        measured(network.dense)
+        if len(self.paths) > 1:
+            self.paths[FASTEST] = self._spans_if(lambda parts: min(parts, key=lambda part: measured(part).time))
         for spans in self.paths.values():
             before = network.dense
             for stage in (span.stage for span in spans):  # in the run's order, so that its morphs are made on the way
@@ -243,35 +299,54 @@ class _Planner:
                 for part in self._parts(stage)[: len(runs_in(stage))]:
                     measured(part)
                 before = stage.subnetwork
-        for part in [
-            network.dense,
-            *(p for spans in self.paths.values() for span in spans for p in self._parts(span.stage)),
-            *self.pruned.values(),
-        ]:
+        for part in self.todo:
             measured(part)
-        progress(len(bench.costs), len(bench.costs))
+
+    def planned(self, traced: float, smaller: str | None) -> Plan:
+        """The plan, from what was measured; `smaller` says why with a smaller batch."""
+        bench, seconds = self.bench, traced + self.rehearsal
         notes = []
         if smaller:
-            whole = len(bench.training.images)
             notes.append(
-                f"measured with {bench.batch_size} images instead of {whole} ({smaller}), and scaled: forward and "
-                "backward pass with the images, the update of the weights not"
+                f"measured with {bench.batch_size} images instead of {self._images} ({smaller}), and scaled: forward "
+                "and backward pass with the images, the update of the weights not"
             )
-        if "" not in self.paths:
+        if bench.disturbed:
+            short, long = (f"{1000 * time:,.1f}" for time in bench.disturbed)
+            notes.append(
+                f"the machine is busy: the same step takes {short} ms, and {long} ms at other times; close other "
+                "programs for a better figure"
+            )
+        if len(self.paths) > 1:
             notes.append("comparing candidates is left out, the epochs of searches are not")
-        return rehearsal, notes
+        if self.supply is None:
+            notes.append("no data given: the time that batches take is left out")
+        if self.steps_per_epoch is None:
+            notes.append(f"number of images not known: tracing ({seconds:.1f} s) and morphs are left out")
+        if self.assembly.of(Batch) is not None:
+            notes.append("the dynamic mini-batch is left out: all steps have the first batch")
+        if bench.device.type != "cuda":
+            notes.append("memory is that of the tensors of a step; what operations need inside themselves is left out")
+        if self.pruned:
+            notes.append("what pruning takes out is known only in training: stages and speedup are without it")
+        runs = tuple(self.run(found, spans, traced) for found, spans in self.paths.items())
+        return Plan(runs, self.dense, self.epochs, bench.batch_size, seconds, self.widths, tuple(notes))
 
-    def run(self, found: str, spans: Sequence[Span], traced: float, rehearsal: float) -> Run:
+    def run(self, found: str, spans: Sequence[Span], traced: float) -> Run:
         """One way the run can go, from what was measured."""
         plans, before = [], self.network.dense
         for number, span in enumerate(spans):
             plans.append(self._stage(span.stage, span.epochs, before, keeps_momentum(self.assembly, spans, number)))
             before = span.stage.subnetwork
         morphs = sum(stage.morph_seconds for stage in plans)
-        parts, dense = [self._part(stage) for stage in plans], self._part(self.dense)
-        return Run(
-            found, tuple(plans), predict(parts, dense, self.steps_per_epoch, traced + rehearsal + morphs, traced)
-        )
+        overhead = traced + self.rehearsal + morphs
+
+        def predicted(bound: Callable[[StagePlan], float]) -> Prediction:
+            parts = [self._part(stage, bound(stage) / stage.time_share) for stage in plans]
+            return predict(parts, self._part(self.dense), self.steps_per_epoch, overhead, traced)
+
+        slow, fast = (predicted(lambda stage, end=end: stage.time_bounds[end]).speedup for end in (1, 0))
+        return Run(found, tuple(plans), predicted(lambda stage: stage.time_share), (slow, fast))
 
     @property
     def dense(self) -> StagePlan:
@@ -292,8 +367,8 @@ class _Planner:
             ]
         )
 
-    def _part(self, stage: StagePlan) -> Part:
-        seconds = stage.seconds
+    def _part(self, stage: StagePlan, slower: float = 1.0) -> Part:
+        seconds = stage.seconds * slower
         if self.supply is not None and stage.loader_images_per_second is not None:
             data = self._images / stage.loader_images_per_second
             seconds = step_with_data(seconds, data, self.supply.overlapped)
@@ -305,6 +380,8 @@ class _Planner:
         dense, ema = self._cost(network.dense), bench.training.ema
         seconds = fmean(self._seconds(c, ema + momentum) for c in costs)
         flops, time_share = fmean(c.flops for c in costs), seconds / self._seconds(dense, ema)
+        shares = [fmean(c.low for c in costs), fmean(c.high for c in costs)]
+        low, high = (time_share * share / fmean(c.time for c in costs) for share in shares)
         halves = [c.half for c in costs if c.half is not None]
         supplied = None
         if self.supply is not None:
@@ -312,6 +389,7 @@ class _Planner:
             supplied = 1 / fmean(1 / self._supplied_at(part.resolution, supply) for part in runs_in(stage))
         found = Findings(
             time_share=time_share,
+            least=low,
             flop_share=flops / dense.flops,
             half=fmean(halves) if halves else None,
             update=fmean(c.update for c in costs),
@@ -320,8 +398,9 @@ class _Planner:
             images_per_second=self._images / seconds,
             loader=supplied,
             rounded=[
-                Rounded(multiple, self._cost(other).time / costs[0].time, self._cost(other).flops / costs[0].flops)
+                Rounded(multiple, price.time / costs[0].time, price.high / costs[0].low, price.flops / costs[0].flops)
                 for multiple, other in self._rounded(stage).items()
+                for price in [self._cost(other)]
             ],
         )
         sizes = {group.name: group.unit for group in network.groups}
@@ -339,6 +418,7 @@ class _Planner:
             flop_share=found.flop_share,
             seconds=seconds,
             time_share=time_share,
+            time_bounds=(low, high),
             images_per_second=found.images_per_second,
             loader_images_per_second=supplied,
             memory=max(c.kept + c.activations + (ema + momentum) * c.copy for c in costs),
@@ -377,6 +457,9 @@ class _Planner:
 
     def _spans_if(self, choose: Choose) -> list[Span]:
         return spans_if(self.assembly, self.epochs, choose)
+
+    def _smallest(self, parts: Sequence[SubNetwork]) -> SubNetwork:
+        return min(parts, key=self._flops)
 
     def _largest(self, parts: Sequence[SubNetwork]) -> SubNetwork:
         return max(parts, key=self._flops)

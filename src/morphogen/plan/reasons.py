@@ -20,16 +20,15 @@ UPDATE = 0.15
 FREE = 0.2
 """Share of a pass from which on operations without FLOPs count as a reason."""
 
-SAME = 0.98
-"""A larger network takes no longer if its step takes less than this share of the time; a round's noise is smaller."""
-
 
 @dataclass(frozen=True)
 class Rounded:
-    """The same sub-network with its channels rounded up: its step time and FLOPs by those of the sub-network."""
+    """The same sub-network with its channels rounded up: its step time, the most that may be, and its FLOPs, all by the
+    sub-network's own."""
 
     multiple_of: int
     time: float
+    most: float
     flops: float
 
 
@@ -39,6 +38,7 @@ class Findings:
 
     Attributes:
         time_share, flop_share: of the dense network.
+        least: what the time's share is at least; a reason is only given where that is more than the FLOPs'.
         half: step time at half the batch by the step time; None for a batch that cannot be halved.
         update: share of the step that the optimizer and averages take.
         operations, dense_operations: where the time of a pass goes, and where the dense network's.
@@ -48,6 +48,7 @@ class Findings:
     """
 
     time_share: float
+    least: float
     flop_share: float
     half: float | None
     update: float
@@ -61,7 +62,7 @@ class Findings:
 def reasons(found: Findings) -> tuple[str, ...]:
     """One sentence for each cause that the measurements show; none where time follows the FLOPs."""
     told = [*_loader(found), *_channels(found)]
-    if found.time_share > GAP * found.flop_share:
+    if found.least > GAP * found.flop_share:
         causes = [*_launches(found), *_update(found), *_operations(found)]
         if not causes and not told:
             causes = [
@@ -84,7 +85,7 @@ def _loader(found: Findings) -> list[str]:
 def _channels(found: Findings) -> list[str]:
     """A larger network that takes no longer."""
     best = min(found.rounded, key=lambda other: other.time, default=None)
-    if best is None or best.time >= SAME:
+    if best is None or best.most >= 1:
         return []
     return [
         f"odd channel counts: rounded up to multiples of {best.multiple_of}, a step takes {best.time:.2f} of the time "
@@ -114,9 +115,8 @@ def _operations(found: Findings) -> list[str]:
     left = free * found.time_share / dense_free if dense_free else 0.0
     if free > FREE and left > GAP * found.flop_share:
         names = ", ".join(found.operations.others)
-        told.append(
-            f"operations without FLOPs ({names} ...) take {free:.0%} of a pass and shrink only to {left:.2f} of dense"
-        )
+        shrink = f"shrink only to {left:.2f} of dense" if left < 1 else f"do not shrink ({left:.2f} of dense)"
+        told.append(f"operations without FLOPs ({names} ...) take {free:.0%} of a pass and {shrink}")
     counted = found.operations.counted * found.time_share
     if counted:
         rate = found.flop_share * found.dense_operations.counted / counted

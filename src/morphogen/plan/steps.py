@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,9 @@ from ..parts import Average
 from ..parts.momentum import MomentumNetwork
 from ..run.assembly import Assembly
 from .operations import Operations, divide
+
+DISTURBED = 1.5
+"""How much longer a step takes, now and then, on a machine that does something else too."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class StepCost:
         parameters: number of weights.
         flops: of a training step.
         time: step time by the dense network's, averages left out.
+        low, high: between which its median lies in nine of ten cases.
         half: time of a step with half the batch by the step's; None for a batch of one.
         update: clipping and the optimizer's step, as a share of the step.
         average: one update of an averaged copy of the weights (EMA, momentum network), as a share of the step.
@@ -72,6 +76,8 @@ class StepCost:
     parameters: int
     flops: float
     time: float
+    low: float
+    high: float
     half: float | None
     update: float
     average: float
@@ -90,10 +96,13 @@ class StepCost:
         Whether a small step is bound by launches says nothing of a large one, so `half` is not known then.
         """
         growth = self.growth(scale)
+        slower = growth / dense.growth(scale)
         return replace(
             self,
             flops=self.flops * scale,
-            time=self.time * growth / dense.growth(scale),
+            time=self.time * slower,
+            low=self.low * slower,
+            high=self.high * slower,
             half=self.half if scale == 1 else None,
             update=self.update / growth,
             average=self.average / growth,
@@ -152,6 +161,14 @@ class Bench:
     def dense_seconds(self) -> float:
         """Median time of the dense network's steps."""
         return statistics.median(self.dense_times)
+
+    @property
+    def disturbed(self) -> tuple[float, float] | None:
+        """A short and a long step of the dense network, in seconds, where one step in ten takes half as long again as
+        another one in ten; else None."""
+        times = sorted(self.dense_times)
+        short, long = times[len(times) // 10], times[-1 - len(times) // 10]
+        return (short, long) if long > DISTURBED * short else None
 
     def fit_batch(self, seconds: float) -> str | None:
         """Find the largest of the batch's halves, quarters and so on with which one sub-network takes that long.
@@ -231,10 +248,13 @@ class Bench:
         times = rounds_of(pieces, self.device, self.window)
         self.dense_times += times[0]
         price = cost(network, subnetwork, self.batch_size)
+        low, high = (1.0, 1.0) if whole else bounds([a / b for a, b in zip(times[1], times[0], strict=True)])
         return StepCost(
             parameters=price.parameters,
             flops=price.training,
             time=1.0 if whole else _ratio(times[1], times[0]),
+            low=low,
+            high=high,
             half=_ratio(times[4], times[1]) if len(times) > 4 else None,
             update=_ratio(times[2], times[1]),
             average=_ratio(times[3], times[1]),
@@ -273,3 +293,11 @@ class Bench:
 def _ratio(ours: list[float], theirs: list[float]) -> float:
     """Median over the rounds: what disturbs a round disturbs both."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Between which the median lies in nine of ten cases, whatever the distribution: two of the values, by their order
+    (the binomial distribution, as a normal one); the least and the largest where there are few."""
+    ordered = sorted(values)
+    outside = max(0, int(len(ordered) / 2 - 0.82 * len(ordered) ** 0.5))
+    return ordered[outside], ordered[-1 - outside]

@@ -32,7 +32,7 @@ def _unknown(optimizer: Optimizer) -> ConfigError:
     return ConfigError(
         "a proximal step has to know how long the optimizer's own steps are",
         where=type(optimizer).__name__,
-        expected="SGD, RMSprop, or Adam and those of its kin that divide by the root of a second moment",
+        expected="SGD, RMSprop, or Adam and its relatives, which divide by the root of a second moment",
         todo="Use one of these, or the penalty in the loss (proximal=False)",
     )
 

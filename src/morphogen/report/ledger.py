@@ -26,23 +26,31 @@ BESIDE = ("evaluation", "accounting")
 
 @dataclass
 class Epoch:
-    """One epoch: mean loss, test accuracy at its end (percent), training seconds since the run began."""
+    """One epoch: mean loss, test accuracy at its end (percent), training seconds since the run began.
+
+    `accuracy` is of the run's metric, whatever that is; `figures` are others of the same test, percent.
+    """
 
     epoch: int
     loss: float
     accuracy: float
     seconds: float
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class MorphEvent:
-    """One change of size, before `epoch`: test accuracy before and right after (percent), and its time."""
+    """One change of size, before `epoch`: test accuracy before and right after (percent), and its time.
+
+    `correlations` is what `FeatureMaps` saw where channels came in.
+    """
 
     epoch: int
     accuracy_before: float
     accuracy_after: float
     seconds: float
     total_seconds: float
+    correlations: dict[str, Any] | None = None
 
 
 @dataclass
@@ -62,6 +70,7 @@ class StageCost:
         normalisation: bytes that normalisation moves in such a step, see `NormalisationTraffic`.
         layers: convolution and linear layers of the sub-network.
         memory: bytes of such a step; None where it was not counted.
+        gated: share of the FLOPs that channel gating would leave, see `gated_share`; None in runs that do not prune.
     """
 
     epoch: int
@@ -76,6 +85,7 @@ class StageCost:
     normalisation: int = 0
     layers: int = 0
     memory: int | None = None
+    gated: float | None = None
 
     def add(self, steps: int, images: int, flops: int) -> None:
         """Steps were taken, with so many images and FLOPs together."""
@@ -139,11 +149,15 @@ class Ledger:
     model: str
     data: str
     seed: int
+    metric: str = "accuracy"
+    """What the test measures, in percent: all that is called accuracy here is of it."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*TRAINING, *BESIDE), 0.0))
     epochs: list[Epoch] = field(default_factory=list)
     morphs: list[MorphEvent] = field(default_factory=list)
     stages: list[StageCost] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    dense: dict[str, Any] | None = None
+    """The dense network, as those of the history."""
     searches: list[dict[str, Any]] = field(default_factory=list)
     rescues: list[dict[str, Any]] = field(default_factory=list)
     """Epoch and option of each stage that was put off, and what had gone wrong."""
@@ -218,6 +232,7 @@ class Ledger:
             "model": self.model,
             "data": self.data,
             "seed": self.seed,
+            "metric": self.metric,
             "accuracy": self.accuracy,
             "stopped": self.stopped,
             "training_seconds": self.training_seconds,
@@ -229,6 +244,7 @@ class Ledger:
             "morphs": [asdict(event) for event in self.morphs],
             "stages": [asdict(stage) for stage in self.stages],
             "history": self.history,
+            "dense": self.dense,
             "searches": self.searches,
             "rescues": self.rescues,
             "schedule": self.schedule,
@@ -245,9 +261,10 @@ class Ledger:
             return StageCost(**{**data, "resolution": None if size is None else (int(size[0]), int(size[1]))})
 
         pruned = record["pruned"]
-        plain = "method model data seed history searches rescues schedule predicted_speedup stopped".split()
+        plain = "method model data seed history dense searches rescues schedule predicted_speedup stopped".split()
         return Ledger(
             **{key: record[key] for key in (*plain, "peak_memory")},
+            metric=record.get("metric", "accuracy"),
             seconds=dict(record["seconds"]),
             epochs=[Epoch(**data) for data in record["epochs"]],
             morphs=[MorphEvent(**data) for data in record["morphs"]],

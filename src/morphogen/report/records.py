@@ -31,9 +31,14 @@ KEPT: dict[str, Any] = {
 
 ADDED: dict[str, Any] = {
     "samples": int,
+    "metric": str,
     "peak_memory": int,
     "predicted_speedup": float | None,
     "schedule": dict[str, Any] | None,
+    "history": list[dict[str, Any]],
+    "dense": dict[str, Any] | None,
+    "rescues": list[dict[str, Any]],
+    "settings": dict[str, Any],
     "searches": list[dict[str, Any]],
     "pruned": PrunedRun | None,
     "budget": float,

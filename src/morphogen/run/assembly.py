@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, intersection
 from ..errors import ConfigError
-from ..morph.entry import DepthOperator
-from ..morph.growth import GrowthOperator
+from ..morph.entry import DepthOperator, depth_named
+from ..morph.growth import GrowthOperator, named
 from ..schedule.revision import Option
 from ..schedule.stages import Regularisation, Stage
 from .part import Part
@@ -107,6 +107,11 @@ class Assembly:
     def busy(self) -> bool:
         """Whether steps run only a part of the network."""
         return any(part.busy for part in self._parts)
+
+    @property
+    def restores(self) -> bool:
+        """Whether what leaves is to come back as it was."""
+        return named(self.operator).restores or depth_named(self.depth_operator).restores
 
     @property
     def prunes(self) -> bool:

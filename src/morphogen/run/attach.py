@@ -16,7 +16,7 @@ from ..dense.images import Images
 from ..dense.network import Network
 from ..errors import ConfigError
 from ..graph.outputs import Outputs
-from ..graph.trace import trace
+from ..graph.trace import read, warn_of_extent
 from ..machine.sharded import gathered
 from ..morph.averages import several_averages
 from ..morph.optimizer import check_optimizers
@@ -107,8 +107,10 @@ def attach(
     optimizers, averages = _several(optimizer), several_averages(ema, model)
     check_sharded(model, assembly, averages)
     with gathered(model, optimizers):
-        network = trace(model, example, exclude=exclude, outputs=outputs, images=images)
+        network = read(model, example, exclude, outputs, images)
         assembly.plan(network, epochs)
+        if assembly.prunes or any(each.channels != network.dense.channels for each in assembly.possible):
+            warn_of_extent(network)
         _check_optimizers(network, optimizers, assembly)
         rehearse(network, assembly.possible, assembly.depth_operator)
         copies = len(averages) + sum(part.copies for part in assembly)

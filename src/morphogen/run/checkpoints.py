@@ -29,7 +29,9 @@ from .state import (
     reading,
     states_of,
     subnetwork_from,
+    take_away,
     take_origin,
+    what_is_away,
 )
 from .values import as_data
 
@@ -119,6 +121,7 @@ class FollowedOptimizer:
         names = run.following.names
         state[KEY] = notes_of(run) | {
             "constants": dict(run.network.constants),
+            **what_is_away(run.network),
             "initial": {name: list(pair) for name, pair in run.network.initial.items()},
             "names": [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups],
             "parts": states_of(run) if optimizer is run.followers[1][0] else None,
@@ -152,6 +155,7 @@ class FollowedOptimizer:
             )
         self._check_moments(state, [parameter for parameters in held for parameter in parameters])
         take_origin(run, notes)
+        take_away(run.network, notes)
         for group, parameters, names in zip(optimizer.param_groups, held, groups, strict=True):
             group["params"][:] = parameters  # their order is that of the saved moments
             if "param_names" in group:

@@ -108,7 +108,7 @@ class Ending:
             if self._by_itself and not self._run.assembly.prunes:  # a pruned run tells it of the next loss
                 warnings.warn(
                     f"{self._run.who}: the run has ended by itself when its model was first evaluated, after "
-                    f"{self._watch.steps} steps of its only epoch, and the epoch goes on; give "
+                    f"{self._watch.steps} steps of its only epoch, and the epoch continues; give "
                     "attach(..., steps_per_epoch=...)",
                     stacklevel=3,
                 )

@@ -19,6 +19,7 @@ from ..dense.network import Network
 from ..dense.subnet import SubNetwork, contains, intersection
 from ..errors import ConfigError
 from ..morph.averages import averaged, several_averages
+from ..morph.away import begin_to_keep
 from ..morph.commit import Receipt
 from ..morph.drop_path import lay_out_drop_path
 from ..morph.rezero import fold_factors, has_factor
@@ -53,7 +54,6 @@ class Run:
         first_batch: images in a step of the dense network, as `attach` was told.
         probe: what candidates of a search are measured with.
         history: (epoch, sub-network) of each stage so far; it replays the run.
-        possible: every sub-network that may come to train, but for what pruning leaves.
         hooked: whether hooks do what a step needs, so that the loop does not have to.
         following: what changes size with the network.
         ending, steps: when it ends by itself, and what its parts do in a step.
@@ -80,7 +80,8 @@ class Run:
         """
         self.network, self.method, self.assembly, self.epochs = network, method, assembly, epochs
         self.memory, self.steps_per_epoch, self.first_batch, self.probe = memory, steps_per_epoch, first_batch, probe
-        self.possible = assembly.possible
+        if assembly.restores:
+            begin_to_keep(network)
         self.history: list[tuple[int, SubNetwork]] = []
         self.hooked, self.is_measuring, self.has_own_state, self.ended = hooked, False, False, False
         self.following = Followers(network, assembly, optimizers, ema)
@@ -291,6 +292,11 @@ class Run:
     def stages(self) -> list[Stage]:
         """The schedule of this run, as far as it is known."""
         return self.assembly.stages
+
+    @property
+    def possible(self) -> list[SubNetwork]:
+        """Every sub-network that may come to train, but for what pruning leaves."""
+        return self.assembly.possible
 
     def part(self, kind: type[P]) -> P | None:
         """The part of a kind, None where the method has none."""

@@ -17,6 +17,7 @@ from ..dense.whole import overwrite
 from ..errors import CheckpointError, first_line
 from ..export.weights import check_tensors
 from ..morph.averages import averaged
+from ..morph.away import read_away, state_of_away
 from ..morph.commit import morph
 from ..morph.exchange import put_factors
 from ..morph.rezero import FACTOR, has_factor
@@ -38,6 +39,7 @@ def state_of(run: Run) -> dict[str, Any]:
         **_what(run),
         "initial": {name: list(pair) for name, pair in run.network.initial.items()},
         "constants": dict(run.network.constants),
+        **what_is_away(run.network),
         "trees": [tree_state(tree) for tree in trees],
         "optimizers": [optimizer_state(optimizer, names) for optimizer in optimizers],
         "parts": states_of(run),
@@ -59,6 +61,24 @@ def _what(run: Run) -> dict[str, Any]:
         "current": as_data(run.network.current),
         "history": [[epoch, as_data(subnetwork)] for epoch, subnetwork in run.history],
     }
+
+
+def what_is_away(network: Network) -> dict[str, Any]:
+    """What is kept for operators that restore, where there is anything."""
+    return {"away": state_of_away(network)} if network.away else {}
+
+
+def take_away(network: Network, state: Mapping[str, Any]) -> None:
+    """Keep what a state says is kept; the network has that state's size."""
+    away = read_away(network, state.get("away", {}))
+    if network.away is not None and away.keys() != network.away.keys():
+        raise CheckpointError(
+            "the state lacks what is to come back as it was, or has more of it",
+            expected=f"{len(network.away)} tensors",
+            found=f"{len(away)}",
+        )
+    if network.away is not None:
+        network.away = away
 
 
 def states_of(run: Run, without: Part | None = None) -> dict[str, Any]:
@@ -147,7 +167,7 @@ def check_same_run(run: Run, state: Mapping[str, Any]) -> None:
             "written by another version of Morphogen",
             expected=FORMAT,
             found=str(state["format"]),
-            todo="Go on with that version, or begin anew",
+            todo="Continue with that version, or start over",
         )
     for what, theirs, ours in (
         ("model", state["dense"], run.network.structure.fingerprint()),
@@ -184,12 +204,14 @@ class Snapshot:
     Attributes:
         subnetwork: where the network is again before the rest is restored.
         trees, optimizers: of the model and its averages, and of its optimizers.
+        away: what is out of it, see `what_is_away`.
         parts: states of the other parts, by name.
     """
 
     subnetwork: SubNetwork
     trees: list[dict[str, Any]]
     optimizers: list[dict[str, Any]]
+    away: dict[str, Any]
     parts: dict[str, Any]
     _asks: Part
 
@@ -201,6 +223,7 @@ class Snapshot:
             run.network.current,
             copy.deepcopy([tree_state(tree) for tree in trees]),
             copy.deepcopy([optimizer_state(optimizer, names) for optimizer in optimizers]),
+            what_is_away(run.network),
             copy.deepcopy(states_of(run, without)),
             without,
         )
@@ -208,6 +231,7 @@ class Snapshot:
     def restore(self, run: Run) -> None:
         """Bring everything back."""
         run.go_to(self.subnetwork)
+        take_away(run.network, self.away)
         with run.own_state():
             load_values(run, self.trees, self.optimizers)
             for load in prepared(run, self.parts, self._asks):
@@ -219,6 +243,7 @@ class Snapshot:
             "subnetwork": self.subnetwork.to_dict(),
             "trees": self.trees,
             "optimizers": self.optimizers,
+            **self.away,
             "parts": self.parts,
         }
 
@@ -228,7 +253,9 @@ class Snapshot:
         subnetwork = subnetwork_from(run.network, state["subnetwork"])
         check_values(run, subnetwork, state)
         prepared(run, state["parts"], asks)
-        return Snapshot(subnetwork, list(state["trees"]), list(state["optimizers"]), dict(state["parts"]), asks)
+        away = {"away": state["away"]} if "away" in state else {}
+        read_away(run.network, state.get("away", {}))
+        return Snapshot(subnetwork, list(state["trees"]), list(state["optimizers"]), away, dict(state["parts"]), asks)
 
 
 def load_values(run: Run, trees: Sequence[Mapping[str, Any]], optimizers: Sequence[Mapping[str, Any]]) -> None:
@@ -286,6 +313,7 @@ def check_origin(run: Run, state: Mapping[str, Any]) -> None:
         )
     drawn = {name: (float(mean), float(std)) for name, (mean, std) in state["initial"].items()}
     finite = all(math.isfinite(mean) and 0 <= std < math.inf for mean, std in drawn.values())
+    read_away(run.network, state.get("away", {}))
     if drawn.keys() != run.network.initial.keys() or not finite:
         raise CheckpointError("what new blocks are drawn from is damaged", expected="mean and deviation of each tensor")
 
@@ -320,6 +348,7 @@ class _Plan:
         run.history, run.ended = self.history, self.ended
         take_origin(run, self.state)
         bring_to(run, self.current, self.factors)
+        take_away(run.network, self.state)
         load_values(run, self.state["trees"], self.state["optimizers"])
         for load in self.parts:
             load()

@@ -173,7 +173,7 @@ class Watch:
             return
         ours = "attach(model, optimizer, ...) with the optimizer that the loop uses, after it is made"
         raise ConfigError(
-            "the model was trained behind the run's back",
+            "the model was trained and the run did not see it",
             where=where,
             expected=ours if self._hooked else f"run.end_step() after every optimizer step, and {ours}",
             found=found,
@@ -182,7 +182,7 @@ class Watch:
     def _check_steps(self, told: int | None) -> None:
         if told is not None and abs(self.steps - told) > max(1, told // 10):
             warnings.warn(
-                f"epoch {self.epoch} had {self.steps} steps, and the run reckons with {told}; give "
+                f"epoch {self.epoch} had {self.steps} steps, and the run expects {told}; give "
                 f"attach(..., steps_per_epoch={self.steps})",
                 stacklevel=6,
             )

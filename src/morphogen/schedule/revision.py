@@ -34,7 +34,7 @@ def revised(stages: Sequence[Stage], epoch: int, option: str, epochs: int) -> li
     before, stage = stages[number - 1], stages[number]
     if number == 0 or stage.candidates or before.candidates:
         raise ConfigError(
-            "this epoch cannot be begun otherwise",
+            "this epoch cannot begin in another way",
             where=f"epoch {epoch}",
             expected="the first of a stage that follows another, neither of them a search",
             found="a search" if number else "no such stage",

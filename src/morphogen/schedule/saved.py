@@ -185,7 +185,7 @@ def _share(alive: Mapping[Any, int], dense: Mapping[Any, int], what: str) -> flo
     for name, size in dense.items():
         if abs(alive[name] - share * size) >= max(1, size / 8):
             raise ConfigError(
-                f"the {what} of this schedule is no share that another model could follow",
+                f"the {what} of this schedule is not a share that another model could follow",
                 expected=f"about {share:.2f} of each",
                 found=f"{alive[name]} of {size} in {name}",
                 todo="Retrain with the model that the schedule was found with",

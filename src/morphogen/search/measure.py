@@ -189,7 +189,10 @@ def _number(loss: Any) -> float:
 
 def _seed(seed: int) -> None:
     """PyTorch's random numbers, Python's, and NumPy's where it is in use (timm mixes tokens by them)."""
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # without the call that PyTorch queues, with its place in the code, for a device there might be one day
+        torch.default_generator.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)

@@ -76,7 +76,7 @@ class Searching:
         """Raise ConfigError where no step has begun."""
         if not self._begun:
             raise ConfigError(
-                "a step of an elastic supernet ends that has not begun",
+                "a step of an elastic supernet ends before it has begun",
                 expected="images = run.begin_step(images) before every forward pass",
             )
 

@@ -201,7 +201,7 @@ def read(path: Path) -> dict[str, Any]:
                 where=str(path),
                 expected=FORMAT,
                 found=str(metadata["format"]),
-                todo="Go on with that version, or begin anew with --resume false",
+                todo="Continue with that version, or start over with --resume false",
             )
         if metadata["sha256"] != _digest(metadata["tree"], tensors):
             raise ValueError("its checksum is another one")
@@ -217,6 +217,19 @@ def read(path: Path) -> dict[str, Any]:
             where=str(path),
             expected=f"a file as `morphogen train` writes it ({FORMAT})",
         ) from error
+
+
+def compare_runs(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where a checkpoint is of a run with other settings."""
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise CheckpointError(
+                "the checkpoint is of another run",
+                where=key,
+                expected=f"{ours.get(key)}, as this one",
+                found=f"{theirs.get(key)}",
+                todo="Give the settings it was begun with, or begin anew: --output, or --overwrite",
+            )
 
 
 def _packed(value: Any, tensors: dict[str, torch.Tensor], known: dict[int, str]) -> Any:
@@ -259,7 +272,7 @@ def _unpacked(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         case "items":
             return {_unpacked(key, tensors): _unpacked(item, tensors) for key, item in value["items"]}
         case kind:
-            raise ValueError(f"{kind!r} is no kind of value")
+            raise ValueError(f"{kind!r} is not a kind of value")
 
 
 def _digest(tree: str, tensors: Mapping[str, torch.Tensor]) -> str:

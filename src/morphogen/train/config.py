@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 
 from ..errors import ConfigError, first_line
+from ..plan.recommend import CANDIDATES
 from ..schedule.learning_rate import shape_named
 from ..schedule.revision import Option
+from .pretrained import known_as
 
 CPU = torch.device("cpu")
 
@@ -29,7 +31,12 @@ _HIGHEST = {
     "drop_path": 0.999,
     "ema": 0.999999,
     "warn_drop": 100,
+    "ignored": 255,
+    "color_jitter": 1,
 }
+
+DENSE_ALONE = ("base_size", "ignored", "color_jitter")
+"""Settings that only segmentation has."""
 
 
 BESIDE_THE_RUN = (
@@ -45,9 +52,18 @@ class Recipe:
 
     Attributes:
         model: `resnet20(width=32)`, any torchvision or timm name, or `package.module:function`.
-        data: `digits` (embedded, 16 x 16), a folder with `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or
-            `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER` as torchvision reads them.
+        pretrained: weights to begin with, for fine-tuning: a file (`.safetensors`, a state dict of `torch.save`, the
+            `model.pt` of a run), or `true` for those that timm or torchvision has for the model. A classifier of
+            another number of classes begins anew; anything else that does not fit is refused.
+        data: `digits` (embedded, 16 x 16), `clutter` (embedded, 24 x 24: digits that are harder to find), a folder with
+            `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER`
+            as torchvision reads them. For segmentation `segmentation:FOLDER`, with `images/train/NAME.jpg`,
+            `masks/train/NAME.png` and the same in `val` or `test`, or `cityscapes:FOLDER`.
         image_size: side of the square input in pixels; by default the data's own.
+        base_size: of segmentation, the shorter side of a whole image in pixels, in tests and where the random scale
+            (0.5 to 2) is 1; by default each image's own.
+        ignored: of segmentation, the label of pixels that are neither learnt nor tested, beside 255.
+        color_jitter: of segmentation, by how much brightness, contrast and saturation change at random, as a share.
         images: use only so many training images, the same for every seed.
         test_images: use only so many test images, the same for every seed.
         epochs: passes over the training images.
@@ -89,8 +105,12 @@ class Recipe:
     """
 
     model: str = "resnet8(width=64)"
+    pretrained: bool | str = False
     data: str = "digits"
     image_size: int | None = None
+    base_size: int | None = None
+    ignored: int = 255
+    color_jitter: float = 0.0
     images: int | None = None
     test_images: int | None = None
     epochs: int = 20
@@ -125,7 +145,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._choose_speed()
-        least = {"epochs": 1, "batch_size": 1, "image_size": 8, "images": 1, "test_images": 1}
+        least = {"epochs": 1, "batch_size": 1, "image_size": 8, "base_size": 8, "images": 1, "test_images": 1}
         for key, lowest in least.items():
             value = getattr(self, key)
             if value is not None and value < lowest:
@@ -197,8 +217,14 @@ class Recipe:
         return {entry.name: str(getattr(self, entry.name)) for entry in fields(self)}
 
     def deciding(self) -> dict[str, str]:
-        """The settings that decide how a run goes, as one would write them."""
-        return {key: value for key, value in self.as_text().items() if key not in BESIDE_THE_RUN}
+        """The settings that decide how a run goes, as one would write them; weights to begin with by their content.
+
+        Raises:
+            ConfigError: the file of the weights is not there.
+        """
+        settings = {key: value for key, value in self.as_text().items() if key not in BESIDE_THE_RUN}
+        del settings["pretrained"]
+        return settings | ({"pretrained": known_as(self.pretrained)} if self.pretrained else {})
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -236,7 +262,7 @@ class TrainConfig(Recipe):
         output: folder for the weights, the ledger and the checkpoints.
         resume: bring the run in the output folder to its end, from its latest checkpoint; where there is none, begin. A
             run that is finished stays as it is.
-        overwrite: remove the run that is in the output folder, and begin anew. Without either, a folder that holds a
+        overwrite: remove the run that is in the output folder, and start over. Without either, a folder that holds a
             run is refused.
         save_every: seconds between checkpoints; 0 saves after every step.
         keep: checkpoints that stay.
@@ -258,7 +284,7 @@ class TrainConfig(Recipe):
         if not 0 <= self.seed < 2**31:
             raise ConfigError("seed out of range", expected="0 to 2147483647", found=f"{self.seed}")
         if self.resume and self.overwrite:
-            raise ConfigError("a run cannot be gone on with and removed", expected="resume or overwrite", found="both")
+            raise ConfigError("a run cannot be both resumed and removed", expected="resume or overwrite", found="both")
         if not self.save_every >= 0 or self.keep < 1:
             raise ConfigError(
                 "out of range",
@@ -279,8 +305,8 @@ class CompareConfig(Recipe):
             is read off at equal accuracy. By default all runs are of full length.
         parallel: runs at a time, each in a process of its own, with budgets; times are then made of step times that
             are taken when all runs are over.
-        output: folder for the results; finished runs found there are kept, others go on where they were.
-        overwrite: remove the comparison that is in the output folder, and begin anew.
+        output: folder for the results; finished runs found there are kept, others continue where they stopped.
+        overwrite: remove the comparison that is in the output folder, and start over.
     """
 
     methods: list[str] = field(default_factory=lambda: ["GrowOnce"])
@@ -349,6 +375,35 @@ class PlanConfig(Recipe):
                 "out of range",
                 expected="num_classes at least 1, seconds above 0",
                 found=f"{self.num_classes} and {self.seconds}",
+            )
+
+
+@dataclass(frozen=True)
+class RecommendConfig(Recipe):
+    """Which method to train with on this device.
+
+    Attributes:
+        data: as for training; without it images are random, of `image_size` (224), and loading takes no time.
+        images: without data, how many training images there would be, for the time of the run.
+        methods: to choose among.
+        num_classes: number of outputs without data.
+        seconds: to measure for, all methods together; tracing and morphs come on top.
+        json: print JSON instead of tables.
+    """
+
+    data: str = ""
+    methods: list[str] = field(default_factory=lambda: list(CANDIDATES))
+    num_classes: int = 1000
+    seconds: float = 120.0
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes < 1 or not self.seconds > 0 or not self.methods:
+            raise ConfigError(
+                "out of range",
+                expected="num_classes at least 1, seconds above 0, one method at least",
+                found=f"{self.num_classes}, {self.seconds} and {len(self.methods)} methods",
             )
 
 

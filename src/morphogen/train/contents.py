@@ -69,16 +69,16 @@ def compare_contents(theirs: Contents, ours: Contents) -> None:
     other = [key for key in different if not key.startswith(DATES)]
     if other:
         raise CheckpointError(
-            "the data are not those that the run was begun with",
+            "the data are not those that the run was started with",
             where="data",
             expected="the same names, sizes and contents, wherever they lie",
             found=f"other {' and other '.join(other)}",
-            todo="Give it its own data, or begin anew, with another --output or --overwrite",
+            todo="Give it its own data, or start over, with another --output or --overwrite",
         )
     if different:
         warnings.warn(
-            "the images have other dates than when the run was begun; their names, their sizes and "
-            f"the bytes of {LOOKED_AT} files of each kind (or of all) are the same, so it goes on",
+            "the images have other dates than when the run was started; their names, their sizes and "
+            f"the bytes of {LOOKED_AT} files of each kind (or of all) are the same, so the run resumes",
             stacklevel=2,
         )
 

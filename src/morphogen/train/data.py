@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from timm.data.mixup import Mixup
@@ -25,6 +25,7 @@ from .augment import Augments, augmented, crop_and_flip, erased, image_order, ra
 from .config import Recipe
 from .contents import Contents, of_arrays, of_files
 from .images import CentreCrops, MapCrops, RandomCrops, Sample
+from .tasks import Task, classification_of
 from .token_labels.label_maps import LabelMaps, image_root
 
 T = TypeVar("T")
@@ -83,27 +84,33 @@ class Data(ABC):
     """A training set and a test set.
 
     Attributes:
-        labels: the class of each training image, int64.
+        counts: how often each class is in the training set: images, or pixels, or objects.
+        images: for training.
         steps: batches of the recipe's size in an epoch; the last, incomplete one is left out.
+        task: what is learnt on it.
         teacher: name and checksum of what made the label maps; None without.
     """
 
     teacher: str | None = None
+    one_class: ClassVar[str] = "Put each class into a folder of its own: train/CLASS/IMAGE"
+    """What to do where all is of one class."""
 
-    def __init__(self, name: str, num_classes: int, image_size: int, labels: Tensor, recipe: Recipe):
-        """`labels` are the classes of the training images.
+    def __init__(
+        self, name: str, counts: Tensor, image_size: int, images: int, recipe: Recipe, task: Task | None = None
+    ):
+        """Without a task, each image has one class.
 
         Raises:
-            ConfigError: they do not fill a batch.
+            ConfigError: the images do not fill a batch.
         """
-        self.name, self.num_classes, self.image_size, self.recipe = name, num_classes, image_size, recipe
-        images = len(labels)
-        self.labels, self.images, self.steps = labels, images, images // recipe.batch_size
+        self.name, self.num_classes, self.image_size, self.recipe = name, len(counts), image_size, recipe
+        self.counts, self.images, self.steps = counts, images, images // recipe.batch_size
+        self.task = task or classification_of(recipe, len(counts))
         self.device = recipe.torch_device()
         self.mean, self.std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         mixes = recipe.mixup > 0 or recipe.cutmix > 0
         # The loss smooths the labels, mixed or not.
-        self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=0, num_classes=num_classes) if mixes else None
+        self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=0, num_classes=len(counts)) if mixes else None
         if not self.steps:
             raise ConfigError(
                 "fewer training images than one batch",
@@ -286,7 +293,8 @@ class MemoryData(Data):
         self.train_images, self.train_labels = (t.to(device) for t in _subset(train, recipe.images))
         self.test_images, self.test_labels = (t.to(device) for t in _subset(test, recipe.test_images))
         num_classes = int(torch.cat([self.train_labels, self.test_labels]).max()) + 1
-        super().__init__(name, num_classes, self.train_images.shape[-1], self.train_labels, recipe)
+        counts = torch.bincount(self.train_labels.cpu(), minlength=num_classes)
+        super().__init__(name, counts, self.train_images.shape[-1], len(self.train_labels), recipe)
         scaled = self.train_images.float().div_(255)
         self.mean = scaled.mean((0, 2, 3))
         self.std = scaled.std((0, 2, 3)).clamp_min_(1 / 255)  # a channel may be constant
@@ -315,45 +323,25 @@ class MemoryData(Data):
         yield from zip(self.test_images[mine].split(500), self.test_labels[mine].split(500), strict=True)
 
 
-class StreamData(Data):
+class FileData(Data):
     """Images decoded when needed, at the size that is needed, by the processes of PyTorch's loader."""
-
-    def __init__(self, name: str, train: DatasetFolder, test: DatasetFolder, recipe: Recipe):
-        """Keep paths and labels.
-
-        Raises:
-            ConfigError: the recipe's label maps are not those of the training images.
-        """
-        chosen = _chosen(len(train), recipe.images)
-        self.train: list[Sample] = [train.samples[i] for i in chosen]
-        self.test: list[Sample] = [test.samples[i] for i in _chosen(len(test), recipe.test_images)]
-        self.maps = LabelMaps.open(recipe.token_labels).of(train, chosen) if recipe.token_labels else None
-        self.teacher = self.maps.maps.about.teacher if self.maps else None
-        self._roots = image_root(train), image_root(test)
-        labels = torch.tensor([label for _, label in self.train])
-        super().__init__(name, len(train.classes), recipe.image_size or 224, labels, recipe)
-
-    def _contents(self) -> Contents:
-        train, test = self._roots
-        return of_files("the training files", train, self.train) | of_files("the test files", test, self.test)
 
     def _made_at(self, size: Size) -> Size:
         return size
 
+    @abstractmethod
+    def _crops(self, way: Pass, augments: Augments) -> Dataset[tuple[Tensor, Any]]:
+        """Augmented training images and their targets, asked for by (position in the epoch, index, size); the pass and
+        the position decide the random numbers."""
+
     def _train_bytes(self, way: Pass, sizes: Sequence[Size], augments: Augments) -> Iterator[TrainBatch]:
-        """Random resized crops and horizontal flips."""
         order = image_order(self.images, way.repeats, way.generator())
         items = enumerate(order.tolist())
         batches = [
             [(position, index, size) for position, index in itertools.islice(items, count)][way.rank :: way.ranks]
             for size, count in zip(sizes, way.counts, strict=True)
         ]
-        crops = RandomCrops(self.train, augments, (way.seed, way.epoch, 1), self.maps)
-        yield from self._load(crops, batch_sampler=batches[way.first :])
-
-    def _test_bytes(self, size: Size) -> Iterator[Batch]:
-        """Centre crops."""
-        yield from self._load(CentreCrops(self.test[rank() :: ranks()], size), batch_size=self.recipe.batch_size)
+        yield from self._load(self._crops(way, augments), batch_sampler=batches[way.first :])
 
     def _load(self, dataset: Dataset[tuple[Tensor, Any]], **options: Any) -> Iterator[tuple[Tensor, Any]]:
         loader = DataLoader(
@@ -364,6 +352,37 @@ class StreamData(Data):
         )
         for images, labels in in_one_line(loader):
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+class StreamData(FileData):
+    """Images in a folder for each class."""
+
+    def __init__(self, name: str, train: DatasetFolder, test: DatasetFolder, recipe: Recipe):
+        """Keep paths and labels.
+
+        Raises:
+            ConfigError: the recipe's label maps are not those of the training images.
+        """
+        chosen = chosen_of(len(train), recipe.images)
+        self.train: list[Sample] = [train.samples[i] for i in chosen]
+        self.test: list[Sample] = [test.samples[i] for i in chosen_of(len(test), recipe.test_images)]
+        self.maps = LabelMaps.open(recipe.token_labels).of(train, chosen) if recipe.token_labels else None
+        self.teacher = self.maps.maps.about.teacher if self.maps else None
+        self._roots = image_root(train), image_root(test)
+        counts = torch.bincount(torch.tensor([label for _, label in self.train]), minlength=len(train.classes))
+        super().__init__(name, counts, recipe.image_size or 224, len(self.train), recipe)
+
+    def _contents(self) -> Contents:
+        train, test = self._roots
+        return of_files("the training files", train, self.train) | of_files("the test files", test, self.test)
+
+    def _crops(self, way: Pass, augments: Augments) -> RandomCrops:
+        """Random resized crops and horizontal flips."""
+        return RandomCrops(self.train, augments, (way.seed, way.epoch, 1), self.maps)
+
+    def _test_bytes(self, size: Size) -> Iterator[Batch]:
+        """Centre crops."""
+        yield from self._load(CentreCrops(self.test[rank() :: ranks()], size), batch_size=self.recipe.batch_size)
 
 
 def in_one_line(loader: Iterable[T]) -> Iterator[T]:
@@ -377,6 +396,13 @@ def in_one_line(loader: Iterable[T]) -> Iterator[T]:
         except ConfigError as error:
             raise ConfigError(str(error).strip().splitlines()[-1].partition("ConfigError: ")[2] or str(error)) from None
         yield batch
+
+
+def terminal() -> bool:
+    """Whether someone watches; a progress bar in a file is only noise."""
+    from rich.console import Console
+
+    return Console().is_terminal
 
 
 def loader_throughput(data: Data, size: Size | None, batches: int, resizing: str = "bilinear") -> float:
@@ -393,11 +419,11 @@ def loader_throughput(data: Data, size: Size | None, batches: int, resizing: str
 
 
 def _subset(batch: Batch, count: int | None) -> Batch:
-    chosen = _chosen(len(batch[0]), count)
+    chosen = chosen_of(len(batch[0]), count)
     return batch[0][chosen], batch[1][chosen]
 
 
-def _chosen(total: int, count: int | None) -> list[int]:
+def chosen_of(total: int, count: int | None) -> list[int]:
     """All indices, or `count` of them, the same in every run."""
     if count is None or count >= total:
         return list(range(total))

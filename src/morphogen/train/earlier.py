@@ -12,9 +12,10 @@ from typing import Any
 from ..errors import ConfigError
 from ..report.savings.write import PICTURES
 from .config import TrainConfig
+from .tasks.segmentation import PICTURE
 
 CHECKPOINTS = "checkpoints/epoch-*.safetensors", "checkpoints/.epoch-*.part"
-TRAINED = ("results.json", "model.pt", "schedule.json", "search.png", *PICTURES, *CHECKPOINTS)
+TRAINED = ("results.json", "model.pt", "schedule.json", "search.png", PICTURE, *PICTURES, *CHECKPOINTS)
 """What `train` leaves; the first is written last, and says whether the run is finished."""
 EXPORTED = ("model.safetensors", "model.onnx", "model.pt2")
 COMPARED = (
@@ -57,7 +58,7 @@ class Earlier:
                 "Choose another folder with --output, or train anew with --overwrite, which removes it "
                 "(--resume leaves it as it is)"
                 if finished
-                else "Go on with it by --resume, or begin anew with --overwrite, which removes it, "
+                else "Continue it with --resume, or start over with --overwrite, which removes it, "
                 "or choose another folder with --output"
             )
             kind = "is finished" if finished else "was stopped"
@@ -71,7 +72,7 @@ class Earlier:
                     where=str(folder),
                     expected=f"{other} {ours.get(other)}, as here",
                     found=f"{theirs.get(other)}",
-                    todo="Give the settings it was begun with, or choose another folder with --output",
+                    todo="Give the settings it was started with, or choose another folder with --output",
                 )
         return cls(folder, there, finished)
 

@@ -14,6 +14,7 @@ from .config import CompareConfig
 from .contents import known_as
 from .data import Data
 from .earlier import COMPARED, found, refuse_trained, remove
+from .pretrained import known_as as weights_known_as
 
 BESIDE_THE_RECIPE = tuple(
     "methods seeds first_seed budgets parallel output overwrite workers sparsity_map warn_drop".split()
@@ -47,6 +48,7 @@ class Finished:
         recipe = _recipe(config) | {
             "data": data.name,
             "token_labels": data.teacher,
+            "pretrained": config.pretrained and weights_known_as(config.pretrained),
             "data_known_as": known_as(data.contents),
         }
         self.head = {"recipe": recipe, "environment": environment(config.torch_device())}
@@ -71,7 +73,7 @@ class Finished:
             return record
         except MALFORMED as error:
             raise ConfigError(
-                f"line {number} is no finished run ({first_line(error)})",
+                f"line {number} is not a finished run ({first_line(error)})",
                 where=str(self.path),
                 todo="Remove the line, and its run is done again; or choose another folder with --output",
             ) from error
@@ -87,7 +89,7 @@ class Finished:
                 where=str(self.path.parent),
                 expected=f"{other} {recipe.get(other)}",
                 found=f"{theirs.get(other)}",
-                todo="Choose another folder with --output, or begin anew with --overwrite, which removes them",
+                todo="Choose another folder with --output, or start over with --overwrite, which removes them",
             )
 
     def append(self, record: Record) -> None:

@@ -101,6 +101,26 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def read_mask(path: str) -> Tensor:
+    """The class of each pixel, (H, W), uint8, as the file has it.
+
+    Raises:
+        ConfigError: as `read_image`; it has not one byte a pixel.
+    """
+    with _opened(path) as image:
+        if image.mode not in ("L", "P"):
+            raise ValueError(
+                f"a mask has one byte a pixel, the number of a class, and this file's mode is {image.mode}"
+            )
+        return torch.from_numpy(np.array(image))
+
+
+def size_of(path: str) -> Size:
+    """Height and width, read off the head of the file; raises ConfigError as `read_image`."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
     before = Image.MAX_IMAGE_PIXELS

@@ -6,11 +6,11 @@ import copy
 import itertools
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -24,6 +24,8 @@ from ..machine.files import replaced
 from ..machine.ranks import gathered, mean, rank, ranks, spread
 from ..methods import Method
 from ..parts import Batch, Prune, Resize, Search
+from ..report.correlations import FeatureMaps
+from ..report.gating import gated_share
 from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun
 from ..report.outcome import predicted_speedup, saved_schedule
 from ..report.sparsity import densities, mapped_layers, output_maxima
@@ -31,18 +33,20 @@ from ..run.attach import attach
 from ..schedule.learning_rate import shape_named, share_of_peak
 from ..search.candidates import Found, Probe
 from ..search.searching import Searching
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, compare_runs
 from .config import Recipe
 from .contents import compare_contents
 from .costs import Costs
 from .data import Data, TrainBatch
 from .distributed import share
 from .models import build_model
-from .objective import build_optimizer, check_finite, check_pairs, check_scores, laid_out, precision_of
+from .objective import build_optimizer, check_finite, check_pairs, laid_out, precision_of
 from .own_random import OwnRandom
+from .pretrained import begin_with
 from .room import warn_of_lack
 from .stepper import Stepper
-from .token_labels.objective import check_predicts
+
+T = TypeVar("T")
 
 CHECK_EVERY = 50
 """Steps between looks at the loss: often enough to stop early, seldom enough not to wait for a GPU."""
@@ -91,10 +95,9 @@ class Run:
         self.recipe, self.data, self.seed = recipe, data, seed
         self._shape = shape_named(recipe.lr_schedule)
         self.device, images = recipe.torch_device(), share(recipe.batch_size)
-        if recipe.mixup or recipe.cutmix:
-            check_pairs(method, recipe)
+        check_pairs(method, recipe)
         self.steps = recipe.epochs * data.steps if steps is None else steps
-        self.ledger = Ledger(label, recipe.model, data.name, seed)
+        self.ledger = Ledger(label, recipe.model, data.name, seed, data.task.metric)
         self.checkpoints, self._at = checkpoints, _Position()
         if checkpoints is not None:
             _ = data.contents  # as it is now, and not when the first one is saved
@@ -103,11 +106,10 @@ class Run:
         with self._random.active():
             torch.manual_seed(seed)
             self.model = self._dense_model().train()
-            if recipe.token_labels:
-                check_predicts(self.model)
+            begin_with(self.model, recipe.pretrained, recipe.model, data.num_classes)
             self.optimizer = build_optimizer(self.model, recipe)
             self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
-            self.stepper = Stepper(recipe, self.model, self.optimizer, self.ema)
+            self.stepper = Stepper(recipe, data.task, self.model, self.optimizer, self.ema)
             example = data.example(recipe.batch_size).to(self.device)
             epochs = -(-self.steps // data.steps)
             with self.ledger.clock("trace", self.device):
@@ -131,12 +133,12 @@ class Run:
                 self.subset()  # one that the data are too few for is refused now
             with self.ledger.clock("trace", self.device):
                 warn_of_lack(self.attached, images, self.device)
-            if not recipe.token_labels:
-                check_scores(self.attached.network, data.num_classes, data.mixup is not None)
+            data.task.check(self.attached.network, images)
             if rank():  # dropout of its own from here on
                 torch.manual_seed(hash((seed, rank())) % 2**63)
             self._follow()
             self._costs = Costs(self.attached, self._precision)
+            self.ledger.dense = self.attached.network.dense.to_dict()
             self._open_stage(0)
             if self._prune is not None:
                 dense, threshold = self.attached.network.dense, self._prune.policy.threshold
@@ -191,7 +193,8 @@ class Run:
             self._at.step = 0
             self._step_is_over()
         loss = self._train_epoch(number)
-        epoch = Epoch(number, loss, self._evaluate(), ledger.training_seconds)
+        accuracy, others = self._evaluate()
+        epoch = Epoch(number, loss, accuracy, ledger.training_seconds, others)
         ledger.epochs.append(epoch)
         ledger.note_memory(self.device)
         if ledger.pruned is not None and self._prune is not None:
@@ -217,13 +220,16 @@ class Run:
         if len(attached.history) > len(ledger.history) or self.batch_size != ledger.stages[-1].batch_size:
             self._open_stage(number)
         if receipt is not None:
-            before, after = ledger.epochs[-1].accuracy, self._evaluate()
-            ledger.morphs.append(MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds))
+            with FeatureMaps(attached.network, self.result, receipt.before) as maps:
+                before, (after, _) = ledger.epochs[-1].accuracy, self._evaluate()
+            ledger.morphs.append(
+                MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds, maps.correlations())
+            )
             old, new = receipt.before, receipt.after
             resized = (old.channels, old.blocks) == (new.channels, new.blocks)  # falls, and comes back in an epoch
             if before - after > self.recipe.warn_drop and not resized:
                 warnings.warn(
-                    f"epoch {number}: accuracy fell from {before:.1f} to {after:.1f} % at a change of size, by "
+                    f"epoch {number}: {ledger.metric} fell from {before:.1f} to {after:.1f} % at a change of size, by "
                     f"more than warn_drop={self.recipe.warn_drop:g} points; more stages or another operator lose less",
                     stacklevel=2,
                 )
@@ -266,16 +272,7 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of the same run; raises CheckpointError, with nothing changed, where it is another's."""
         try:
-            theirs, ours = state["run"], self._identity()
-            for key in sorted(theirs.keys() | ours.keys()):
-                if theirs.get(key) != ours.get(key):
-                    raise CheckpointError(
-                        "the checkpoint is of another run",
-                        where=key,
-                        expected=f"{ours.get(key)}, as this one",
-                        found=f"{theirs.get(key)}",
-                        todo="Give the settings it was begun with, or begin anew: --output, or --overwrite",
-                    )
+            compare_runs({**state["run"]}, self._identity())
             compare_contents({**state["data"]}, self.data.contents)
             epoch, step = int(state["epoch"]), None if state["step"] is None else int(state["step"])
             losses = [torch.tensor(float(loss), device=self.device) for loss in state["losses"]]
@@ -312,7 +309,7 @@ class Run:
             receipt = self.attached.end()
         if receipt is not None:
             self._open_stage(self.total_epochs)
-            before, last.accuracy = last.accuracy, self._evaluate()
+            before, (last.accuracy, last.figures) = last.accuracy, self._evaluate()
             last.seconds = ledger.training_seconds
             ledger.morphs.append(
                 MorphEvent(self.total_epochs, before, last.accuracy, receipt.seconds, ledger.training_seconds)
@@ -432,23 +429,34 @@ class Run:
     def _precision(self) -> AbstractContextManager[None]:
         return precision_of(self.recipe, self.device)
 
-    def _evaluate(self) -> float:
-        """Test accuracy in percent, of the network that rank 0 saves."""
+    def _evaluate(self) -> tuple[float, dict[str, float]]:
+        """The task's figure in percent, of the network that rank 0 saves, and what else its test tells."""
+        spread(self.result.buffers())  # running statistics are each rank's own
+        with self.ledger.clock("evaluation", self.device):
+            figures = self._tested(self.data.task.evaluate, self.device)
+        return figures.pop(self.ledger.metric), figures
+
+    def _tested(self, test: Callable[..., T], *arguments: Any) -> T:
+        """What a function of the task makes of the tested network and the test images."""
         model = self.result.eval()
-        spread(model.buffers())  # running statistics are each rank's own
-        right, total = torch.zeros((), device=self.device), 0
-        with self.ledger.clock("evaluation", self.device), torch.inference_mode(), self._precision():
-            for images, labels in self.data.test_batches(self.attached.network.current.resolution):
-                right += (model(laid_out(images, self.recipe)).argmax(1) == labels).sum()
-                total += len(labels)
-        return 100 * sum(gathered(float(right))) / sum(gathered(total))
+        with torch.inference_mode(), self._precision():
+            batches = self.data.test_batches(self.attached.network.current.resolution)
+            return test(lambda images: model(laid_out(images, self.recipe)), batches, *arguments)
+
+    def draw(self, folder: Path) -> list[Path]:
+        """Write pictures of predictions, where the task has any."""
+        return self._tested(self.data.task.draw, {"mean": self.data.mean, "std": self.data.std}, folder)
 
     def _open_stage(self, epoch: int) -> None:
         """Enter the sub-network that trains from here on."""
         network = self.attached.network
         with self.ledger.clock("accounting", self.device):
             searching = self._searching is not None
-            self.ledger.stages.append(self._costs.of_stage(epoch, network.current, self.batch_size, searching))
+            stage = self._costs.of_stage(epoch, network.current, self.batch_size, searching)
+            if self._prune is not None:
+                policy = self._prune.policy
+                stage.gated = gated_share(network, stage.inference_flops, policy.threshold, folded=policy.folded)
+            self.ledger.stages.append(stage)
             self.ledger.history = [
                 {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
             ]

@@ -1,9 +1,10 @@
-"""Any model by name: the CIFAR ResNets, torchvision's, timm's, or one's own."""
+"""Any model by name: the CIFAR ResNets, torchvision's, timm's, segmentation-models-pytorch's, or one's own."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,11 @@ from ..machine.reading import MALFORMED, walk, within
 from ..spec import parse_call, suggest
 from .cifar_resnet import CIFAR_RESNETS
 
-OPEN_SOURCES = ("", "timm", "torchvision")
+OPEN_SOURCES = ("", "timm", "torchvision", "smp")
 """What a file may name a model of; the bare name is looked up in all three tables."""
+
+FETCHED = ("", "timm", "torchvision")
+"""Sources that have trained weights under the model's own name."""
 
 MOST_PARAMETERS, MOST_TENSORS = 10**10, 100_000
 """Of a model that a file names, and the tensors that hold them; timm's largest has 7e9 in 600."""
@@ -29,23 +33,33 @@ LARGEST_NUMBER = 1_000_000
 """Among the arguments that a file gives a model."""
 
 
-def build_model(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Module:
-    """Build an untrained model.
+def build_model(
+    text: str, num_classes: int | None = None, drop_path: float = 0.0, *, trained: bool = False
+) -> nn.Module:
+    """Build a model, untrained where nothing else is asked for.
 
     Args:
         text: `resnet20(width=32)`, `torchvision:resnet50`, `timm:deit_tiny_patch16_224`, a bare name (looked up
-            in that order), or `package.module:function`; keyword arguments in brackets.
-        num_classes: passed on as `num_classes` where the model takes it.
+            in that order), `smp:DeepLabV3Plus(encoder_name='tu-resnet18')` of segmentation-models-pytorch, or
+            `package.module:function`; keyword arguments in brackets.
+        num_classes: passed on as `num_classes` where the model takes it; None for the model's own number.
         drop_path: rate of stochastic depth, passed on as `drop_path_rate`; 0 for models without it.
+        trained: with the weights that timm or torchvision has for it by default, which are fetched where they are not
+            on this machine.
 
     Raises:
-        ConfigError: no such model, or it refuses the arguments.
+        ConfigError: no such model, or it refuses the arguments; no weights of it are known, or to be had.
     """
     name, arguments = parse_call(text)
     source, _, bare = name.rpartition(":")
-    make = _by_name(source, bare) if source in ("", "timm", "torchvision") else _own(source, bare)
-    if "num_classes" not in arguments and _takes(make, "num_classes"):
+    if trained and (source not in FETCHED or (not source and bare in CIFAR_RESNETS)):
+        raise ConfigError("no weights are known of this model", where=text, expected="a file, --pretrained FILE")
+    make = _by_name(source, bare, trained) if source in OPEN_SOURCES else _own(source, bare)
+    takes = source != "smp" and num_classes is not None and "num_classes" not in arguments
+    if takes and _takes(make, "num_classes"):
         arguments["num_classes"] = num_classes
+    if source == "smp":
+        arguments = _as_smp_has_it(arguments, num_classes)
     if drop_path:
         arguments.setdefault("drop_path_rate", drop_path)
     try:
@@ -53,6 +67,8 @@ def build_model(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Modul
             warnings.simplefilter("ignore")  # GoogLeNet and Inception announce a future default
             model = make(**arguments)
     except Exception as error:  # whatever the model's own code raises
+        if trained:
+            raise ConfigError(f"its weights cannot be had ({first_line(error)})", where=text) from error
         todo = "Set drop_path to 0" if drop_path and "drop_path_rate" in str(error) else ""
         raise ConfigError(f"cannot build the model ({first_line(error)})", where=text, todo=todo) from error
     if not isinstance(model, nn.Module):
@@ -72,12 +88,15 @@ def build_noted(text: str, num_classes: int, drop_path: float = 0.0) -> nn.Modul
     name, arguments = parse_call(text)
     if name.rpartition(":")[0] not in OPEN_SOURCES:
         raise ConfigError(
-            "the file names code of one's own for its model, and nothing that a file names is run",
+            "the file names code of its own for its model, and code that a file names is never run",
             where=text[:200],
             expected="a model of torchvision's, of timm's, or built in",
             todo="If you know this code, name it yourself: --model package.module:function",
         )
     try:
+        encoder = arguments.pop("encoder_name", "") if name.startswith("smp:") else ""
+        if not isinstance(encoder, str) or not re.fullmatch(r"[A-Za-z0-9_.-]*", encoder):
+            raise ValueError(f"no name of an encoder: {encoder!r}")
         for value in walk(list(arguments.values())):
             if value is not None and not isinstance(value, (bool, list, tuple)):
                 within(value, -LARGEST_NUMBER, LARGEST_NUMBER)
@@ -119,20 +138,48 @@ def timm_model(name: str, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _by_name(source: str, name: str) -> Callable[..., Any]:
+def _as_smp_has_it(arguments: dict[str, Any], num_classes: int | None) -> dict[str, Any]:
+    """Untrained, unless weights are named; `output_stride` is short for smp's `encoder_output_stride`."""
+    renamed = {"encoder_output_stride" if key == "output_stride" else key: arguments[key] for key in arguments}
+    classes = {} if num_classes is None else {"classes": num_classes}
+    return {"encoder_weights": None, **classes, **renamed}
+
+
+def _smp(name: str) -> Callable[..., Any]:
+    """A model of segmentation-models-pytorch."""
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError as error:
+        raise ConfigError(
+            "the package is not installed", where=f"smp:{name}", todo="pip install 'morphogen[tasks]'"
+        ) from error
+    known = [
+        each
+        for each in smp.__all__
+        if inspect.isclass(getattr(smp, each)) and issubclass(getattr(smp, each), nn.Module)
+    ]
+    if name not in known:
+        raise ConfigError(f"no model 'smp:{name}'", todo=suggest(name, known))
+    return getattr(smp, name)
+
+
+def _by_name(source: str, name: str, trained: bool = False) -> Callable[..., Any]:
+    if source == "smp":
+        return _smp(name)
     torchvision_names, timm_names = torchvision.models.list_models(), timm.list_models()
     if not source and name in CIFAR_RESNETS:
         return CIFAR_RESNETS[name]
     if source != "timm" and name in torchvision_names:
         builder = torchvision.models.get_model_builder(name)
         known = inspect.signature(builder).parameters
-        untrained = {key: None for key in ("weights", "weights_backbone") if key in known}
-        return lambda **arguments: builder(**untrained, **arguments)
+        weights = {key: None for key in ("weights", "weights_backbone") if key in known}
+        weights |= {"weights": "DEFAULT"} if trained else {}
+        return lambda **arguments: builder(**weights, **arguments)
     if source != "torchvision" and (name in timm_names or timm.is_model(name)):
-        return lambda **arguments: timm_model(name, dict(pretrained=False, **arguments))
+        return lambda **arguments: timm_model(name, dict(pretrained=trained, **arguments))
     names = {"timm": timm_names, "torchvision": torchvision_names}
     known = names.get(source, [*CIFAR_RESNETS, *torchvision_names, *timm_names])
-    raise ConfigError(f"no model '{name}'", todo=f"{suggest(name, known)} One's own is written package.module:function")
+    raise ConfigError(f"no model '{name}'", todo=f"{suggest(name, known)} Your own is written package.module:function")
 
 
 def _own(module: str, function: str) -> Callable[..., Any]:

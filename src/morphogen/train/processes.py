@@ -111,7 +111,7 @@ def side_by_side(tasks: Sequence[Task], config: CompareConfig, finished: Finishe
                         again.add(task)
                         waiting.append(task)
                         warnings.warn(
-                            f"{task}, its process was killed ({_name(code)}); it is begun again", stacklevel=2
+                            f"{task}, its process was killed ({_name(code)}); it is started again", stacklevel=2
                         )
                     else:
                         failures.append(f"{task}, its process ended ({_name(code)})")

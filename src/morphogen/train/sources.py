@@ -1,4 +1,5 @@
-"""Where images come from: scikit-learn's digits, image folders, CIFAR and ImageNet as torchvision reads them."""
+"""Where images come from: scikit-learn's digits, plain or in clutter; folders; CIFAR, ImageNet and Cityscapes as
+torchvision reads them."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder, ImageNet
 from torchvision.transforms import v2
 
 from ..errors import ConfigError, first_line
-from .config import Recipe
-from .data import IN_MEMORY, Batch, Data, MemoryData, StreamData
+from .clutter import clutter
+from .config import DENSE_ALONE, Recipe
+from .data import IN_MEMORY, Batch, Data, MemoryData, StreamData, terminal
 from .images import read_image
+from .masks import CITYSCAPES, MaskData, cityscapes, mask_folder
 
 
 def load_data(recipe: Recipe) -> Data:
@@ -26,7 +29,7 @@ def load_data(recipe: Recipe) -> Data:
             training images of one class alone.
     """
     data = _load(recipe)
-    counts = torch.bincount(data.labels, minlength=data.num_classes)
+    counts = data.counts
     there = int((counts > 0).sum())
     if there < 2:
         raise ConfigError(
@@ -34,7 +37,7 @@ def load_data(recipe: Recipe) -> Data:
             where=recipe.data,
             expected="two classes or more",
             found=f"{data.images} images of class {int(counts.argmax())}",
-            todo="Set images higher" if recipe.images else "Put each class into a folder of its own: train/CLASS/IMAGE",
+            todo="Set images higher" if recipe.images else data.one_class,
         )
     if there < data.num_classes:
         missing = (counts == 0).nonzero().flatten().tolist()
@@ -48,8 +51,16 @@ def load_data(recipe: Recipe) -> Data:
 
 def _load(recipe: Recipe) -> Data:
     kind, _, folder = recipe.data.rpartition(":")
+    if kind == "segmentation":
+        return MaskData(mask_folder(Path(folder), recipe), recipe)
+    if kind == CITYSCAPES:
+        return MaskData(cityscapes(folder, recipe), recipe)
+    _refuse_dense(recipe)
     if not kind and folder == "digits":
         return _digits(recipe)
+    if not kind and folder == "clutter":
+        train, test = (_resized(part, recipe.image_size) for part in clutter())
+        return MemoryData("clutter", train, test, recipe, crop=2, flip=False)
     if kind in ("cifar10", "cifar100"):
         dataset = CIFAR10 if kind == "cifar10" else CIFAR100
         try:
@@ -70,6 +81,19 @@ def _load(recipe: Recipe) -> Data:
     return _folder(Path(recipe.data), recipe)
 
 
+def _refuse_dense(recipe: Recipe) -> None:
+    """Raises ConfigError for settings of segmentation where images have classes."""
+    plain = Recipe()
+    for key in DENSE_ALONE:
+        if getattr(recipe, key) != getattr(plain, key):
+            raise ConfigError(
+                "a setting of segmentation, and the data are images with classes",
+                where=key,
+                expected=f"{getattr(plain, key)}, or data segmentation:FOLDER or cityscapes:FOLDER",
+                found=f"{getattr(recipe, key)}",
+            )
+
+
 def _digits(recipe: Recipe) -> Data:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 grey, enlarged to 16 x 16; every fifth is for testing."""
     from sklearn.datasets import load_digits
@@ -88,7 +112,8 @@ def _folder(root: Path, recipe: Recipe) -> Data:
         raise ConfigError(
             "no such data",
             where=str(root),
-            expected="digits, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER or an image folder",
+            expected="digits, clutter, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER, segmentation:FOLDER, "
+            "cityscapes:FOLDER or an image folder",
         )
     names = ["train", next((name for name in ("val", "test") if (root / name).is_dir()), "val")]
     sets = [_part(root, name) for name in names]
@@ -145,13 +170,6 @@ def _decode(dataset: ImageFolder, name: str) -> Batch:
             )
         images.append(image)
     return torch.stack(images), torch.tensor(dataset.targets)
-
-
-def terminal() -> bool:
-    """Whether someone watches; a progress bar in a file is only noise."""
-    from rich.console import Console
-
-    return Console().is_terminal
 
 
 def _resized(batch: Batch, size: int | None) -> Batch:

@@ -20,8 +20,9 @@ from ..run.run import Run
 from .compiled import compiled, settings
 from .config import Recipe
 from .distributed import wrapped
-from .images import MapCrops
-from .objective import laid_out, loss_of, precision_of
+from .objective import laid_out, precision_of
+from .tasks import Task
+from .tasks.task import ONE_VALUE
 
 
 class Stepper:
@@ -32,8 +33,9 @@ class Stepper:
         compiles: whether the next full step is the first one of its size, which is compiled then.
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module, optimizer: Optimizer, ema: ModelEmaV3 | None):
+    def __init__(self, recipe: Recipe, task: Task, model: nn.Module, optimizer: Optimizer, ema: ModelEmaV3 | None):
         """`follow` says what to train."""
+        self._task = task
         self._recipe, self._model, self._optimizer, self._ema = recipe, model, optimizer, ema
         self._device = recipe.torch_device()
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=recipe.precision == "float16")
@@ -53,7 +55,7 @@ class Stepper:
         self.compiles = bool(self._recipe.compile) and (search is None or search.searching is None)
         self._compiled = compiled(self._trained, graphs=bool(self._recipe.cuda_graphs)) if self.compiles else None
 
-    def take(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor:
+    def take(self, images: torch.Tensor, targets: Any) -> torch.Tensor:
         """Train on a batch; returns its mean loss.
 
         Raises:
@@ -62,7 +64,7 @@ class Stepper:
         """
         self._attached.begin_step()
         with settings() if self._compiled is not None else nullcontext():
-            while (loss := self._gradients(images, labels)) is None:
+            while (loss := self._gradients(images, targets)) is None:
                 self._cut(len(images))
         if self._recipe.clip_grad:
             self._scaler.unscale_(self._optimizer)
@@ -75,18 +77,11 @@ class Stepper:
         self.compiles = False
         return loss
 
-    def loss(
-        self, images: torch.Tensor, labels: torch.Tensor | MapCrops, model: nn.Module | None = None
-    ) -> torch.Tensor:
+    def loss(self, images: torch.Tensor, targets: Any, model: nn.Module | None = None) -> torch.Tensor:
         """Mean loss of a batch, through the model as it is; also what a search compares."""
         with precision_of(self._recipe, self._device):
-            return loss_of(
-                self._model if model is None else model,
-                laid_out(images, self._recipe),
-                labels,
-                self._recipe.label_smoothing,
-                self._attached.swapped,
-            )
+            trained = self._model if model is None else model
+            return self._task.loss(trained, laid_out(images, self._recipe), targets, self._attached.swapped)
 
     def state_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -98,19 +93,28 @@ class Stepper:
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(dict(state["scaler"]))
 
-    def _gradients(self, images: torch.Tensor, labels: torch.Tensor | MapCrops) -> torch.Tensor | None:
+    def _gradients(self, images: torch.Tensor, targets: Any) -> torch.Tensor | None:
         """Gradients of the mean loss of a batch, which is returned; None where memory ran out."""
         self._optimizer.zero_grad()
         total = torch.zeros((), device=self._device)
         try:
-            for some, their_labels in zip(images.chunk(self.pieces), _chunks(labels, self.pieces), strict=True):
+            for some, theirs in zip(images.chunk(self.pieces), self._task.pieces(targets, self.pieces), strict=True):
                 share = len(some) / len(images)
-                loss = self.loss(some, their_labels, self._for(len(some)))
+                loss = self.loss(some, theirs, self._for(len(some)))
                 self._scaler.scale(self._attached.penalised(loss) * share).backward()
                 total += loss.detach() * share
         except COMPILER_ERRORS as error:
             raise TrainingError(
                 f"the model cannot be compiled ({first_line(error)})", todo="Leave out compile and fast"
+            ) from error
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            raise TrainingError(
+                "batch norm has one value of each channel, and so nothing to normalise by",
+                expected="at least 2 images at a time",
+                found=f"{-(-len(images) // self.pieces)} (a step of {len(images)} images in {self.pieces} pieces)",
+                todo="Lower image_size, so that larger pieces fit into memory, or set batch_size higher",
             ) from error
         except RuntimeError as error:
             if not _out_of_memory(error):
@@ -140,12 +144,6 @@ class Stepper:
             "gradients add up (batch norm sees a piece at a time)",
             stacklevel=2,
         )
-
-
-def _chunks(labels: torch.Tensor | MapCrops, pieces: int) -> list[Any]:
-    if isinstance(labels, torch.Tensor):
-        return list(labels.chunk(pieces))
-    return [MapCrops(*some) for some in zip(*(tensor.chunk(pieces) for tensor in labels), strict=True)]
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -18,9 +18,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from ...errors import ConfigError, first_line
 from ...spec import parse_call, suggest
-from ..data import in_one_line
+from ..data import in_one_line, terminal
 from ..models import timm_model
-from ..sources import terminal
 from .label_maps import About, LabelMaps, class_names, image_names
 
 
@@ -131,7 +130,7 @@ def class_map(teacher: nn.Module, images: Tensor) -> Tensor:
         rows = columns = isqrt(features.shape[1])
         prefix = features.shape[1] - rows * columns  # class and register tokens
         if prefix != getattr(teacher, "num_prefix_tokens", prefix):
-            raise _unsuited(teacher, f"its {features.shape[1]} tokens are no square")
+            raise _unsuited(teacher, f"its {features.shape[1]} tokens are not a square")
         # A head may read the class token, or leave it out of a mean: here every token is the place.
         places = features[:, prefix:].flatten(0, 1)[:, None].expand(-1, prefix + 1, -1)
     elif _channels_last(teacher, features):

@@ -1,0 +1,113 @@
+"""What studies have measured of the accuracy that a method ends with, against the dense network trained as long.
+
+Every figure is in the file that its study names, run by run; `tests/test_recommend.py` reads them there again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from torch import nn
+
+Kind = Literal["convolutional network with batch norm", "vision transformer", "other network"]
+
+CNN: Kind = "convolutional network with batch norm"
+VIT: Kind = "vision transformer"
+OTHER: Kind = "other network"
+
+
+@dataclass(frozen=True)
+class Study:
+    """One method beside dense training of the same epochs.
+
+    Attributes:
+        kind: of network.
+        method: as it is written.
+        network, data: what was trained, on what.
+        epochs: length of both.
+        dense, ours: test accuracy in percent, one figure a seed.
+        where: the folder of the runs.
+    """
+
+    kind: Kind
+    method: str
+    network: str
+    data: str
+    epochs: int
+    dense: tuple[float, ...]
+    ours: tuple[float, ...]
+    where: str
+
+    @property
+    def gap(self) -> float:
+        """Points of accuracy that the method ends above dense training."""
+        return fmean(self.ours) - fmean(self.dense)
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the gap, in points; None where either has one seed."""
+        if min(len(self.ours), len(self.dense)) < 2:
+            return None
+        return (stdev(self.ours) ** 2 / len(self.ours) + stdev(self.dense) ** 2 / len(self.dense)) ** 0.5
+
+    def __str__(self) -> str:
+        spread = "" if self.error is None else f" ± {self.error:.1f}"
+        seeds = f"{len(self.ours)} seed{'s' if len(self.ours) > 1 else ''}"
+        return f"{self.gap:+.1f}{spread} points ({self.network}, {self.data}, {self.epochs} epochs, {seeds})"
+
+
+_RESNET, _VIT = "ResNet-8 of 64 to 256 channels", "ViT of 8 blocks of 64"
+_DENSE_VIT = (40.48, 38.84, 41.80)
+_PRUNED = "benchmarks/results/prunetrain"
+_OPERATORS = "benchmarks/results/growth_operators"
+
+
+def _on_gpu(kind: Kind, network: str, dense: tuple[float, ...], ours: tuple[float, ...]) -> Study:
+    return Study(kind, "GrowOnce", network, "CIFAR-10, 25,000 images", 40, dense, ours, "benchmarks/results/gpu")
+
+
+def _of_vit(method: str, ours: tuple[float, ...]) -> Study:
+    return Study(VIT, method, _VIT, "CIFAR-10, 5,000 images", 12, _DENSE_VIT, ours, _OPERATORS)
+
+
+STUDIES = (
+    _on_gpu(CNN, _RESNET, (84.40, 84.62), (85.18,)),
+    _on_gpu(VIT, _VIT, (68.40, 68.11), (69.23,)),
+    _of_vit("ProgressiveResizing", (39.60, 41.44, 42.60)),
+    _of_vit("EfficientTrain", (37.56, 41.16, 40.96)),
+    _of_vit("Prog", (38.64, 40.68, 40.20)),
+    _of_vit("Prog(depth_operator='identity')", (40.80, 42.56, 41.00)),
+    _of_vit("StackBERT", (38.24, 40.00, 41.12)),
+    _of_vit("ProgStack", (40.92, 39.24, 41.20)),
+    Study(
+        CNN,
+        "PruneTrain(ratio=0.7, interval=3, proximal=True)",
+        _RESNET,
+        "CIFAR-10, 3,000 images",
+        60,
+        (54.45, 53.80, 53.85),
+        (57.50, 54.10, 54.85),
+        _PRUNED,
+    ),
+)
+
+
+def kind_of(model: nn.Module) -> Kind:
+    """The kind of network that a study speaks for: by where most weights are, and how they are normalised."""
+    modules = list(model.modules())
+    linear = sum(module.weight.numel() for module in modules if isinstance(module, nn.Linear))
+    convolutions = sum(module.weight.numel() for module in modules if isinstance(module, nn.Conv2d))
+    norms = {type(module).__name__ for module in modules}
+    if convolutions > linear and any("BatchNorm" in name for name in norms):
+        return CNN
+    if linear > convolutions and any(name.endswith(("LayerNorm", "RMSNorm")) for name in norms):
+        return VIT
+    return OTHER
+
+
+def studied(kind: Kind, method: str, studies: Iterable[Study] = STUDIES) -> Study | None:
+    """The study of a method on that kind of network; None where there is none."""
+    return next((study for study in studies if (study.kind, study.method) == (kind, method)), None)

@@ -1,0 +1,1 @@
+"""The figures of the three papers from runs' ledgers, one file a paper."""

@@ -1,0 +1,36 @@
+"""Pictures of what a trained network says of test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def draw_masks(rows: Sequence[tuple[Tensor, Tensor, Tensor]], classes: int, path: Path) -> None:
+    """Image, truth and prediction side by side, one row an image; a class has one colour, no class is black.
+
+    Args:
+        rows: (3, h, w) in [0, 1], and two maps of classes (H, W); numbers that are no class are not drawn.
+        classes: how many there are.
+        path: of the picture.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    colours = torch.zeros(256, 3)
+    palette = torch.tensor(colormaps["tab20"].colors)  # pyright: ignore  (a list of colours)
+    colours[:classes] = palette[torch.arange(classes) % len(palette)].float()
+    height, width = rows[0][1].shape
+    figure = Figure(figsize=(9, 3 * len(rows) * height / width + 0.3), layout="constrained")
+    panels = figure.subplots(len(rows), 3, squeeze=False)
+    for i, (image, truth, found) in enumerate(rows):
+        shown = image.permute(1, 2, 0), colours[truth.long()], colours[found.long()]
+        for axes, pixels, title in zip(panels[i], shown, ("image", "truth", "prediction"), strict=True):
+            axes.imshow(pixels.numpy(), interpolation="nearest")
+            axes.set_axis_off()
+            if not i:
+                axes.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,26 @@
+"""What a network learns to do, one object each: its loss, its test, and what its output must be for them."""
+
+from __future__ import annotations
+
+from ..config import Recipe
+from .classification import Classification
+from .segmentation import Segmentation
+from .task import Task
+from .token_labelling import TokenLabelling
+
+__all__ = ["Task", "Classification", "TokenLabelling", "Segmentation", "classification_of", "metric_of"]
+
+BY_DATA: dict[str, type[Task]] = {"segmentation": Segmentation, "cityscapes": Segmentation}
+"""What is learnt on data of a kind (`KIND:FOLDER`); classification on all others."""
+
+
+def metric_of(data: str) -> str:
+    """What a run on a recipe's `data` is measured by, in percent."""
+    return BY_DATA.get(data.rpartition(":")[0], Classification).metric
+
+
+def classification_of(recipe: Recipe, classes: int) -> Task:
+    """What a recipe learns where each image has a class."""
+    if recipe.token_labels:
+        return TokenLabelling(classes, recipe.label_smoothing)
+    return Classification(classes, recipe.label_smoothing, mixes=recipe.mixup > 0 or recipe.cutmix > 0)

@@ -1,0 +1,67 @@
+"""Each image has a class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...dense.network import Network
+from ...errors import ConfigError
+from ...machine.ranks import gathered
+from .task import Predict, Swapped, Task, described, name_of, output_in_training
+
+TOP = 5
+"""Best scores of which one must be right, in the second figure that classification is known by."""
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Cross entropy against classes (N,), or against shares of classes (N, classes) of mixup and cutmix.
+
+    Attributes:
+        mixes: whether there are such shares, for which there must be just as many scores.
+    """
+
+    metric: ClassVar[str] = "accuracy"
+    mixes: bool = False
+
+    def check(self, network: Network, images: int) -> None:
+        """The model must give scores (images, classes)."""
+        expected = f"a tensor of shape (images, {self.classes}) that the parameters have a gradient of"
+        output = output_in_training(network, images, expected)
+        if isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point() and output.requires_grad:
+            count = output.shape[1]
+            if count == self.classes or (count > self.classes and not self.mixes):
+                return
+        raise ConfigError(
+            "the model's output in training gives no scores of the classes",
+            where=name_of(network),
+            expected=expected,
+            found=described(output),
+        )
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Any, swapped: Swapped = nullcontext) -> Tensor:
+        """Cross entropy."""
+        # PyTorch's takes mixed labels too, and smooths both kinds alike.
+        return F.cross_entropy(model(images), targets, label_smoothing=self.smoothing)
+
+    def evaluate(
+        self, predict: Predict, batches: Iterable[tuple[Tensor, Any]], device: torch.device
+    ) -> dict[str, float]:
+        """Images whose class has the best score, and with more than five classes one of the five best."""
+        right, near, total = torch.zeros((), device=device), torch.zeros((), device=device), 0
+        for images, labels in batches:
+            scores = predict(images)
+            right += (scores.argmax(1) == labels).sum()
+            if self.classes > TOP:
+                near += (scores.topk(TOP, 1).indices == labels[:, None]).sum()
+            total += len(labels)
+        total = sum(gathered(total))
+        figures = {self.metric: 100 * sum(gathered(float(right))) / total}
+        return figures | ({f"top-{TOP}": 100 * sum(gathered(float(near))) / total} if self.classes > TOP else {})

@@ -40,7 +40,7 @@ DENSE_ALONE = ("base_size", "ignored", "color_jitter")
 
 
 BESIDE_THE_RUN = (
-    "data output workers sparsity_map resume overwrite save_every keep track warn_drop "
+    "data output workers sparsity_map resume overwrite save_every keep keep_best patience track warn_drop "
     "methods seeds first_seed budgets parallel".split()
 )
 """Settings that leave the run as it is; of the data the images are compared."""
@@ -266,6 +266,10 @@ class TrainConfig(Recipe):
             run is refused.
         save_every: seconds between checkpoints; 0 saves after every step.
         keep: checkpoints that stay.
+        keep_best: keep the network that was best in the test as `best.pt`, at the size that it had then;
+            `morphogen export RUN --best` and `predict` take it. A test that chooses is no longer a test: report on others.
+        patience: stop after so many epochs without a better test; 0 is never. They count from the last change of size,
+            and none is counted while the network has a stage to come, so that it ends at its full size.
         track: where else to write each epoch and each morph: `tensorboard`, `wandb` (offline unless WANDB_MODE says
             otherwise); both into the output folder.
     """
@@ -277,6 +281,8 @@ class TrainConfig(Recipe):
     overwrite: bool = False
     save_every: float = 300.0
     keep: int = 2
+    keep_best: bool = False
+    patience: int = 0
     track: list[Tracker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -285,11 +291,11 @@ class TrainConfig(Recipe):
             raise ConfigError("seed out of range", expected="0 to 2147483647", found=f"{self.seed}")
         if self.resume and self.overwrite:
             raise ConfigError("a run cannot be both resumed and removed", expected="resume or overwrite", found="both")
-        if not self.save_every >= 0 or self.keep < 1:
+        if not self.save_every >= 0 or self.keep < 1 or self.patience < 0:
             raise ConfigError(
                 "out of range",
-                expected="save_every at least 0, keep at least 1",
-                found=f"save_every {self.save_every}, keep {self.keep}",
+                expected="save_every at least 0, keep at least 1, patience at least 0",
+                found=f"save_every {self.save_every}, keep {self.keep}, patience {self.patience}",
             )
 
 
@@ -448,6 +454,7 @@ class ExportConfig:
     Attributes:
         run: output folder of `morphogen train`, with its `model.pt`.
         model: how its model was built, as in train, where that was code of your own: what a file names is not run.
+        best: take `best.pt`, which `train --keep_best` left, in place of `model.pt`.
         output: folder for the files, by default the run's own.
         onnx: write `model.onnx` too, for batches of any size at the resolution it was trained to.
         program: write `model.pt2` too, likewise, which `torch.export.load` reads.
@@ -456,6 +463,7 @@ class ExportConfig:
 
     run: str = "runs/train"
     model: str | None = None
+    best: bool = False
     output: Path | None = None
     onnx: bool = False
     program: bool = False

@@ -92,6 +92,10 @@ class Data(ABC):
     """
 
     teacher: str | None = None
+    classes: Sequence[str] = ()
+    """Their names, where the source has any."""
+    crop: float = 1.0
+    """Share of a test image's shorter side that its centre crop keeps."""
     one_class: ClassVar[str] = "Put each class into a folder of its own: train/CLASS/IMAGE"
     """What to do where all is of one class."""
 
@@ -275,7 +279,9 @@ class Subset(Iterable[TrainBatch]):
 class MemoryData(Data):
     """Images kept as bytes on the device; augmentation on whole batches there."""
 
-    def __init__(self, name: str, train: Batch, test: Batch, recipe: Recipe, crop: int, flip: bool):
+    def __init__(
+        self, name: str, train: Batch, test: Batch, recipe: Recipe, crop: int, flip: bool, classes: Sequence[str] = ()
+    ):
         """`crop` is the padding in pixels for random crops; `train` and `test` are uint8 images and labels.
 
         Raises:
@@ -295,6 +301,7 @@ class MemoryData(Data):
         num_classes = int(torch.cat([self.train_labels, self.test_labels]).max()) + 1
         counts = torch.bincount(self.train_labels.cpu(), minlength=num_classes)
         super().__init__(name, counts, self.train_images.shape[-1], len(self.train_labels), recipe)
+        self.classes = list(classes)[:num_classes]
         scaled = self.train_images.float().div_(255)
         self.mean = scaled.mean((0, 2, 3))
         self.std = scaled.std((0, 2, 3)).clamp_min_(1 / 255)  # a channel may be constant
@@ -371,6 +378,9 @@ class StreamData(FileData):
         self._roots = image_root(train), image_root(test)
         counts = torch.bincount(torch.tensor([label for _, label in self.train]), minlength=len(train.classes))
         super().__init__(name, counts, recipe.image_size or 224, len(self.train), recipe)
+        # ImageNet's classes have several names each.
+        self.classes = [each if isinstance(each, str) else ", ".join(each) for each in train.classes]
+        self.crop = CENTRE
 
     def _contents(self) -> Contents:
         train, test = self._roots

@@ -11,11 +11,22 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..report.savings.write import PICTURES
+from ..report.training import TRAINING_PICTURE
 from .config import TrainConfig
 from .tasks.segmentation import PICTURE
 
 CHECKPOINTS = "checkpoints/epoch-*.safetensors", "checkpoints/.epoch-*.part"
-TRAINED = ("results.json", "model.pt", "schedule.json", "search.png", PICTURE, *PICTURES, *CHECKPOINTS)
+TRAINED = (
+    "results.json",
+    "model.pt",
+    "best.pt",
+    "schedule.json",
+    "search.png",
+    TRAINING_PICTURE,
+    PICTURE,
+    *PICTURES,
+    *CHECKPOINTS,
+)
 """What `train` leaves; the first is written last, and says whether the run is finished."""
 EXPORTED = ("model.safetensors", "model.onnx", "model.pt2")
 COMPARED = (

@@ -34,6 +34,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 MOST_PIXELS = 2**28
 """Of an image; a gigabyte when it is decoded. The largest cameras make 2**27.6."""
 
+CENTRE = 0.875
+"""Share of the shorter side that is tested."""
+
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 """Grey images of 16 bits, by Pillow's names; those of three channels it scales itself."""
 
@@ -182,5 +185,5 @@ class CentreCrops(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        centre = v2.Compose([v2.Resize(int(max(self.size) / 0.875)), v2.CenterCrop(self.size), v2.PILToTensor()])
+        centre = v2.Compose([v2.Resize(int(max(self.size) / CENTRE)), v2.CenterCrop(self.size), v2.PILToTensor()])
         return centre(read_image(path)), label

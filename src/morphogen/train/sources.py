@@ -60,7 +60,7 @@ def _load(recipe: Recipe) -> Data:
         return _digits(recipe)
     if not kind and folder == "clutter":
         train, test = (_resized(part, recipe.image_size) for part in clutter())
-        return MemoryData("clutter", train, test, recipe, crop=2, flip=False)
+        return MemoryData("clutter", train, test, recipe, crop=2, flip=False, classes="0123456789")
     if kind in ("cifar10", "cifar100"):
         dataset = CIFAR10 if kind == "cifar10" else CIFAR100
         try:
@@ -68,9 +68,8 @@ def _load(recipe: Recipe) -> Data:
         except Exception as error:  # whatever torchvision stumbles over in a damaged file
             raise ConfigError(f"cannot read {kind} ({first_line(error)})", where=folder) from error
         train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2), torch.tensor(p.targets)) for p in pairs]
-        return MemoryData(
-            kind, _resized(train, recipe.image_size), _resized(test, recipe.image_size), recipe, crop=4, flip=True
-        )
+        train, test = (_resized(part, recipe.image_size) for part in (train, test))
+        return MemoryData(kind, train, test, recipe, crop=4, flip=True, classes=pairs[0].classes)
     if kind == "imagenet":
         try:
             return StreamData(kind, ImageNet(folder, "train"), ImageNet(folder, "val"), recipe)
@@ -104,7 +103,7 @@ def _digits(recipe: Recipe) -> Data:
     testing = torch.arange(len(labels)) % 5 == 0
     size = recipe.image_size or 16
     train, test = (_resized((images[mask].contiguous(), labels[mask]), size) for mask in (~testing, testing))
-    return MemoryData("digits", train, test, recipe, crop=size // 8, flip=False)
+    return MemoryData("digits", train, test, recipe, crop=size // 8, flip=False, classes="0123456789")
 
 
 def _folder(root: Path, recipe: Recipe) -> Data:
@@ -129,7 +128,8 @@ def _folder(root: Path, recipe: Recipe) -> Data:
         train, test = (
             _resized(_decode(dataset, name), recipe.image_size) for dataset, name in zip(sets, names, strict=True)
         )
-        return MemoryData(root.name, train, test, recipe, crop=train[0].shape[-1] // 8, flip=True)
+        crop, classes = train[0].shape[-1] // 8, sets[0].classes
+        return MemoryData(root.name, train, test, recipe, crop=crop, flip=True, classes=classes)
     return StreamData(root.name, sets[0], sets[1], recipe)
 
 

@@ -54,7 +54,7 @@ def test_flags_and_lists_of_one(typed, meant):
         (["trian"], ["no command 'trian'", "Did you mean train?"]),
         (["train", "--epoch", "3"], ["no option --epoch", "Did you mean --epochs?"]),
         (["train", "--batch-size", "3"], ["Did you mean --batch_size?"]),
-        (["train", "--colour", "red"], ["no option --colour", "train --help"]),
+        (["train", "--xyzzy", "red"], ["no option --xyzzy", "train --help"]),
         (["train", "resnet18"], ["--model resnet18"]),
         (["train", "--optimizer", "adam"], ["--optimizer", "sgd or adamw", "Did you mean adamw?"]),
         (["train", "--precision", "bf16"], ["Did you mean bfloat16"]),

@@ -19,6 +19,7 @@ from .commands.figure import FIGURE
 from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
+from .commands.predict import PREDICT
 from .commands.recommend import RECOMMEND
 from .commands.report import REPORT
 from .commands.train import TRAIN
@@ -33,7 +34,8 @@ EXIT_CODES = """exit codes:
   130  stopped by Ctrl-C; 143 by SIGTERM"""
 
 COMMANDS = {
-    command.name: command for command in (TRAIN, COMPARE, RECOMMEND, PLAN, INSPECT, EXPORT, REPORT, FIGURE, LABEL_MAPS)
+    command.name: command
+    for command in (TRAIN, COMPARE, RECOMMEND, PLAN, INSPECT, EXPORT, PREDICT, REPORT, FIGURE, LABEL_MAPS)
 }
 
 

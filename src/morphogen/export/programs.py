@@ -22,7 +22,6 @@ from ..machine.private import tree_map
 from .extra import extra
 from .finite import check_finite
 
-
 NOTES_FILE = "morphogen.json"
 """The extra file of a program that holds its notes."""
 
@@ -65,9 +64,10 @@ def save_onnx(
         with silence():  # the shapes once more, for the name of the axis
             converted = torch.onnx.export(program, dynamic_shapes=shapes, dynamo=True, verbose=False)
         assert converted is not None
+        proto = converted.model_proto  # made anew whenever it is asked for
         for name, note in (notes or {}).items():
-            converted.model_proto.metadata_props.add(key=name, value=note)
-        content = converted.model_proto.SerializeToString()
+            proto.metadata_props.add(key=name, value=note)
+        content = proto.SerializeToString()
     except Exception as error:  # whatever the converter raises on this model
         raise ExportError(f"cannot be written as ONNX ({first_line(error)})", where=type(model).__name__) from error
     with replaced(Path(path)) as file:

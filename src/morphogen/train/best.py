@@ -30,7 +30,9 @@ def keep_best(run: Run, path: Path) -> None:
     try:
         check_tensors(run.result.state_dict(), network, network.current)
     except SubNetworkError as error:
-        warnings.warn(f"the best network so far is not kept while the method has parts of its own in it ({error})")
+        warnings.warn(
+            f"the best network so far is not kept while the method has parts of its own in it ({error})", stacklevel=2
+        )
         return
     run.save(path)
 

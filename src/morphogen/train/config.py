@@ -76,6 +76,8 @@ class Recipe:
         warmup_epochs: epochs in which the learning rate rises to its peak, linearly from a thousandth of it.
         weight_decay: as the optimizer defines it; under `adamw` not on biases, norms and tokens.
         clip_grad: largest norm of the gradients; 0 is no limit.
+        class_weights: `balanced` weighs the loss of each class by images / (classes x images of the class), so that
+            rare ones count as much as common ones; by default all images weigh the same.
         label_smoothing: share of each label that goes to all classes alike.
         randaugment: magnitude of RandAugment (timm's `rand-mM-mstd0.5-inc1`), up to 10; 0 is off.
         erasing: share of images in which a rectangle becomes noise.
@@ -121,6 +123,7 @@ class Recipe:
     warmup_epochs: int = 0
     weight_decay: float = 5e-4
     clip_grad: float = 0.0
+    class_weights: Literal["balanced"] | None = None
     label_smoothing: float = 0.0
     randaugment: float = 0.0
     erasing: float = 0.0
@@ -177,6 +180,8 @@ class Recipe:
                 expected="an even number",
                 found=f"{self.batch_size}",
             )
+        if self.token_labels and self.class_weights:
+            raise ConfigError("label maps have no class weights", where="class_weights", expected="none of them")
         if self.token_labels and (self.mixup or self.cutmix):
             raise ConfigError(
                 "label maps cannot follow mixup and cutmix",
@@ -267,7 +272,7 @@ class TrainConfig(Recipe):
         save_every: seconds between checkpoints; 0 saves after every step.
         keep: checkpoints that stay.
         keep_best: keep the network that was best in the test as `best.pt`, at the size that it had then;
-            `morphogen export RUN --best` and `predict` take it. A test that chooses is no longer a test: report on others.
+            `morphogen export RUN --best` and `predict` take it. It is chosen by the test: report on images of others.
         patience: stop after so many epochs without a better test; 0 is never. They count from the last change of size,
             and none is counted while the network has a stage to come, so that it ends at its full size.
         track: where else to write each epoch and each morph: `tensorboard`, `wandb` (offline unless WANDB_MODE says
@@ -468,3 +473,34 @@ class ExportConfig:
     onnx: bool = False
     program: bool = False
     overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What to predict.
+
+    Attributes:
+        given: output folder of `morphogen train`, or an ONNX file that `export` wrote; then images, or folders of them.
+        model: how its model was built, as in train, where that was code of your own: what a file names is not run.
+        best: take `best.pt`, which `train --keep_best` left.
+        top: classes of each image, the best first.
+        format: a line an image, or JSON, or a CSV file with a row for each class of each image.
+        output: file to write; by default it is printed.
+        batch_size: images at once.
+    """
+
+    given: list[str]
+    model: str | None = None
+    best: bool = False
+    top: int = 5
+    format: Literal["text", "json", "csv"] = "text"
+    output: Path | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if len(self.given) < 2:
+            raise ConfigError("no images are given", expected="RUN IMAGE...", found=" ".join(self.given))
+        if self.top < 1 or self.batch_size < 1:
+            raise ConfigError(
+                "out of range", expected="top and batch_size at least 1", found=f"{self.top} and {self.batch_size}"
+            )

@@ -24,7 +24,7 @@ from ..schedule.stages import Regularisation
 from .augment import Augments, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
 from .config import Recipe
 from .contents import Contents, of_arrays, of_files
-from .images import CentreCrops, MapCrops, RandomCrops, Sample
+from .images import CENTRE, CentreCrops, MapCrops, RandomCrops, Sample
 from .tasks import Task, classification_of
 from .token_labels.label_maps import LabelMaps, image_root
 
@@ -94,7 +94,7 @@ class Data(ABC):
     teacher: str | None = None
     classes: Sequence[str] = ()
     """Their names, where the source has any."""
-    crop: float = 1.0
+    centre: float = 1.0
     """Share of a test image's shorter side that its centre crop keeps."""
     one_class: ClassVar[str] = "Put each class into a folder of its own: train/CLASS/IMAGE"
     """What to do where all is of one class."""
@@ -109,7 +109,7 @@ class Data(ABC):
         """
         self.name, self.num_classes, self.image_size, self.recipe = name, len(counts), image_size, recipe
         self.counts, self.images, self.steps = counts, images, images // recipe.batch_size
-        self.task = task or classification_of(recipe, len(counts))
+        self.task = task or classification_of(recipe, counts)
         self.device = recipe.torch_device()
         self.mean, self.std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         mixes = recipe.mixup > 0 or recipe.cutmix > 0
@@ -380,7 +380,7 @@ class StreamData(FileData):
         super().__init__(name, counts, recipe.image_size or 224, len(self.train), recipe)
         # ImageNet's classes have several names each.
         self.classes = [each if isinstance(each, str) else ", ".join(each) for each in train.classes]
-        self.crop = CENTRE
+        self.centre = CENTRE
 
     def _contents(self) -> Contents:
         train, test = self._roots

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..report.confusion import CONFUSION
 from ..report.savings.write import PICTURES
 from ..report.training import TRAINING_PICTURE
 from .config import TrainConfig
@@ -23,6 +24,7 @@ TRAINED = (
     "schedule.json",
     "search.png",
     TRAINING_PICTURE,
+    *CONFUSION,
     PICTURE,
     *PICTURES,
     *CHECKPOINTS,

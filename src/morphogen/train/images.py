@@ -95,6 +95,13 @@ def read_random_crop(path: str, size: Size) -> tuple[Image.Image, Box]:
         return crop, (left / full[0], top / full[1], (left + width) / full[0], (top + height) / full[1])
 
 
+def centre_crop(image: Image.Image, size: Size, share: float) -> Image.Image:
+    """The centre of an image, a share of its shorter side, at `size`; with a share of 1 the whole image, whatever its
+    proportions."""
+    whole = [v2.Resize(size)]
+    return v2.Compose(whole if share == 1 else [v2.Resize(int(max(size) / share)), v2.CenterCrop(size)])(image)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """Decoded, 8 bits a channel: of 16 bits the higher eight, as Pillow does for colours; it cuts grey off at 255."""
     if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -185,5 +192,4 @@ class CentreCrops(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        centre = v2.Compose([v2.Resize(int(max(self.size) / CENTRE)), v2.CenterCrop(self.size), v2.PILToTensor()])
-        return centre(read_image(path)), label
+        return v2.functional.pil_to_tensor(centre_crop(read_image(path), self.size, CENTRE)), label

@@ -527,7 +527,7 @@ class Run:
             "mean": json.dumps(self.data.mean.tolist()),  # of the images, by channel, from 0 to 1
             "std": json.dumps(self.data.std.tolist()),
             "classes": json.dumps(list(self.data.classes)),
-            "crop": f"{self.data.crop}",
+            "crop": f"{self.data.centre}",
         }
         content = {"state_dict": self.result.state_dict(), **metadata_of(self.attached.network, notes)}
         for average in self.attached.averages:

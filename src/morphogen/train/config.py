@@ -57,8 +57,10 @@ class Recipe:
             another number of classes begins anew; anything else that does not fit is refused.
         data: `digits` (embedded, 16 x 16), `clutter` (embedded, 24 x 24: digits that are harder to find), a folder with
             `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER`
-            as torchvision reads them. For segmentation `segmentation:FOLDER`, with `images/train/NAME.jpg`,
-            `masks/train/NAME.png` and the same in `val` or `test`, or `cityscapes:FOLDER`.
+            as torchvision reads them. `csv:FILE` has the columns path, label and perhaps split; `hf:NAME_OR_FOLDER` is
+            a data set of Hugging Face, `wds:/data/train-*.tar` are webdataset's shards. For segmentation
+            `segmentation:FOLDER`, with `images/train/NAME.jpg`, `masks/train/NAME.png` and the same in `val` or `test`,
+            or `cityscapes:FOLDER`.
         image_size: side of the square input in pixels; by default the data's own.
         base_size: of segmentation, the shorter side of a whole image in pixels, in tests and where the random scale
             (0.5 to 2) is 1; by default each image's own.

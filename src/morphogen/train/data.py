@@ -25,6 +25,7 @@ from .augment import Augments, augmented, crop_and_flip, erased, image_order, ra
 from .config import Recipe
 from .contents import Contents, of_arrays, of_files
 from .images import CENTRE, CentreCrops, MapCrops, RandomCrops, Sample
+from .listed import Listed
 from .tasks import Task, classification_of
 from .token_labels.label_maps import LabelMaps, image_root
 
@@ -364,12 +365,17 @@ class FileData(Data):
 class StreamData(FileData):
     """Images in a folder for each class."""
 
-    def __init__(self, name: str, train: DatasetFolder, test: DatasetFolder, recipe: Recipe):
+    def __init__(self, name: str, train: DatasetFolder | Listed, test: DatasetFolder | Listed, recipe: Recipe):
         """Keep paths and labels.
 
         Raises:
-            ConfigError: the recipe's label maps are not those of the training images.
+            ConfigError: the recipe's label maps are not those of the training images, which must be in folders.
         """
+        self._packed = [part.contents for part in (train, test) if isinstance(part, Listed) and part.contents]
+        if recipe.token_labels and isinstance(train, Listed):
+            raise ConfigError(
+                "label maps are of images in class folders", where=recipe.data, todo="Leave out token_labels"
+            )
         chosen = chosen_of(len(train), recipe.images)
         self.train: list[Sample] = [train.samples[i] for i in chosen]
         self.test: list[Sample] = [test.samples[i] for i in chosen_of(len(test), recipe.test_images)]
@@ -383,6 +389,8 @@ class StreamData(FileData):
         self.centre = CENTRE
 
     def _contents(self) -> Contents:
+        if self._packed:
+            return {**self._packed[0], **self._packed[1]}
         train, test = self._roots
         return of_files("the training files", train, self.train) | of_files("the test files", test, self.test)
 

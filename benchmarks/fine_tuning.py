@@ -1,11 +1,11 @@
-"""Fine-tuning: a network trained on half the classes of an image folder, then on the others, dense and by methods.
+"""Fine-tuning: a network trained on the first half of the classes of an image folder, then on the others.
 
-    python benchmarks/fine_tuning.py --data FOLDER [--seeds 3] [--work runs/fine_tuning]
+    python benchmarks/fine_tuning.py --data FOLDER [--seeds 3] [--work runs/fine_tuning] [--output FOLDER]
 
 FOLDER has train/CLASS and test/CLASS (CIFAR-10 as JPEG). The first network is trained once, into the work folder. Then
 `fine_tuning.yaml` (methods, complete runs of several lengths) and `fine_tuning_ablation.yaml` (how channels are chosen,
 and what fills them when they come back) are compared, seed by seed; finished runs are kept, so that it goes on where it
-was stopped. An hour of one core, all of it.
+was stopped. Half an hour of one core, all of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from morphogen.cli import main as morphogen
 
 HERE = Path(__file__).parent
 FIRST = (
-    "--model resnet8(width=32) --epochs 6 --batch_size 128 --lr 0.1 --lr_schedule wsd --warmup_epochs 1 "
+    "--model resnet8(width=16) --epochs 4 --batch_size 128 --lr 0.1 --lr_schedule wsd --warmup_epochs 1 "
     "--precision bfloat16 --method Dense --resume true"
 ).split()
 
@@ -42,13 +42,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/fine_tuning"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "fine_tuning")
     options = parser.parse_args()
     first, rest = split(options.data, options.work)
-    commands = [["train", *FIRST, "--data", str(first), "--output", str(options.work / "network")]]
     weights = str(options.work / "network" / "model.pt")
+    train = ["train", *FIRST, "--data", str(first), "--output", str(options.work / "network")]
+    commands = [] if Path(weights).exists() else [train]
     for seeds in range(1, options.seeds + 1):
         for name, folder in (("fine_tuning", ""), ("fine_tuning_ablation", "ablation")):
-            output = HERE / "results" / "fine_tuning" / folder
+            output = options.output / folder
             settings = ["--config", str(HERE / f"{name}.yaml"), "--data", str(rest), "--pretrained", weights]
             commands.append(["compare", *settings, "--seeds", str(seeds), "--output", str(output)])
     for command in commands:

@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 
@@ -25,6 +26,12 @@ def pytest_configure(config):
         settings.load_profile("nightly")
 
 
+def pytest_collection_finish():
+    """What the test files import stays: no need to look through it, every time, for what may go."""
+    gc.collect()
+    gc.freeze()
+
+
 def nightly(config):
     return config.option.markexpr == "nightly"
 
@@ -47,11 +54,13 @@ def seeded():
 TRACED_ONCE = frozenset(
     f"test_{name}"
     for name in """
-        accelerate any_config autoprog bad_states batches checkpoint checks conformance depth_averages depth_identity
-        depth_models depth_optimizers distributed docs drop_path elastic endings export faults frozen gating golden
-        grow_once integrations lasso lengths memory methods_bad_input mini_batch morph operators own_loops part plan
-        proximal prunetrain pruning readme recipe rescue resolution restore resume rezero room savings search stepper
-        token_label_training train trainers_ranks widening
+        accelerate any_config autoprog averages bad_states batches checkpoint checks conformance contents
+        depth_averages depth_identity depth_loops depth_models depth_optimizers depth_tables distributed docs
+        drop_path elastic endings export faults folder frozen gating golden grow_once integrations label_maps
+        lasso lengths memory methods_bad_input mini_batch morph operators optimizer_states own_loops part plan
+        proximal prunetrain pruning rates readme recipe recipes rescue resolution restore resume rezero room savings
+        search segmentation shares_of_sizes space stepper structured_init subnet token_label_training trackers train
+        trainers_ranks unfreezing widening
     """.split()
 )
 """Tests of what is done with a structure, not of how it is found."""

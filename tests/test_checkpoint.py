@@ -218,9 +218,8 @@ def room_for(size):
 
 def test_a_disk_that_fills_up_while_a_run_grows(tmp_path, capsys):
     """The small network's checkpoints fit, the grown one's do not, and at last its weights do not either."""
-    settings = (
-        "--model test_checkpoint:Wide --images 32 --test_images 9 --batch_size 16 --epochs 2 --save_every 0".split()
-    )
+    settings = "--data digits --model test_checkpoint:Wide --images 32 --test_images 9 --batch_size 16".split()
+    settings += ["--epochs", "2", "--save_every", "0"]
     arguments = ["train", *settings, "--method", "NetworkExpansion(stages=2)", "--output", str(tmp_path)]
     with room_for(150_000):
         assert main(arguments) == 2
@@ -244,7 +243,19 @@ def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path, capsys, monke
     def refuses(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
-    arguments = ["train", "--model", "test_checkpoint:Wide", "--images", "128", "--batch_size", "64", "--epochs", "1"]
+    arguments = [
+        "train",
+        "--data",
+        "digits",
+        "--model",
+        "test_checkpoint:Wide",
+        "--images",
+        "128",
+        "--batch_size",
+        "64",
+        "--epochs",
+        "1",
+    ]
     arguments += ["--method", "Dense", "--output", str(tmp_path)]
     folder = tmp_path / "checkpoints"
     folder.mkdir()

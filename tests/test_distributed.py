@@ -1,5 +1,6 @@
 """Two ranks on the CPU: whatever each measures on its own, they sample, search, extract and prune the same."""
 
+import copy
 from unittest import mock
 
 import pytest
@@ -27,6 +28,9 @@ def work(rank: int, folder: str) -> None:
     for recycle in (True, False):
         with traced_once():
             torch.save(train(rank, recycle), f"{folder}/search {recycle}{rank}.pt")
+    with traced_once():
+        torch.save(restore(rank), f"{folder}/restore{rank}.pt")
+        torch.save(unfreeze(rank), f"{folder}/unfreeze{rank}.pt")
     mocks = {name: mock.Mock(side_effect=getattr(distributed, name)) for name in COLLECTIVES.split()}
     for proximal in (True, False):
         result = prune(rank, proximal, lambda: mock.patch.multiple(distributed, **mocks))
@@ -78,7 +82,60 @@ def test_two_ranks_sample_search_extract_and_prune_the_same(tmp_path):
     multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method=fresh())
     for recycle in (True, False):
         agree(*(torch.load(tmp_path / f"search {recycle}{rank}.pt") for rank in (0, 1)), recycle)
+    one, two = (torch.load(tmp_path / f"unfreeze{rank}.pt", weights_only=False) for rank in (0, 1))
+    for (_, mine), (_, theirs) in zip(one, two, strict=True):
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+    assert not one[0][1]["stem.weight"].requires_grad and one[1][1]["stem.weight"].requires_grad
+    assert not torch.equal(one[0][1]["stem.weight"], one[1][1]["stem.weight"])  # trained in the end
+    the_same_channels_left_and_returned(*(torch.load(tmp_path / f"restore{rank}.pt") for rank in (0, 1)))
     prune_the_same_and_talk_once_while_they_train(tmp_path)
+
+
+def restore(rank: int):
+    """Each rank makes its own weights, and DistributedDataParallel makes them rank 0's, when `attach` has looked."""
+    torch.manual_seed(rank)
+    model = Residual()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = morphogen.GrowOnce(pretrained=True, width=0.5, at=0.5, resolution=1.0, multiple_of=1)
+    run = morphogen.attach(model, optimizer, method, example=image(4), epochs=2, steps_per_epoch=1)
+    before, wrapped = model.state_dict(), DistributedDataParallel(model)
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    for epoch in range(2):
+        run.begin_epoch(epoch)
+        if epoch == 0:
+            small = run.network.current
+            wrapped(image(4)).square().mean().backward()
+            optimizer.step()
+    returned = {name: model.state_dict()[name] for name in before}
+    return small.to_json(), small.channels, before, returned
+
+
+def unfreeze(rank: int):
+    torch.manual_seed(0)
+    model = Residual()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = morphogen.ProgressiveUnfreezing(shares=(0.3, 1.0))
+    run = morphogen.attach(model, optimizer, method, example=image(4), epochs=2, steps_per_epoch=2)
+    wrapped, seen = DistributedDataParallel(model), []
+    torch.manual_seed(1 + rank)  # each its own data
+    for epoch in range(2):
+        run.begin_epoch(epoch)
+        for _ in range(2):
+            optimizer.zero_grad()
+            wrapped(image(4)).square().mean().backward()
+            optimizer.step()
+        seen.append((epoch, copy.deepcopy(dict(model.named_parameters()))))
+    return seen
+
+
+def the_same_channels_left_and_returned(one, two):
+    assert one[0] == two[0] and any(units != tuple(range(len(units))) for units in one[1].values())
+    for name, value in one[3].items():
+        assert torch.equal(value, two[3][name]) or "running" in name, name
+        if name == "conv1.weight":  # what was out is what it was
+            (_, inner) = one[1].values()
+            out = [unit for unit in range(len(value)) if unit not in inner]
+            assert torch.equal(value[out], one[2][name][out])
 
 
 def agree(one, two, recycle):

@@ -18,8 +18,7 @@ import yaml
 from markdown.extensions.toc import slugify
 
 import morphogen
-from morphogen import extend
-from morphogen.cli import _parse
+from morphogen import cli, extend
 from morphogen.graph.rules import LAYERS, RULES
 from morphogen.methods import METHODS
 from morphogen.morph.entry import DEPTH_OPERATORS
@@ -99,8 +98,13 @@ COMMANDS = {" ".join(words): words for path in [README, *PAGES] for words in com
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_a_command_is_one_that_the_command_line_takes(words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    command, _ = _parse(words)
+    command, _ = cli._parse(words)
     assert command.name == words[0]
+
+
+def test_the_page_of_the_command_line_has_every_command():
+    told = re.findall(r"^\| `([\w-]+)` \|", (DOCS / "command_line.md").read_text(), re.MULTILINE)
+    assert {*cli.COMMANDS} <= {*told}
 
 
 def test_commands_are_found():

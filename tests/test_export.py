@@ -385,7 +385,20 @@ def test_missing_packages_are_named(package, saved, monkeypatch):
 
 # --- the command line -------------------------------------------------------------------------------------
 
-SMALL = ["--model", "resnet8(width=8)", "--epochs", "2", "--batch_size", "64", "--images", "256", "--image_size", "8"]
+SMALL = [
+    "--data",
+    "digits",
+    "--model",
+    "resnet8(width=8)",
+    "--epochs",
+    "2",
+    "--batch_size",
+    "64",
+    "--images",
+    "256",
+    "--image_size",
+    "8",
+]
 
 
 def test_a_run_stopped_while_small_leaves_by_the_command_line(tmp_path, capsys, monkeypatch):

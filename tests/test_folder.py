@@ -18,7 +18,7 @@ from morphogen.errors import ConfigError
 from morphogen.machine import folder as folders
 from morphogen.machine.folder import NAME, owned
 
-TINY = "--model test_folder:Tiny --images 64 --test_images 20 --batch_size 32".split()
+TINY = "--data digits --model test_folder:Tiny --images 64 --test_images 20 --batch_size 32".split()
 
 
 class Tiny(nn.Sequential):

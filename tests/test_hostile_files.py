@@ -87,7 +87,18 @@ class Trained:
 
     def __init__(self, folder):
         self.path = folder / "model.pt"
-        arguments = ["--model", "resnet8(width=4)", "--epochs", "1", "--images", "64", "--batch_size", "64"]
+        arguments = [
+            "--data",
+            "digits",
+            "--model",
+            "resnet8(width=4)",
+            "--epochs",
+            "1",
+            "--images",
+            "64",
+            "--batch_size",
+            "64",
+        ]
         arguments += ["--image_size", "8", "--method", "Dense", "--test_images", "20", "--device", "cpu"]
         assert main(["train", *arguments, "--output", str(folder)]) == 0
         self.content = self.path.read_bytes()
@@ -207,7 +218,7 @@ class Runs:
 
     def __init__(self, folder):
         self.path = folder / "runs.jsonl"
-        self.config = CompareConfig(output=folder, images=64, batch_size=64, device="cpu")
+        self.config = CompareConfig(data="digits", output=folder, images=64, batch_size=64, device="cpu")
         self.data = load_data(self.config)
         self.finished = Finished(self.config, self.data)
         self.finished.append(RECORD)

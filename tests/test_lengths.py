@@ -168,7 +168,10 @@ def test_seconds_of_a_run_by_hand(monkeypatch):
 @pytest.mark.parametrize(
     ("more", "word"),
     [
-        (["--methods", "[PruneTrain]", "--parallel", "2"], "PruneTrain: it prunes, searches or changes its batch"),
+        (
+            ["--methods", "[PruneTrain]", "--parallel", "2"],
+            "PruneTrain: it prunes, searches, freezes or",
+        ),
         (["--methods", "[NetworkExpansion(stages=2) + DynamicBatch]", "--parallel", "2"], "--parallel 1"),
         (["--budgets", "[0.5, 0.75]"], "1 among them"),
         (["--budgets", "[0.5, 0.55, 1]"], "each of another number of epochs, found [0.5, 0.55, 1.0]"),

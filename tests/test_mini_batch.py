@@ -350,7 +350,7 @@ def test_a_shortened_run_is_as_long_in_images():
 
 def test_a_comparison_runs_and_keeps_its_books(tmp_path):
     label = "NetworkExpansion(stages=2) + DynamicBatch(limit=96)"
-    small = "--model resnet8(width=8) --epochs 2 --batch_size 64 --images 256 --image_size 8".split()
+    small = "--data digits --model resnet8(width=8) --epochs 2 --batch_size 64 --images 256 --image_size 8".split()
     assert main(["compare", *small, "--methods", f'["{label}"]', "--output", str(tmp_path)]) == 0
     records = {record["method"]: record for record in json.loads((tmp_path / "results.json").read_text())}
     dense, method = records["Dense"], records[label]

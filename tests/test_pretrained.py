@@ -1,20 +1,25 @@
 """Weights to begin with: read safely, whatever file they are in, and part of what a run is known by."""
 
 import json
+import re
+import shlex
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 
-from morphogen.cli import main
+from morphogen.cli import _parse, main
 from morphogen.errors import ConfigError
+from morphogen.methods import build_method
 from morphogen.train import models
 from morphogen.train.pretrained import begin_with, known_as
 
-SMALL = "--model resnet8(width=8) --images 256 --test_images 32 --epochs 2 --batch_size 64 --method Dense".split()
+SMALL = """--data digits --model resnet8(width=8) --images 256 --test_images 32 --epochs 2 --batch_size 64
+    --method Dense""".split()
 
 
 class Net(nn.Module):
@@ -212,3 +217,16 @@ def test_a_pruned_networks_file_says_why_it_does_not_fit(tmp_path):
     torch.save({"state_dict": tensors, "subnetwork": "{}", "model": "Net"}, tmp_path / "model.pt")
     with pytest.raises(ConfigError, match="a network that Morphogen has trained, perhaps pruned"):
         begin_with(Net(), str(tmp_path / "model.pt"), "Net", 10)
+
+
+FINE_TUNING = (Path(__file__).parent.parent / "docs" / "fine_tuning.md").read_text()
+
+
+def test_the_methods_of_the_page_on_fine_tuning_can_be_made():
+    commands = re.findall(r"^morphogen (.*)$", FINE_TUNING, re.MULTILINE)
+    assert len(commands) == 6
+    for command in commands:
+        _, config = _parse(shlex.split(command))
+        assert config.pretrained
+        for method in [config.method] if hasattr(config, "method") else config.methods:
+            build_method(method)

@@ -36,7 +36,7 @@ from traced import traced_once
 
 HERE = Path(__file__).parent
 LAUNCHERS = ["processes", pytest.param("torchrun", marks=pytest.mark.nightly)]
-SETTINGS = """--model test_ranks:Net --batch_size 96 --images 480 --test_images 101 --epochs 4 --ema 0.9
+SETTINGS = """--data digits --model test_ranks:Net --batch_size 96 --images 480 --test_images 101 --epochs 4 --ema 0.9
     --lr 0.3 --lr_schedule cosine""".split()
 
 
@@ -159,7 +159,7 @@ def test_images_that_cannot_be_dealt_out_are_refused(tmp_path, monkeypatch):
         (2, {"batch_size": 66, "mixup": 0.2}, "batch_size of each rank: mixup.*expected an even number, found 33"),
     ):
         monkeypatch.setattr("morphogen.train.distributed.ranks", lambda count=count: count)
-        config = TrainConfig("resnet8(width=4)", images=128, output=tmp_path, **settings)
+        config = TrainConfig(model="resnet8(width=4)", data="digits", images=128, output=tmp_path, **settings)
         with pytest.raises(ConfigError, match=message) as refused:
             Run(config, load_data(config), Dense(), "Dense", 0)
         assert "\n" not in str(refused.value)
@@ -245,7 +245,9 @@ def alone_and_wrong(rank, folder):
         CheckpointError, match=r"folder that all nodes share, found epoch-00000-step-0000001.* and none"
     ):
         checkpoints.latest()
-    config = TrainConfig("resnet8(width=4)", epochs=1, batch_size=32, images=64, test_images=31, output=Path(folder))
+    config = TrainConfig(
+        model="resnet8(width=4)", data="digits", epochs=1, batch_size=32, images=64, test_images=31, output=Path(folder)
+    )
     run = Run(config, load_data(config), Dense(), "Dense", 0)
     list(run.epochs())
     ranks.check_same({}, dict([*run.result.named_parameters(), *run.result.named_buffers()]))

@@ -1,4 +1,4 @@
-"""The papers' recipe: schedule, averages, decay, the loop, and the files in recipes/."""
+"""How a network is trained: schedule, averages, decay, the loop."""
 
 import math
 import re
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 from timm.data.mixup import Mixup
 from timm.loss import SoftTargetCrossEntropy
@@ -15,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from morphogen.cli import _parse
 from morphogen.errors import ConfigError
 from morphogen.methods import METHODS, Dense
 from morphogen.methods.method import Method
@@ -31,9 +29,6 @@ from morphogen.train.objective import build_optimizer
 from morphogen.train.sources import load_data
 
 from batches import CPU, EVERYTHING, epoch_of, recipe, streamed
-
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
-
 
 # --- labels, schedule, averages, decay --------------------------------------------------------------------
 
@@ -251,23 +246,6 @@ def test_loader_throughput_counts_images_by_the_clock(photos, monkeypatch):
 
 
 # --- recipes and bad input --------------------------------------------------------------------------------
-
-
-def test_there_is_a_recipe_for_each_network_of_the_papers():
-    assert [path.stem for path in RECIPES] == "deit_base deit_small deit_tiny resnet50 volo_d0 volo_d1 volo_d2".split()
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_is_read_as_it_is_written(path):
-    command, config = _parse(["train", "--config", str(path), "--data", "imagenet:FOLDER"])
-    assert command.name == "train" and config.data == "imagenet:FOLDER"
-    for key, value in yaml.safe_load(path.read_text()).items():
-        assert getattr(config, key) == value, key
-    assert config.batch_size == 1024 and config.warmup_epochs == (20 if "volo" in path.stem else 5)
-    if "resnet" not in path.stem:
-        assert (config.lr, config.weight_decay, config.randaugment) == (1e-3, 0.05, 9)
-    with torch.device("meta"):
-        build_model(config.model, 1000, config.drop_path)
 
 
 @pytest.mark.parametrize(

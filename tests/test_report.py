@@ -143,6 +143,11 @@ def test_what_is_no_run_is_said(tmp_path, capsys):
     assert "NAME.html" in capsys.readouterr().err
 
 
+def test_what_is_measured_is_named(tmp_path):
+    read = Reader(report([read_output(folder(tmp_path, run(metric="mIoU"), grown(metric="mIoU")))]))
+    assert "test mIoU (%)" in read.text and "MIoU by training time" in read.text and "test accuracy" not in read.text
+
+
 def test_a_course_by_hand():
     """Means and standard deviations over two seeds, epoch by epoch."""
     found = course([run(), run(seed=1, accuracies=(30.0, 50.0, 70.0, 90.0), second=3.0)], "seconds")
@@ -174,10 +179,12 @@ def test_levels_of_a_heat_map():
     assert [level_of(share) for share in (0, 0.01, 0.1, 0.11, 0.5, 0.7, 1)] == [None, 0, 0, 1, 4, 6, 9]
 
 
-def test_ticks_are_round():
-    assert Scale(0, 10, 0, 100).ticks() == [0, 2, 4, 6, 8, 10]
-    assert Scale(2, 30, 0, 100, log=True).ticks() == [2, 5, 10, 20]
-    assert Scale(1, 10**6, 0, 100, log=True).ticks() == [10**power for power in range(7)]
+def test_ticks_are_round_and_differ():
+    assert Scale(0, 10, 0, 100).ticks() == [(n, str(n)) for n in range(0, 11, 2)]
+    assert [told for _, told in Scale(2.301, 2.318, 0, 100).ticks()] == ["2.305", "2.310", "2.315"]
+    assert [told for _, told in Scale(0, 5000, 0, 100).ticks()][-1] == "5,000"
+    assert Scale(2, 30, 0, 100, log=True).ticks() == [(n, str(n)) for n in (2, 5, 10, 20)]
+    assert [tick for tick, _ in Scale(1, 10**6, 0, 100, log=True).ticks()] == [10**power for power in range(7)]
     assert Scale(1, 1000, 0, 90, log=True)(10) == pytest.approx(30)
 
 

@@ -309,3 +309,41 @@ def test_settings_that_do_not_exist():
     with pytest.raises(ConfigError, match=r"no such choice of channels.*position or importance"):
         morphogen.GrowOnce(choose="random")
     assert morphogen.GrowOnce(pretrained=True, width=0.5) != morphogen.GrowOnce(width=0.5)
+
+
+def test_a_state_that_does_not_say_which_channels_it_has_is_refused():
+    """As safetensors keeps it: without metadata. The optimizer's state says it."""
+    begun = Loop().train(until=1)
+    optimizer = copy.deepcopy(begun.optimizer.state_dict())
+    plain = {name: tensor.clone() for name, tensor in begun.model.state_dict().items()}
+    other = Loop(seed=7)
+    with pytest.raises(CheckpointError, match="does not say which channels it has"):
+        other.model.load_state_dict(plain)
+    other.optimizer.load_state_dict(optimizer)
+    other.model.load_state_dict(plain)
+    assert other.run.network.current == begun.run.network.current
+    assert same_tensors(other.train(1).model, begun.train(1).model)
+
+
+def same_tensors(one, two):
+    return all(torch.equal(tensor, two.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_morphs_that_restore_are_timed(monkeypatch):
+    """Where steps are taken apart, the network is small before the morph is timed that brings something back."""
+    from morphogen.plan.steps import Bench, Training
+    from morphogen.run.assembly import Assembly
+
+    model = Tower(4)
+    net = morphogen.trace(model, image())
+    training = Training(
+        image(), torch.zeros(2, dtype=torch.long), optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1)
+    )
+    bench = Bench(net, copy.deepcopy(model), training)
+    assembly = Assembly(morphogen.GrowOnce(pretrained=True, width=0.5, depth=0.5, multiple_of=1))
+    for _ in range(2):  # the second time of a network that is small by now
+        assembly.plan(net, 4)
+        small, dense = (stage.subnetwork for stage in assembly.stages)
+        assert bench.morph_seconds(dense, small, assembly) > 0 and bench.morph_seconds(small, dense, assembly) > 0
+        bench._go(small)
+    assert net.away is None

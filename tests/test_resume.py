@@ -285,7 +285,9 @@ class Narrow(nn.Sequential):
 
 def trainer(folder, method="NetworkExpansion(stages=3)", **settings):
     own = {"epochs": 3, "batch_size": 32, "images": 100, "test_images": 50, "mixup": 0.2, "ema": 0.9}
-    config = TrainConfig(**{"model": "test_resume:Narrow", "method": method, "output": folder, **own, **settings})
+    config = TrainConfig(
+        **{"data": "digits", "model": "test_resume:Narrow", "method": method, "output": folder, **own, **settings}
+    )
     checkpoints = Checkpoints(folder, every=0, keep=100)
     return Run(config, load_data(config), build_method(method), method, config.seed, checkpoints=checkpoints)
 
@@ -365,9 +367,8 @@ def test_a_checkpoint_with_two_fields_exchanged_changes_nothing(tmp_path):
 
 def test_sigterm_saves_first_and_says_so(tmp_path):
     """As a scheduler does it; the run that goes on ends as one that was left alone."""
-    settings = (
-        "--model resnet8(width=4) --images 256 --test_images 64 --batch_size 64 --save_every 0.01 --keep 1 --epochs 12"
-    )
+    settings = """--data digits --model resnet8(width=4) --images 256 --test_images 64 --batch_size 64 --epochs 12
+        --save_every 0.01 --keep 1"""
     folder, other = tmp_path / "cut", tmp_path / "whole"
     arguments = ["train", *settings.split(), "--output"]
     command = [*arguments, str(folder)]

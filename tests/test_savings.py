@@ -27,7 +27,7 @@ from morphogen.train.sources import load_data
 
 from nets import Plain, Residual, Tower
 
-SMALL = ["--epochs", "3", "--batch_size", "64", "--images", "256", "--image_size", "8"]
+SMALL = ["--data", "digits", "--epochs", "3", "--batch_size", "64", "--images", "256", "--image_size", "8"]
 GONE = 2
 """Channels of the first block that `planted` has zeroed."""
 

@@ -1,5 +1,7 @@
 """Segmentation: masks follow images, the figure is mIoU, and every method, command and kind of model works on it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,15 +9,21 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from morphogen.cli import main
 from morphogen.errors import ConfigError
-from morphogen.methods import build_method
+from morphogen.methods import METHODS, build_method
+from morphogen.parts import Prune
 from morphogen.run.images import nearest
 from morphogen.train.config import Recipe
 from morphogen.train.data import Pass
 from morphogen.train.loop import Run
 from morphogen.train.masks import MaskedCrops
+from morphogen.train.models import build_model, build_noted
 from morphogen.train.sources import load_data
 from morphogen.train.tasks import Segmentation
+from test_ranks import run_all
+
+from processes import free_port, fresh
 
 COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
 """Of the three classes: a pixel's colour tells its class."""
@@ -52,14 +60,23 @@ def recipe(streets, **settings):
     return Recipe(data=f"segmentation:{streets}", ignored=IGNORED, device="cpu", **{**usual, **settings})
 
 
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
 class Net(nn.Module):
     """A residual network with the pooling branch of DeepLab; its output is as large as the image."""
 
     def __init__(self, num_classes, width=8, kind="plain"):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(4)))
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, width, 1, bias=False))
         self.pooled = nn.BatchNorm2d(width)
         self.head = nn.Conv2d(2 * width, num_classes, 1)
@@ -67,7 +84,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         y = self.stem(x)
-        y = F.relu(y + self.norm(self.conv(y)))
+        y = self.blocks(y)
         pooled = F.relu(self.pooled(self.pool(y))).expand_as(y)
         maps = self.head(torch.cat([y, pooled], 1))
         if self.kind == "coarse":
@@ -227,8 +244,122 @@ def test_one_value_for_batch_norm_is_one_clear_message(streets):
         run_of(streets, batch_size=1)
 
 
+SETTINGS = {
+    "AutoProg": "stages=2, search_epochs=2, subset=4",
+    "NetworkExpansion": "stages=2",
+    "DynamicBatch": "step=2, limit=8",
+    "OneTime": "threshold=0.2, ratio=0.5",
+    "PruneTrain": "interval=1, threshold=0.2, ratio=0.5",
+    "GrowThenPrune": "start=0.5, interval=1",
+}
+"""Of methods whose defaults are for longer runs."""
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"Retrain"}))  # whose schedule is of another run
+def test_every_method_works(streets, name):
+    run = run_of(streets, f"{name}({SETTINGS.get(name, '')})", epochs=4, batch_size=2, warn_drop=100.0)
+    epochs = list(run.epochs())
+    assert epochs[-1].accuracy > 0 and np.isfinite([epoch.loss for epoch in epochs]).all()
+    if run.attached.part(Prune) is None:
+        assert run.attached.network.current == run.attached.network.dense
+
+
 def test_it_learns(streets):
     run = run_of(streets, epochs=12, method="NetworkExpansion(stages=2) + ProgressiveResizing(ratio=0.5, stages=2)")
     epochs = list(run.epochs())
     assert epochs[-1].accuracy > 60 and epochs[-1].accuracy > epochs[0].accuracy
     assert run.attached.history[0][1].resolution < run.attached.history[-1][1].resolution == (32, 32)
+
+
+# --- commands ----------------------------------------------------------------------------------------------
+
+
+def arguments(streets, *more):
+    own = ["--data", f"segmentation:{streets}", "--ignored", f"{IGNORED}", "--image_size", "32", "--batch_size", "4"]
+    return [*own, "--workers", "0", "--device", "cpu", "--lr", "0.05", *more]
+
+
+DEEPLAB = "smp:DeepLabV3Plus(encoder_name='resnet18', output_stride=16, decoder_channels=8)"
+
+
+def test_train_draws_a_prediction_and_export_reads_it(streets, tmp_path, capsys):
+    folder = tmp_path / "run"
+    more = ["--model", DEEPLAB, "--epochs", "2", "--method", "GrowOnce(at=0.5)", "--output", str(folder)]
+    assert main(["train", *arguments(streets, *more)]) == 0
+    assert "mIoU %" in capsys.readouterr().out
+    picture = Image.open(folder / "prediction.png")
+    assert min(picture.size) > 300 and len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 5
+    (record,) = json.loads((folder / "results.json").read_text())
+    assert record["metric"] == "mIoU" and record["history"][0]["subnetwork"] != record["history"][1]["subnetwork"]
+    assert main(["export", str(folder)]) == 0
+    assert (folder / "model.safetensors").exists()
+    assert main(["train", *arguments(streets, *more), "--resume", "true"]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_file_names_no_encoder_by_an_address():
+    for encoder in ("'tu-hf-hub:someone/model'", "'tu-local-dir:/tmp'", "7"):
+        with pytest.raises(ConfigError, match="more than numbers"):
+            build_noted(f"smp:Unet(encoder_name={encoder})", 3)
+    with pytest.raises(ConfigError, match=r"no model 'smp:DeepLab'.*DeepLabV3Plus"):
+        build_model("smp:DeepLab", 3)
+
+
+def test_a_run_goes_on_bit_for_bit(streets):
+    method = "NetworkExpansion(stages=2) + ProgressiveResizing(ratio=0.5, stages=2)"
+    whole, begun, other = (run_of(streets, method, epochs=3, color_jitter=0.3) for _ in range(3))
+    list(whole.epochs())
+    epochs = begun.epochs()
+    next(epochs)
+    with begun._random.active():
+        other.load_state_dict(begun.state_dict())
+    list(other.epochs())
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], tensor), name
+    assert [epoch.accuracy for epoch in other.ledger.epochs] == [epoch.accuracy for epoch in whole.ledger.epochs]
+
+
+def test_compare_reads_speed_off_at_equal_miou(streets, tmp_path, capsys):
+    more = [
+        "--model",
+        "test_segmentation:Net",
+        "--epochs",
+        "4",
+        "--methods",
+        "[ProgressiveResizing(stages=2)]",
+        "--output",
+        str(tmp_path),
+    ]
+    assert main(["compare", *arguments(streets, *more), "--budgets", "[0.5, 1]"]) == 0
+    assert "speedup at equal mIoU" in capsys.readouterr().out
+    assert "| at mIoU % |" in (tmp_path / "fronts.md").read_text()
+    assert json.loads((tmp_path / "fronts.json").read_text())["metric"] == "mIoU"
+
+
+def test_a_plan_measures_steps_on_masks(streets, capsys):
+    more = ["--method", "ProgressiveResizing(stages=2)", "--seconds", "0.5"]
+    assert main(["plan", "test_segmentation:Net", *arguments(streets, *more)]) == 0
+    assert "ProgressiveResizing" in capsys.readouterr().out
+
+
+def test_a_plan_of_segmentation_needs_masks(capsys):
+    assert main(["plan", DEEPLAB, "--image_size", "32"]) == 2
+    assert "planned on images with masks" in capsys.readouterr().err
+
+
+def test_two_ranks_test_and_train_together(streets, tmp_path):
+    """The figure is of all ranks' images: as one process has it for the same weights."""
+    folder = tmp_path / "run"
+    more = ["--model", "test_segmentation:Net(width=4)", "--epochs", "2", "--output", str(folder)]
+    more += [
+        "--method",
+        "NetworkExpansion(stages=2) + ProgressiveResizing(ratio=0.5, stages=2)",
+        "--lr_schedule",
+        "poly",
+    ]
+    runs = [(free_port(), ["train", *arguments(streets, *more)])]
+    torch.multiprocessing.start_processes(run_all, (2, runs, tmp_path), nprocs=2, start_method=fresh())
+    (record,) = json.loads((folder / "results.json").read_text())
+    alone = run_of(streets, model="test_segmentation:Net(width=4)", epochs=2)
+    alone.model.load_state_dict(torch.load(folder / "model.pt", weights_only=True)["state_dict"])
+    assert alone._evaluate()[0] == pytest.approx(record["accuracy"], abs=1e-3) and record["accuracy"] > 0

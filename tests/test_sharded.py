@@ -59,6 +59,9 @@ def deep(**settings):
 METHODS = {
     "width and depth": lambda: deep(width=0.5),
     "depth and resolution": lambda: deep() + morphogen.ProgressiveResizing(),
+    "a pretrained network": lambda: morphogen.GrowOnce(
+        pretrained=True, at=0.5, width=0.5, depth=0.5, resolution=1.0, multiple_of=1
+    ),
 }
 
 

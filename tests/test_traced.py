@@ -11,7 +11,7 @@ import morphogen
 
 from checks import assert_equals_masked_dense, randomise_statistics, tensors
 from nets import NETS, DropPath, Plain, Residual, Tower, image, small
-from traced import Unlike, likeness, traced_once
+from traced import Unlike, likeness, reading, traced_once
 
 MODELS = {
     "Residual": (Residual, 8),
@@ -165,8 +165,14 @@ def test_a_wrong_morph_of_a_shared_trace_is_found(once, monkeypatch):
 
 def test_afterwards_every_model_is_read_again():
     with traced_once():
-        inside = morphogen.trace
-        assert inside(Residual(), image()).structure is inside(Residual(), image()).structure
-    for trace in (inside, morphogen.trace):
-        assert trace(Residual(), image()).structure is not trace(Residual(), image()).structure
-    assert morphogen.trace is not inside
+        inside = reading.read
+        for read in (inside, morphogen.trace, attached):
+            assert read(Residual(), image()).structure is read(Residual(), image()).structure
+    for read in (inside, morphogen.trace, attached):
+        assert read(Residual(), image()).structure is not read(Residual(), image()).structure
+    assert reading.read is not inside
+
+
+def attached(model, example):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    return morphogen.attach(model, optimizer, morphogen.Dense(), example=example, epochs=1).network

@@ -19,7 +19,7 @@ class Tiny(nn.Sequential):
         )
 
 
-TRAIN = "train --model test_trackers:Tiny --epochs 4 --batch_size 32 --images 64 --test_images 50".split()
+TRAIN = "train --data digits --model test_trackers:Tiny --epochs 4 --batch_size 32 --images 64 --test_images 50".split()
 METHOD = ["--method", "NetworkExpansion(stages=2)"]
 
 

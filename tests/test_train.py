@@ -22,7 +22,20 @@ from morphogen.train.loop import Run
 from morphogen.train.models import build_model
 from morphogen.train.sources import load_data
 
-SMALL = ["--model", "resnet8(width=8)", "--epochs", "2", "--batch_size", "64", "--images", "256", "--image_size", "8"]
+SMALL = [
+    "--data",
+    "digits",
+    "--model",
+    "resnet8(width=8)",
+    "--epochs",
+    "2",
+    "--batch_size",
+    "64",
+    "--images",
+    "256",
+    "--image_size",
+    "8",
+]
 
 
 def recipe(**settings):
@@ -167,12 +180,14 @@ def test_speedups_by_hand():
 
 def test_summary_by_hand():
     base = {"training_seconds": 10.0, "speedup": 1.0, "flop_speedup": 1.0, "realised": None}
+    base["epochs"] = [{"accuracy": 93.0}, {"accuracy": 80.0}]
     records = [base | {"method": "Dense", "accuracy": a} for a in (90.0, 92.0)]
     records += [base | {"method": "M", "accuracy": a, "speedup": 1.5, "realised": 0.8} for a in (89.0, 91.0)]
     rows = summary(records)
     assert rows[1] == {
         "method": "M",
         "accuracy %": "90.00 ± 1.41",
+        "best epoch %": "93.00",
         "gap (points)": "-1.00",
         "seconds": "10.0",
         "speedup": "1.50x",
@@ -373,7 +388,8 @@ def test_bad_yaml_and_unknown_keys_are_one_line(tmp_path, capsys):
 def test_yaml_takes_the_same_keys(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(
-        f"model: resnet8(width=8)\nepochs: 2\nimages: 256\nbatch_size: 64\nmethod: Dense\noutput: {tmp_path / 'out'}\n"
+        "data: digits\nmodel: resnet8(width=8)\nepochs: 2\nimages: 256\nbatch_size: 64\nmethod: Dense\n"
+        f"output: {tmp_path / 'out'}\n"
     )
     assert main(["train", "--config", str(config), "--seed", "5"]) == 0
     assert json.loads((tmp_path / "out" / "results.json").read_text())[0]["seed"] == 5
@@ -430,7 +446,20 @@ def not_a_model():
 
 def test_a_rounded_resolution_is_said_in_one_line(tmp_path, capsys):
     vit = "timm:vit_tiny_patch16_224(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)"
-    settings = ["--model", vit, "--images", "128", "--batch_size", "64", "--epochs", "4", "--channels_last", "false"]
+    settings = [
+        "--data",
+        "digits",
+        "--model",
+        vit,
+        "--images",
+        "128",
+        "--batch_size",
+        "64",
+        "--epochs",
+        "4",
+        "--channels_last",
+        "false",
+    ]
     assert main(["train", *settings, "--method", "ProgressiveResizing(stages=3)", "--output", str(tmp_path)]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "resolution" in line]
     assert lines and all(line.startswith("morphogen: resolution (12, 12) is not possible") for line in lines)

@@ -23,7 +23,18 @@ from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
 from morphogen.train.tasks import Classification
 
-SMALL = ["--model", "resnet8(width=8)", "--batch_size", "64", "--images", "256", "--test_images", "100"]
+SMALL = [
+    "--data",
+    "digits",
+    "--model",
+    "resnet8(width=8)",
+    "--batch_size",
+    "64",
+    "--images",
+    "256",
+    "--test_images",
+    "100",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +64,7 @@ def photos(tmp_path_factory):
 
 
 def watched(console):
-    recipe = Recipe(model="resnet8(width=8)", epochs=2, batch_size=64, images=128, image_size=8)
+    recipe = Recipe(data="digits", model="resnet8(width=8)", epochs=2, batch_size=64, images=128, image_size=8)
     run = Run(recipe, load_data(recipe), NetworkExpansion(stages=2), "x", seed=0)
     with Watching(run, console) as tell:
         for epoch in run.epochs():
@@ -88,7 +99,7 @@ def test_extents_by_hand():
 
 
 def test_epochs_left_count_what_is_to_come_as_large_as_it_will_be():
-    recipe = Recipe(model="resnet8(width=8)", epochs=4, batch_size=64, images=128, image_size=8)
+    recipe = Recipe(data="digits", model="resnet8(width=8)", epochs=4, batch_size=64, images=128, image_size=8)
     run = Run(recipe, load_data(recipe), NetworkExpansion(stages=2), "x", seed=0)
     assert run.epochs_left(1) == pytest.approx(1 + 2 / run.flop_share)  # one more narrow epoch, two of the whole
     assert run.epochs_left(4) == 0 and run.position == (0, 0, 2)
@@ -146,7 +157,7 @@ def test_the_files_say_what_they_expect(exported):
     extra = {"morphogen.json": ""}
     torch.export.load(exported / "model.pt2", extra_files=extra)
     for found in (notes, json.loads(extra["morphogen.json"])):
-        assert json.loads(found["classes"]) == list("0123456789") and float(found["crop"]) == 1
+        assert json.loads(found["classes"]) == list("0123456789") and found["crop"] == "whole"
         assert len(json.loads(found["mean"])) == len(json.loads(found["std"])) == 3
 
 
@@ -168,7 +179,7 @@ def test_the_test_images_are_predicted_as_they_were_tested(trained, photos):
     """A file gives the very numbers that the network saw in its test."""
     from morphogen.train.predict import open_predictor
 
-    data = load_data(Recipe(model="resnet8(width=8)", batch_size=64, images=256, test_images=None))
+    data = load_data(Recipe(data="digits", model="resnet8(width=8)", batch_size=64, images=256))
     images, _ = next(iter(data.test_batches()))
     torch.testing.assert_close(open_predictor(trained).image(str(photos / "0.png")), images[0], atol=0.02, rtol=0)
 

@@ -1,18 +1,21 @@
 """Models that are alike are read once: a trace takes a quarter of a second, and a test of a run makes several.
 
-What is shared is the structure, the double on fake tensors, what was found and returned at other resolutions, and the
-sub-networks that were tried out. Models are alike where nothing but the values of their tensors differs: the same
-code, the same plain attributes, tensors of the same shapes and kinds tied in the same places, the same kind of example.
-If a module keeps anything else (a hook, a tensor that is no buffer, an object), its model is read anew.
+What is shared is the structure, the double on fake tensors and what was found out on it, what was found at other
+resolutions, and the sub-networks that were tried out. Models are alike where nothing but the values of their tensors
+differs: the same code, the same plain attributes, tensors of the same shapes and kinds tied in the same places, the
+same kind of example. If a module keeps anything else (a hook, a tensor that is no buffer, an object), its model is read
+anew.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import call
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -23,6 +26,7 @@ from torch.utils._pytree import tree_flatten
 import morphogen
 from morphogen.dense.grid import Grids
 
+reading = importlib.import_module("morphogen.graph.trace")
 _known: dict[Any, tuple[morphogen.Network, dict, list[warnings.WarningMessage]]] = {}
 HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
 KEPT = {*HOOKS, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
@@ -50,7 +54,7 @@ class KnownGrids(Grids):
 
 
 def shared_trace(original, model, example, *, exclude=(), outputs=None, images=None) -> morphogen.Network:
-    """`original`, which is `morphogen.trace`, done once for all models that are alike."""
+    """`original`, which reads a model for `trace` and `attach`, done once for all models that are alike."""
     exclude = tuple(exclude)
     try:
         key = likeness(model, example, exclude), plain(outputs), plain(images)
@@ -68,7 +72,7 @@ def shared_trace(original, model, example, *, exclude=(), outputs=None, images=N
         warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
     network = morphogen.Network(model, first.structure, first.fake)
     network.grids = KnownGrids(first.fake, first.structure.resolution, grids)
-    network.fits, network.returned = first.fits, first.returned
+    network.fits, network.answers = first.fits, first.answers
     return network
 
 
@@ -137,23 +141,22 @@ def plain(value: Any) -> Any:
 
 @contextmanager
 def traced_once() -> Iterator[None]:
-    """While this holds, `morphogen.trace` reads models that are alike once, whoever calls it."""
-    original = morphogen.trace
+    """While this holds, `trace` and `attach` read models that are alike once, whoever calls them."""
+    original = reading.read
     active = True
 
     @functools.wraps(original)
-    def trace(model, example, **options):
-        if not active:  # a module that was first imported meanwhile has kept this function
-            return original(model, example, **options)
-        return shared_trace(original, model, example, **options)
+    def read(model, example, exclude=(), outputs=None, images=None):
+        known = shared_trace if active else call  # a module that was first imported meanwhile has kept this function
+        return known(original, model, example, exclude=exclude, outputs=outputs, images=images)
 
     holders = [module for name, module in [*sys.modules.items()] if name.partition(".")[0] == "morphogen"]
-    holders = [module for module in holders if vars(module).get("trace") is original]
+    holders = [module for module in holders if vars(module).get("read") is original]
     for module in holders:
-        module.trace = trace
+        module.read = read
     try:
         yield
     finally:
         active = False
         for module in holders:
-            module.trace = original
+            module.read = original

@@ -6,7 +6,9 @@ import re
 import sys
 import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -20,6 +22,7 @@ from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
 from .commands.predict import PREDICT
+from .commands.recipes import RECIPES
 from .commands.recommend import RECOMMEND
 from .commands.report import REPORT
 from .commands.train import TRAIN
@@ -35,7 +38,7 @@ EXIT_CODES = """exit codes:
 
 COMMANDS = {
     command.name: command
-    for command in (TRAIN, COMPARE, RECOMMEND, PLAN, INSPECT, EXPORT, PREDICT, REPORT, FIGURE, LABEL_MAPS)
+    for command in (TRAIN, COMPARE, RECIPES, RECOMMEND, PLAN, INSPECT, EXPORT, PREDICT, REPORT, FIGURE, LABEL_MAPS)
 }
 
 
@@ -72,6 +75,20 @@ def _one_line(message: Warning | str, *_: object) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
     """The command, and its settings."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed = _parser().parse_args(completed(typed, COMMANDS) or ["--help"], defaults=False)
+        given: Namespace = parsed.get(parsed.command, Namespace())
+        given.pop("config", None)
+        command = COMMANDS[parsed.command]
+        return command, (command.configure or _as_given(command))(vars(given))
+    except (ArgumentError, *MALFORMED) as error:
+        raise explained(str(error), typed, COMMANDS) from None
+
+
+@cache
+def _parser() -> ArgumentParser:
+    """Of all commands; it takes a tenth of a second."""
     parser = ArgumentParser(
         prog="morphogen",
         version=__version__,
@@ -86,15 +103,11 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
     for command in COMMANDS.values():
         told = re.split(r"[.;](?:\s|$)", str(command.run.__doc__))[0]
         commands.add_subcommand(command.name, _parser_of(command), help=told)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        parsed = parser.parse_args(completed(given, COMMANDS) or ["--help"])
-        settings: Namespace = parsed[parsed.command]
-        settings.pop("config", None)
-        command = COMMANDS[parsed.command]
-        return command, command.config(**vars(settings))
-    except (ArgumentError, *MALFORMED) as error:
-        raise explained(str(error), given, COMMANDS) from None
+    return parser
+
+
+def _as_given(command: Command) -> Callable[[dict[str, Any]], Any]:
+    return lambda given: command.config(**given)
 
 
 def _parser_of(command: Command) -> ArgumentParser:

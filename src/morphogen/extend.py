@@ -17,7 +17,7 @@ from .methods import METHODS, Combined, Method
 from .morph.commit import Change, Receipt
 from .morph.entry import DepthOperator, Entry, depth_operator
 from .morph.growth import Gap, GrowthOperator, operator
-from .parts import Average, Batch, Grow, Prune, Regularise, Resize, Search
+from .parts import Average, Batch, Grow, Prune, Regularise, Resize, Search, Unfreeze
 from .parts.momentum import Momentum, MomentumNetwork
 from .pruning.lasso import GroupLasso
 from .pruning.policy import Pruning
@@ -72,6 +72,7 @@ __all__ = [
     "SubNetworkError",
     "TraceError",
     "TrainingError",
+    "Unfreeze",
     "depth_operator",
     "layer_rule",
     "masked_dense",

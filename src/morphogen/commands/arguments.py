@@ -39,7 +39,7 @@ def completed(arguments: Sequence[str], commands: Mapping[str, Command]) -> list
             taken = False
         elif token.startswith("--") and name == first:
             found += [value] if equals else []
-        elif kind is not None and _is(kind, bool) and not equals and following.lower() not in YES_OR_NO:
+        elif kind is not None and _is(kind, bool) and not equals and not _a_value(following, kind):
             found.append(f"{token}=true")
         elif kind is not None and get_origin(kind) in (list, tuple) and _bare(value or following):
             taken = not equals
@@ -63,7 +63,7 @@ def explained(error: str, arguments: Sequence[str], commands: Mapping[str, Comma
     if error.lower().startswith("unrecognized arguments: "):
         unknown, read = error.partition(": ")[2], f"See morphogen {command.name} --help"
         if not unknown.startswith("--"):
-            example = f"Give the name of the setting too, such as --{next(iter(hints))} {unknown}; {read.lower()}"
+            example = f"Give the name of the setting too, such as --{'model' if 'model' in hints else next(iter(hints))} {unknown}; {read.lower()}"
             return ConfigError(f"{command.name} does not know what {unknown} is", todo=example)
         meant = [f"--{name}" for name in nearest(unknown.split()[0].partition("=")[0].removeprefix("--"), known)]
         todo = f"Did you mean {', '.join(meant)}?" if meant else read
@@ -89,7 +89,7 @@ def explained(error: str, arguments: Sequence[str], commands: Mapping[str, Comma
 
 def flags(command: Command) -> set[str]:
     """Its settings that are on or off."""
-    return {name for name, hint in _hints(command).items() if _is(hint, bool)}
+    return {name for name, hint in _hints(command).items() if _is(hint, bool) and not _is(hint, str)}
 
 
 def _hints(command: Command) -> dict[str, Any]:
@@ -99,6 +99,13 @@ def _hints(command: Command) -> dict[str, Any]:
 def _is(hint: Any, kind: type) -> bool:
     """Whether values are of this kind, or None."""
     return kind in (hint, *get_args(hint))
+
+
+def _a_value(following: str, kind: Any) -> bool:
+    """Whether what follows a flag is its value; where a file may be given in place of true, anything but an option."""
+    if _is(kind, str):
+        return bool(following) and not following.startswith("--")
+    return following.lower() in YES_OR_NO
 
 
 def _bare(value: str) -> bool:

@@ -20,6 +20,7 @@ class Command:
         needs_first: whether it must be given.
         many: whether it is a list, of one or more where it must be given.
         from_file: whether settings can come from a YAML file (`--config`).
+        configure: makes the settings out of those that were given; `config(**given)` by default.
         again: what to do after Ctrl-C, where something is to be gone on with.
     """
 
@@ -31,4 +32,5 @@ class Command:
     needs_first: bool = False
     many: bool = False
     from_file: bool = True
+    configure: Callable[[dict[str, Any]], Any] | None = None
     again: str = ""

@@ -8,7 +8,7 @@ from .command import Command
 
 
 def run_export(config: ExportConfig) -> int:
-    """Write a trained network as safetensors with its sub-network, for ONNX and `torch.export` too if asked for."""
+    """Write a trained network as safetensors with its sub-network; as ONNX and for `torch.export` too if asked for."""
     for path in export_run(config):
         print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
     return 0

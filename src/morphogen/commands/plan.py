@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from ..plan.show import stage_rows, told, total, width_rows
+from ..recipes.use import with_recipe
 from ..report.ledger import environment
 from ..report.render import as_table
 from ..train.config import PlanConfig
@@ -13,8 +15,13 @@ from .command import Command
 from .terminal import console, measuring
 
 
+def configure(given: dict[str, Any]) -> PlanConfig:
+    """The settings of a plan: those given, on top of a recipe's."""
+    return PlanConfig(**with_recipe(given, needs_data=False))
+
+
 def run_plan(config: PlanConfig) -> int:
-    """Measure each stage of a method here, and say what it would save before it is run."""
+    """Measure each stage of a method on this device, and predict what training with it would save."""
     with measuring() as tell:
         plan = plan_recipe(config, tell)
     where = environment(config.torch_device())
@@ -46,7 +53,8 @@ PLAN = Command(
     """examples:
   morphogen plan resnet50 --method "Prog(ratio=0.5)" --batch_size 128 --images 1281167
   morphogen plan "resnet20(width=32)" --method "NetworkExpansion(stages=3)" --data cifar10:/data/cifar10 --epochs 60
-  morphogen plan --config recipes/deit_small.yaml --method Prog --batch_size 128 --json
+  morphogen plan --recipe autoprog/2/deit-s-100-prog --batch_size 128 --json
   morphogen plan resnet50 --method PruneTrain --batch_size 128 --seconds 300""",
     first=("model", "as in train"),
+    configure=configure,
 )

@@ -12,6 +12,7 @@ from ..machine.files import write_text
 from ..machine.folder import owned
 from ..machine.ranks import decided_by_first, rank
 from ..methods import build_method
+from ..recipes.use import what_changed, with_recipe
 from ..report.ledger import environment
 from ..report.render import as_table
 from ..report.savings.write import draw_savings
@@ -36,7 +37,14 @@ def run_train(config: TrainConfig) -> int:
         return _train(config)
 
 
+def configure(given: dict[str, Any]) -> TrainConfig:
+    """The settings of a run: those given, on top of a recipe's."""
+    return TrainConfig(**with_recipe(given))
+
+
 def _train(config: TrainConfig) -> int:
+    if rank() == 0 and (told := what_changed(config)):
+        print(told)
     earlier = decided_by_first(lambda: Earlier.of(config))
     checkpoints = Checkpoints(config.output / "checkpoints", config.save_every, config.keep)
     if config.resume and earlier.finished:
@@ -78,14 +86,16 @@ def _train(config: TrainConfig) -> int:
     if rank():
         return 0
     _say_best(run, config)
-    last = run.ledger.epochs[-1]
+    last, scaled = run.ledger.epochs[-1], {} if config.scale is None else {"scaled": f"{config.scale:g}"}
     figures = {
         f"{name} %": f"{value:.2f}" for name, value in {run.ledger.metric: last.accuracy, **last.figures}.items()
     }
-    row = {"method": config.method, **figures, "training s": f"{run.ledger.training_seconds:.1f}"}
-    console().print(as_table([row | {"evaluation s": f"{run.ledger.seconds['evaluation']:.1f}"}]))
+    row = {"method": config.method, **scaled, **figures, **_also(run)}
+    row["training s"] = f"{run.ledger.training_seconds:.1f}"
+    console().print(as_table([row], narrow=True))
     causes = {cause: value for cause, value in run.ledger.seconds.items() if value >= 0.05}
     print("seconds: " + ", ".join(f"{cause} {value:.1f}" for cause, value in causes.items()))
+    print(f"tested on {run.ledger.protocol}")
     for search in run.ledger.searches:
         console().print(as_table(search_rows(search), search_title(search)))
     tell_savings([run.ledger.record()])
@@ -109,6 +119,14 @@ def _say_best(run: Run, config: TrainConfig) -> None:
             f"{BEST} is of epoch {best.epoch + 1}, {run.ledger.metric} {best.accuracy:.2f} %, at the size it had then "
             f"({extent_at(run, best.epoch)}); morphogen export {config.output} --best"
         )
+
+
+def _also(run: Run) -> dict[str, str]:
+    """What else a run was tested for."""
+    ledger, at = run.ledger, run.ledger.tested_at
+    best = {"best epoch %": f"{max(epoch.accuracy for epoch in ledger.epochs):.2f}"}
+    average = {"average": f"{ledger.average:g}"} if len(run.recipe.decays) > 1 else {}
+    return best | average | ({f"at {at['size']} %": f"{at['accuracy']:.2f}"} if at else {})
 
 
 def _save(run: Run, config: TrainConfig) -> None:
@@ -141,6 +159,9 @@ TRAIN = Command(
   morphogen train
   morphogen train --model "resnet20(width=32)" --data /data/cifar10 --epochs 60 --method "NetworkExpansion(stages=3)"
   morphogen train --config run.yaml --seed 1
-  morphogen train --config recipes/volo_d1.yaml --data imagenet:/data/imagenet --token_labels maps""",
+  morphogen train --recipe network-expansion/4/0.375 --data cifar100:/data/cifar100
+  morphogen train --recipe network-expansion/4/0.375 --data /data/cifar10 --scale 0.05
+  morphogen train --recipe autoprog/2/volo-d1-100-autoprog-0.4 --data imagenet:/data/imagenet --token_labels maps""",
+    configure=configure,
     again="continue with the same command and --resume",
 )

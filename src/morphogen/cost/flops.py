@@ -34,11 +34,23 @@ class Cost:
 
 
 def cost(network: Network, subnetwork: SubNetwork, batch_size: int = 1) -> Cost:
-    """Count one sub-network at a batch size; nothing is computed and the model is not touched.
+    """Count one sub-network at a batch size, what is frozen now without its backward pass; nothing is computed and the
+    model is not touched.
 
     Under autocast, bytes are those of its types.
     """
+    device = network.fake.device.type
+    types = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    key = "cost", subnetwork, batch_size, types
+    if key not in network.answers:
+        network.answers[key] = _counted(network, subnetwork, batch_size)
+    return network.answers[key]
+
+
+def _counted(network: Network, subnetwork: SubNetwork, batch_size: int) -> Cost:
     fake = network.sketch(subnetwork)
+    for name, parameter in fake.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in network.frozen)
     with FlopCounterMode(display=False) as counter:
         with NormalisationTraffic() as traffic:
             output = network.fake.run(fake, subnetwork.resolution, batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -50,11 +50,13 @@ class Network:
             what comes back of them has their values.
         away: what is out and is to come back as it was, by tensor, and the resolution at which it left; None where
             nobody asked for that. See `morph/away.py`.
+        frozen: the parameters that a method does not train for now, by name.
+        order: the units of each channel group, the most important first; None where nobody asked for that.
         outside: the blocks that are out, by path: the user's own modules, their tensors empty.
         held: for each optimizer, its parameter groups that have lost parameters, and what they held.
         begins: for each optimizer, how each entry of a parameter's state begins: a constant, or None for the weights.
         drop_path_scale: share of the dense rates of stochastic depth that is in use.
-        returned: what `outputs_at` has found.
+        answers: what has been found out on fake tensors, by what was asked.
     """
 
     def __init__(self, model: nn.Module, structure: Structure, fake: FakeModel):
@@ -72,11 +74,13 @@ class Network:
         self.initial = _statistics(model, structure)
         self.constants = _constants(model, structure)
         self.away: dict[str, tuple[torch.Tensor, Resolution | None]] | None = None
+        self.frozen: frozenset[str] = frozenset()
+        self.order: Mapping[str, tuple[int, ...]] | None = None
         self.outside: dict[str, nn.Module] = {}
         self.held: WeakKeyDictionary[Optimizer, list[tuple[dict[str, Any], list[nn.Parameter]]]] = WeakKeyDictionary()
         self.begins: WeakKeyDictionary[Optimizer, dict[str, float | None]] = WeakKeyDictionary()
         self.drop_path_scale = 1.0
-        self.returned: dict[tuple[Resolution | None, bool], Shapes] = {}
+        self.answers: dict[Hashable, Any] = {}
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -152,12 +156,12 @@ class Network:
 
         Raises whatever the model's own code raises.
         """
-        key = resolution, training
-        if key not in self.returned:
+        key = "outputs", resolution, training
+        if key not in self.answers:
             model = self.sketch(replace(self.dense, resolution=resolution))
             make_ready(model, training=training)
-            self.returned[key] = shapes_of(self.fake.run(model, resolution, batch=2 if training else None))
-        return self.returned[key]
+            self.answers[key] = shapes_of(self.fake.run(model, resolution, batch=2 if training else None))
+        return self.answers[key]
 
     def subnetwork(
         self,

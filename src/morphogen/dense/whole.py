@@ -84,7 +84,7 @@ class Kept:
         self._random = random_state([torch.device("cuda")] if torch.cuda.is_initialized() else [])
         self._compilations = compilations_allowed()
         self._contents: dict[int, tuple[Any, Any]] = {}
-        self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = {}
+        self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, bool]] = {}
         self._generators: list[tuple[torch.Generator, torch.Tensor]] = []
         found = [*objects]
         while found:
@@ -98,11 +98,11 @@ class Kept:
             else:
                 container.clear()
                 container.update(content)
-        for tensor, data, grad in self._tensors.values():
+        for tensor, data, grad, trained in self._tensors.values():
             if not _is_same(tensor, data):
                 assign(tensor, data, None)
             if isinstance(tensor, nn.Parameter):
-                tensor.grad = grad
+                tensor.requires_grad_(trained).grad = grad
         for data, value in reversed(self.values):
             data.copy_(value)
         for generator, state in self._generators:
@@ -115,7 +115,7 @@ class Kept:
         if isinstance(value, torch.Tensor):
             if id(value) not in self._tensors and not has_own_arithmetic(value) and value.layout == torch.strided:
                 grad = value.grad if isinstance(value, nn.Parameter) else None
-                self._tensors[id(value)] = value, value.data, grad
+                self._tensors[id(value)] = value, value.data, grad, value.requires_grad
             return ()
         if isinstance(value, torch.Generator):
             self._generators.append((value, value.get_state()))

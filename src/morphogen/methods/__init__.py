@@ -11,6 +11,7 @@ from .grow_once import GrowOnce
 from .method import Method
 from .network_expansion import NetworkExpansion
 from .prog import Prog
+from .progressive_unfreezing import ProgressiveUnfreezing
 from .prunetrain import SSL, GrowThenPrune, OneTime, PruneTrain
 from .retrain import Retrain
 from .schedules import Bert2BERT, Dense, EfficientTrain, Net2Net, ProgressiveResizing, ProgStack, StackBERT
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "Prog": Prog,
     "ProgStack": ProgStack,
     "ProgressiveResizing": ProgressiveResizing,
+    "ProgressiveUnfreezing": ProgressiveUnfreezing,
     "PruneTrain": PruneTrain,
     "Retrain": Retrain,
     "SSL": SSL,
@@ -68,6 +70,7 @@ __all__ = [
     "Prog",
     "ProgStack",
     "ProgressiveResizing",
+    "ProgressiveUnfreezing",
     "PruneTrain",
     "Retrain",
     "StackBERT",

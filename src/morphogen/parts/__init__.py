@@ -8,5 +8,6 @@ from .rates import Rates
 from .regularise import Regularise
 from .resize import Resize
 from .search import Search
+from .unfreeze import Unfreeze
 
-__all__ = ["Average", "Batch", "Grow", "Prune", "Rates", "Regularise", "Resize", "Search"]
+__all__ = ["Average", "Batch", "Grow", "Prune", "Rates", "Regularise", "Resize", "Search", "Unfreeze"]

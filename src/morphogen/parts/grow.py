@@ -75,12 +75,10 @@ class Grow(Part):
     def plan(self, network: Network, epochs: int) -> None:
         """Make the schedule; raises ConfigError where it does not fit."""
         self._network, self._epochs = network, epochs
-        self._order = self._chosen_now()
+        if self._choose == "importance":
+            network.order = network.order or by_importance(network)  # which may be small by now, where steps are timed
+            self._order = network.order
         self._stages = self._stages_after((), self._order)
-
-    def _chosen_now(self) -> Order | None:
-        """The order in which channels are kept, of the weights that the dense network has now."""
-        return by_importance(self._network) if self._choose == "importance" else None
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -92,7 +90,7 @@ class Grow(Part):
         network = self.run.network
         begins = self.run.epoch < 0 and network.current == network.dense
         if begins and self._order is not None:
-            self._order = decided(self._chosen_now())
+            self._order = network.order = decided(by_importance(network))
             self._stages = self._stages_after(self.revisions, self._order)
         before, self._stage = self._stage, self._at(epoch)
         self._filters = filter_norms(network) if begins else None

@@ -17,7 +17,7 @@ from ..graph.trace import trace
 from ..machine.timing import now
 from ..methods import Method
 from ..morph.rehearsal import rehearse
-from ..parts import Batch, Prune
+from ..parts import Batch, Prune, Unfreeze
 from ..run.assembly import Assembly
 from ..schedule.stages import Stage
 from .channels import MULTIPLES, rounded_up
@@ -325,6 +325,8 @@ class _Planner:
             notes.append(f"number of images not known: tracing ({seconds:.1f} s) and morphs are left out")
         if self.assembly.of(Batch) is not None:
             notes.append("the dynamic mini-batch is left out: all steps have the first batch")
+        if self.assembly.of(Unfreeze) is not None:
+            notes.append("the backward passes that frozen layers save are left out: all steps train all layers")
         if bench.device.type != "cuda":
             notes.append("memory is that of the tensors of a step; what operations need inside themselves is left out")
         if self.pruned:

@@ -20,6 +20,7 @@ from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
 from ..machine.private import tree_leaves, tree_map
 from ..machine.timing import now, rounds_of
+from ..morph.away import begin_to_keep
 from ..morph.commit import morph
 from ..parts import Average
 from ..parts.momentum import MomentumNetwork
@@ -41,7 +42,7 @@ class Training:
         optimizer: makes one for a model; its learning rate is set to 0, so that nothing can diverge.
         loss: of a model on images and labels; also what surrounds the forward pass, such as autocast.
         clip_grad: largest norm of the gradients; 0 is no limit.
-        ema: whether the run keeps a moving average of the weights.
+        ema: moving averages of the weights that the run keeps.
     """
 
     images: torch.Tensor
@@ -51,7 +52,7 @@ class Training:
         model(images), labels
     )
     clip_grad: float = 0.0
-    ema: bool = False
+    ema: int = 0
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,9 @@ class Bench:
         if before == after:
             return 0.0
         if (before, after) not in self._morphs:
+            if assembly.restores:  # what is out is kept, which takes its time
+                self._go(self.network.dense)
+                begin_to_keep(self.network)
             self._go(before)
             momentum = MomentumNetwork(self.network.model, 0.0) if assembly.of(Average) else None
             start = now(self.device)
@@ -212,6 +216,7 @@ class Bench:
                 momentum=momentum,
             )
             self._morphs[before, after] = now(self.device) - start
+            self.network.away = None
         return self._morphs[before, after]
 
     def cost(self, subnetwork: SubNetwork) -> StepCost:

@@ -30,8 +30,9 @@ def write_confusion(truth: Any, predicted: Any, names: Sequence[str], folder: Pa
 
     numbers = list(range(len(names)))
     matrix = confusion_matrix(truth, predicted, labels=numbers)
-    each: Any = precision_recall_fscore_support(truth, predicted, labels=numbers, zero_division=0)
-    mean: Any = precision_recall_fscore_support(truth, predicted, labels=numbers, average="macro", zero_division=0)
+    options: Any = {"labels": numbers, "zero_division": 0}
+    each: Any = precision_recall_fscore_support(truth, predicted, **options)
+    mean: Any = precision_recall_fscore_support(truth, predicted, average="macro", **options)
     paths = [folder / name for name in CONFUSION]
     with open(paths[0], "w", newline="") as file:
         writer = csv.writer(file)

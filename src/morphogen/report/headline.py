@@ -19,17 +19,20 @@ GREY = "#808080"
 """Seen on white and on black alike."""
 
 
-def headline_rows(speedups: Sequence[Speedup], checks: Mapping[str, tuple[float, float]]) -> list[dict[str, str]]:
+def headline_rows(
+    speedups: Sequence[Speedup], checks: Mapping[str, tuple[float, float]], metric: str = "accuracy"
+) -> list[dict[str, str]]:
     """One row a method and accuracy: the speedup in time and in FLOPs, each with its interval.
 
     Args:
         speedups: as `speedups_at_equal_accuracy` gives them.
         checks: for each method, a full-length pair's speedup from end to end and by step times; empty for none.
+        metric: what the accuracy is, see `Ledger.metric`.
     """
     rows: dict[tuple[str, float], dict[str, str]] = {}
     for each in speedups:
         place = f"{each.accuracy:.2f} ({f'dense - {each.below:g}' if each.below else 'dense'})"
-        row = rows.setdefault((each.method, each.below), {"method": each.method, "at accuracy %": place})
+        row = rows.setdefault((each.method, each.below), {"method": each.method, f"at {metric} %": place})
         row["speedup in time (95 %)" if each.cost == "seconds" else "in FLOPs (95 %)"] = str(each)
     if checks:
         for row in rows.values():
@@ -38,8 +41,11 @@ def headline_rows(speedups: Sequence[Speedup], checks: Mapping[str, tuple[float,
     return list(rows.values())
 
 
-def front_rows(points: Sequence[Point]) -> list[dict[str, str]]:
-    """One row a method and length: the mean accuracy over seeds with its standard deviation, mean time and FLOPs."""
+def front_rows(points: Sequence[Point], metric: str = "accuracy") -> list[dict[str, str]]:
+    """One row a method and length: the mean accuracy over seeds with its standard deviation, mean time and FLOPs.
+
+    `metric` is what the accuracy is.
+    """
     rows = []
     for method in _methods(points):
         by_budget = {knot.budget: knot for knot in front(points, method, "flops")}
@@ -50,7 +56,7 @@ def front_rows(points: Sequence[Point]) -> list[dict[str, str]]:
                     "method": method,
                     "length": f"{knot.budget:g}",
                     "seeds": f"{knot.seeds}",
-                    "accuracy %": f"{knot.accuracy:.2f}{spread}",
+                    f"{metric} %": f"{knot.accuracy:.2f}{spread}",
                     "seconds": f"{knot.cost:.1f}",
                     "TFLOPs": f"{by_budget[knot.budget].cost / 1e12:.3g}",
                 }
@@ -61,7 +67,7 @@ def front_rows(points: Sequence[Point]) -> list[dict[str, str]]:
 def write_headline(points: Sequence[Point], speedups: Sequence[Speedup], head: Mapping[str, Any], folder: Path) -> None:
     """`fronts.json`, `fronts.csv` (a row a run), `fronts.md` and `fronts.png`; `head` goes into the JSON.
 
-    `head["end_to_end"]` is as `headline_rows` takes it.
+    `head["end_to_end"]` and `head["metric"]` are as `headline_rows` takes them.
     """
     fronts = {
         method: {cost: [asdict(knot) for knot in front(points, method, cost)] for cost in UNITS}
@@ -73,15 +79,18 @@ def write_headline(points: Sequence[Point], speedups: Sequence[Speedup], head: M
         writer = csv.DictWriter(file, fieldnames=list(asdict(points[0])))
         writer.writeheader()
         writer.writerows(asdict(point) for point in points)
-    tables = [rows for rows in (headline_rows(speedups, head["end_to_end"]), front_rows(points)) if rows]
+    metric = head["metric"]
+    tables = [
+        rows for rows in (headline_rows(speedups, head["end_to_end"], metric), front_rows(points, metric)) if rows
+    ]
     write_text(folder / "fronts.md", "\n\n".join(map(as_markdown, tables)) + "\n")
-    draw_fronts(points, folder / "fronts.png")
+    draw_fronts(points, folder / "fronts.png", metric)
 
 
-def draw_fronts(points: Sequence[Point], path: Path) -> None:
+def draw_fronts(points: Sequence[Point], path: Path, metric: str = "accuracy") -> None:
     """Accuracy against time and against FLOPs: a dot a run, its fitted front, the means with their spread.
 
-    On no background, in colours that are read on a light and on a dark page.
+    `metric` is what the accuracy is. On no background, in colours that are read on a light and on a dark page.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
@@ -124,7 +133,7 @@ def draw_fronts(points: Sequence[Point], path: Path) -> None:
         axes.xaxis.label.set_color(GREY)
         for spine in axes.spines.values():
             spine.set_color(GREY)
-    panels[0].set_ylabel("test accuracy (%), mean and standard deviation", color=GREY)
+    panels[0].set_ylabel(f"test {metric} (%), mean and standard deviation", color=GREY)
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, frameon=False, labelcolor=GREY
     )

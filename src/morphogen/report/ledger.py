@@ -165,6 +165,12 @@ class Ledger:
     predicted_speedup: float | None = None
     """Dense time by this run's, from the step times that its searches measured."""
     peak_memory: int = 0
+    protocol: str = ""
+    """How the test images are shown."""
+    average: float | None = None
+    """Decay of the moving average that was tested, the best of several; None for the weights themselves."""
+    tested_at: dict[str, Any] | None = None
+    """Size and accuracy at another size of the test images; None where the recipe has none."""
     pruned: PrunedRun | None = None
     """None for a run that does not prune."""
     stopped: str | None = None
@@ -240,6 +246,9 @@ class Ledger:
             "flops": self.flops,
             "samples": self.samples,
             "peak_memory": self.peak_memory,
+            "protocol": self.protocol,
+            "average": self.average,
+            "tested_at": self.tested_at,
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "morphs": [asdict(event) for event in self.morphs],
             "stages": [asdict(stage) for stage in self.stages],
@@ -262,6 +271,7 @@ class Ledger:
 
         pruned = record["pruned"]
         plain = "method model data seed history dense searches rescues schedule predicted_speedup stopped".split()
+        plain += "protocol average tested_at".split()
         return Ledger(
             **{key: record[key] for key in (*plain, "peak_memory")},
             metric=record.get("metric", "accuracy"),

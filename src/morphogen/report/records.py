@@ -33,6 +33,9 @@ ADDED: dict[str, Any] = {
     "samples": int,
     "metric": str,
     "peak_memory": int,
+    "protocol": str,
+    "average": float | None,
+    "tested_at": dict[str, Any] | None,
     "predicted_speedup": float | None,
     "schedule": dict[str, Any] | None,
     "history": list[dict[str, Any]],
@@ -99,6 +102,11 @@ def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in records:
         groups.setdefault(record["method"], []).append(record)
     return groups
+
+
+def measured(records: Sequence[Record]) -> str:
+    """What accuracy is of: `accuracy`, `mIoU`; of several kinds, all of them."""
+    return ", ".join(dict.fromkeys(record.get("metric", "accuracy") for record in records))
 
 
 def by_file_name(method: str) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ..errors import ConfigError
 from ..machine.files import write_text
-from .records import Record, by_file_name, by_method
+from .records import Record, by_file_name, by_method, measured
 from .savings.rows import saving_rows
 from .savings.write import draw_savings
 from .searches import draw_searches
@@ -22,9 +23,22 @@ def _mean(runs: Sequence[Record], key: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
+def _mean_figure(runs: Sequence[Record], name: str) -> str:
+    values = [run["epochs"][-1].get("figures", {}).get(name) for run in runs]
+    return "" if None in values else f"{statistics.fmean(values):.2f}"
+
+
 def summary(records: Sequence[Record]) -> list[dict[str, str]]:
-    """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups."""
-    groups = by_method(records)
+    """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups.
+
+    What is called accuracy here is of the runs' metric, see `measured`; further figures of their tests come beside it.
+
+    Raises:
+        ConfigError: records of another protocol of testing are among them.
+    """
+    one_protocol(records)
+    groups, metric = by_method(records), measured(records)
+    others = dict.fromkeys(name for record in records for name in record["epochs"][-1].get("figures", {}))
     dense = _mean(groups["Dense"], "accuracy") or 0.0
     rows = []
     for method, runs in groups.items():
@@ -35,8 +49,10 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
         rows.append(
             {
                 "method": "  dense in the same time" if method.startswith("Dense in") else method,
-                "accuracy %": f"{mean:.2f}{spread}",
+                f"{metric} %": f"{mean:.2f}{spread}",
+                "best epoch %": f"{statistics.fmean(map(best_epoch, runs)):.2f}",
                 "gap (points)": f"{mean - dense:+.2f}",
+                **{f"{name} %": _mean_figure(runs, name) for name in others},
                 "seconds": f"{_mean(runs, 'training_seconds'):.1f}",
                 "speedup": f"{_mean(runs, 'speedup'):.2f}x",
                 "FLOP speedup": f"{_mean(runs, 'flop_speedup'):.2f}x",
@@ -44,6 +60,28 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def one_protocol(records: Sequence[Record]) -> str:
+    """How all of these were tested; empty where old records do not say.
+
+    Raises:
+        ConfigError: some were tested otherwise.
+    """
+    protocols = list(dict.fromkeys(record.get("protocol", "") for record in records))
+    if len(protocols) > 1:
+        raise ConfigError(
+            "figures of another protocol are among these",
+            expected=protocols[0] or "none named",
+            found=protocols[1] or "none named",
+            todo="Make a table of each by itself",
+        )
+    return protocols[0] if protocols else ""
+
+
+def best_epoch(run: Record) -> float:
+    """The highest test accuracy after any epoch; what papers print may be this one or the last."""
+    return max(epoch["accuracy"] for epoch in run["epochs"])
 
 
 def as_table(rows: Sequence[dict[str, str]], title: str = "", *, narrow: bool = False) -> Table:
@@ -84,7 +122,8 @@ def write_results(records: Sequence[Record], folder: Path) -> None:
         writer.writeheader()
         writer.writerows(flat)
     tables = [rows for rows in (summary(records), saving_rows(records)) if rows]
-    write_text(folder / "summary.md", "\n\n".join(map(as_markdown, tables)) + "\n")
+    tested = [f"Tested on {protocol}."] if (protocol := one_protocol(records)) else []
+    write_text(folder / "summary.md", "\n\n".join([*map(as_markdown, tables), *tested]) + "\n")
     draw_accuracy(records, folder / "accuracy.png")
     draw_savings(records, folder)
     for record in records:
@@ -122,7 +161,7 @@ def draw_accuracy(records: Sequence[Record], path: Path) -> None:
                 linestyle="none",
             )
     axes.set_xlabel("training time (s), evaluation left out")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {measured(records)} (%)")
     axes.set_title(f"{records[0]['model']}\non {records[0]['data']} (triangles: right after a morph)", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)

@@ -269,7 +269,14 @@ def _by_shapes(run: Run, tensors: Mapping[str, torch.Tensor]) -> SubNetwork | No
             where=misfits[network.current][0] or "",
             expected="a state of this run, or of the dense network",
         )
-    return min(fitting, key=lambda each: misfits[each][1])
+    found = min(fitting, key=lambda each: misfits[each][1])
+    seen = [network.current, *(subnetwork for _, subnetwork in run.history)]
+    if found not in seen and any(units != (*range(len(units)),) for units in found.channels.values()):
+        raise CheckpointError(
+            "the state does not say which channels it has, and they are chosen by importance",
+            expected="model.state_dict() with its metadata, or the optimizer's state loaded first",
+        )
+    return found
 
 
 def _check_fits(network: Network, subnetwork: SubNetwork, tensors: Mapping[str, torch.Tensor], strict: bool) -> None:

@@ -428,7 +428,7 @@ class Run:
             self._become(epoch)
 
     def _become(self, epoch: int) -> None:
-        first, busy, self._receipt = self.epoch < 0, self.assembly.busy, None
+        first, busy, frozen, self._receipt = self.epoch < 0, self.assembly.busy, self.network.frozen, None
         entered = [part.before_epoch(epoch) for part in self.assembly]
         scale, regularisation = self.network.drop_path_scale, self.regularisation(epoch)
         self.network.drop_path_scale = regularisation.drop_path
@@ -450,7 +450,7 @@ class Run:
         if regularisation.drop_path != scale:
             lay_out_drop_path(self.network)
         self._watch.begun(epoch, grew=self._receipt is not None and _grows(self._receipt))
-        if self._receipt is not None or busy or self.assembly.busy:
+        if self._receipt is not None or busy or self.assembly.busy or self.network.frozen != frozen:
             self.following.wrap_anew()
 
     def begin_anew(self) -> None:

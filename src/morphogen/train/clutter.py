@@ -15,7 +15,7 @@ from torch.nn import functional as F
 SIDE = 24
 """Pixels of the square images."""
 
-TRAINING, TESTING = 6144, 1024
+TRAINING, TESTING = 2048, 1024
 """Images made."""
 
 PIECES = 2

@@ -12,8 +12,11 @@ from .sources import load_data
 from .turns import Progress, Task, in_turn, unfinished
 
 
-def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> tuple[list[Record], list[str]]:
-    """Train dense and every method with every seed, and for each method a dense run of the method's own time.
+def compare(
+    config: CompareConfig, progress: Progress = lambda *_: None, *, in_time: bool = True
+) -> tuple[list[Record], list[str]]:
+    """Train dense and every method with every seed, and for each method a dense run of the method's own time, unless
+    `in_time` is false.
 
     Methods of the same FLOPs, or of times within 5 %, share that run. The runs of one seed take turns after every
     epoch, so that a noisy machine hits all alike. Finished runs are appended to `runs.jsonl` in the output folder at
@@ -36,7 +39,8 @@ def compare(config: CompareConfig, progress: Progress = lambda *_: None) -> tupl
     for seed in config.all_seeds:
         tasks = [Task(label, label, seed, config.epochs * data.steps) for label in labels]
         failures += in_turn(unfinished(tasks, config, finished), config, data, finished, progress)
-        short = [_in_time_of(label, seed, config, data, finished) for label in _timed(config.methods, finished, seed)]
+        timed = _timed(config.methods, finished, seed) if in_time else []
+        short = [_in_time_of(label, seed, config, data, finished) for label in timed]
         for task in short:
             if task is not None:
                 failures += in_turn([task], config, data, finished, progress)

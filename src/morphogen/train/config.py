@@ -41,7 +41,7 @@ DENSE_ALONE = ("base_size", "ignored", "color_jitter")
 
 BESIDE_THE_RUN = (
     "data output workers sparsity_map resume overwrite save_every keep keep_best patience track warn_drop "
-    "methods seeds first_seed budgets parallel".split()
+    "table methods seeds first_seed budgets parallel".split()
 )
 """Settings that leave the run as it is; of the data the images are compared."""
 
@@ -51,6 +51,9 @@ class Recipe:
     """How to train one network; the same for a method and the dense baseline.
 
     Attributes:
+        recipe: a row of a paper's table, such as `network-expansion/4/0.375`, whose settings hold where nothing else is
+            given; see `morphogen recipes`.
+        scale: makes a recipe small, in (0, 1]: epochs, images, width and resolution together.
         model: `resnet20(width=32)`, any torchvision or timm name, or `package.module:function`.
         pretrained: weights to begin with, for fine-tuning: a file (`.safetensors`, a state dict of `torch.save`, the
             `model.pt` of a run), or `true` for those that timm or torchvision has for the model. A classifier of
@@ -70,9 +73,10 @@ class Recipe:
         test_images: use only so many test images, the same for every seed.
         epochs: passes over the training images.
         batch_size: images in a step, of all ranks together.
-        optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`.
+        optimizer: `sgd` (momentum 0.9) or `adamw`.
+        nesterov: whether the momentum is Nesterov's.
         lr: peak learning rate.
-        lr_schedule: how it falls behind the warm-up: `cosine`, `linear`, `poly(power=0.9)`,
+        lr_schedule: how it falls after the warm-up: `cosine`, `linear`, `poly(power=0.9)`,
             `milestones(at=(0.5, 0.75), factor=0.1)`, or `wsd(decay=0.35)`, which is flat and linear to 0 in the last
             part, so that what grows before learns at the full rate.
         warmup_epochs: epochs in which the learning rate rises to its peak, linearly from a thousandth of it.
@@ -88,14 +92,18 @@ class Recipe:
         repeated_augmentation: times an image comes in a row, differently augmented; 0 and 1 are off.
         token_labels: folder of label maps, made by `morphogen label-maps`, with which a VOLO learns a label for each
             of its tokens (token labelling with MixToken).
+        ground_truth: blend the true class into what the whole crop is to be, beside its label map; VOLO's authors do
+            not.
         drop_path: rate of stochastic depth, the model's `drop_path_rate`.
-        ema: decay of an exponential moving average of the weights, which is then what is tested and saved; 0 is off.
+        ema: decay of an exponential moving average of the weights, which is then what is tested and saved; 0 is off. Of
+            several, such as `[0.998, 0.9996]`, it is the one that is best when the run ends, and results name it.
+        test_size: side of the images in pixels at which the finished network is tested too, without training there.
         fast: all ordinary speed-ups that the device has: bfloat16, channels_last, fused, compile, and on a GPU
-            cuda_graphs; each of them can be set apart as well.
+            cuda_graphs; each can also be set by itself.
         precision: `float32`; autocast to `bfloat16`, or to `float16` with the loss scaled.
         channels_last: keep images and weights in channels-last memory format.
         fused: let one kernel update all parameters.
-        compile: `torch.compile` the network, once for each size that it has; searches run as they are.
+        compile: `torch.compile` the network, once for each size that it has; searches run uncompiled.
         cuda_graphs: replay the compiled step as a CUDA graph; on a GPU, with compile.
         exclude: module paths of the model that no method changes, such as `["layer4"]`.
         sparsity_map: paths of the layers whose channels a method that prunes shows over the epochs; by default three
@@ -108,6 +116,8 @@ class Recipe:
         device: `auto` takes a GPU where there is one.
     """
 
+    recipe: str = ""
+    scale: float | None = None
     model: str = "resnet8(width=64)"
     pretrained: bool | str = False
     data: str = "digits"
@@ -120,6 +130,7 @@ class Recipe:
     epochs: int = 20
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    nesterov: bool = True
     lr: float = 0.1
     lr_schedule: str = "wsd"
     warmup_epochs: int = 0
@@ -133,8 +144,10 @@ class Recipe:
     cutmix: float = 0.0
     repeated_augmentation: int = 0
     token_labels: Path | None = None
+    ground_truth: bool = False
     drop_path: float = 0.0
-    ema: float = 0.0
+    ema: float | list[float] = 0.0
+    test_size: int | None = None
     fast: bool = False
     precision: Literal["float32", "bfloat16", "float16"] | None = None
     channels_last: bool = True
@@ -151,6 +164,7 @@ class Recipe:
     def __post_init__(self) -> None:
         self._choose_speed()
         least = {"epochs": 1, "batch_size": 1, "image_size": 8, "base_size": 8, "images": 1, "test_images": 1}
+        least["test_size"] = 8
         for key, lowest in least.items():
             value = getattr(self, key)
             if value is not None and value < lowest:
@@ -162,9 +176,12 @@ class Recipe:
                 found=f"lr {self.lr}, weight_decay {self.weight_decay}, workers {self.workers}",
             )
         for key, highest in _HIGHEST.items():
-            if not 0 <= getattr(self, key) <= highest:
+            value = getattr(self, key)
+            if not all(0 <= each <= highest for each in (value if isinstance(value, list) else [value])):
                 expected = f"0 to {highest:g}" if highest < math.inf else "at least 0"
-                raise ConfigError(f"{key} out of range", expected=expected, found=f"{getattr(self, key)}")
+                raise ConfigError(f"{key} out of range", expected=expected, found=f"{value}")
+        if isinstance(self.ema, list) and not (all(self.ema) and len(set(self.ema)) == len(self.ema) > 0):
+            raise ConfigError("ema out of range", expected="decays above 0, each once", found=f"{self.ema}")
         for key in ("mixup", "cutmix"):
             if 0 < getattr(self, key) < 1e-3:  # the beta distribution of still less is not a number
                 raise ConfigError(f"{key} out of range", expected="0, or 0.001 to 1000", found=f"{getattr(self, key)}")
@@ -234,6 +251,11 @@ class Recipe:
         return settings | ({"pretrained": known_as(self.pretrained)} if self.pretrained else {})
 
     @property
+    def decays(self) -> list[float]:
+        """Of the averages of the weights; none where the weights themselves are tested."""
+        return self.ema if isinstance(self.ema, list) else [self.ema] if self.ema else []
+
+    @property
     def autocast(self) -> torch.dtype | None:
         """The type of autocast; None for none."""
         return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision or "")
@@ -259,6 +281,10 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+DEMO = Recipe(model="resnet8(width=32)", data="clutter")
+"""What is trained where nothing is named: a question that is open for two minutes on a laptop."""
+
+
 @dataclass(frozen=True)
 class TrainConfig(Recipe):
     """One run.
@@ -267,8 +293,8 @@ class TrainConfig(Recipe):
         method: such as `NetworkExpansion(width=0.5, stages=5, operator='orthogonal')` or `Dense`.
         seed: of the weights, the data order and the augmentation.
         output: folder for the weights, the ledger and the checkpoints.
-        resume: bring the run in the output folder to its end, from its latest checkpoint; where there is none, begin. A
-            run that is finished stays as it is.
+        resume: continue the run in the output folder from its latest checkpoint; without one, start it. A finished run
+            stays as it is.
         overwrite: remove the run that is in the output folder, and start over. Without either, a folder that holds a
             run is refused.
         save_every: seconds between checkpoints; 0 saves after every step.
@@ -281,6 +307,8 @@ class TrainConfig(Recipe):
             otherwise); both into the output folder.
     """
 
+    model: str = DEMO.model
+    data: str = DEMO.data
     method: str = "GrowOnce"
     seed: int = 0
     output: Path = Path("runs/train")
@@ -311,6 +339,7 @@ class CompareConfig(Recipe):
     """Methods side by side with the dense baseline.
 
     Attributes:
+        table: a whole table of a paper, such as `network-expansion/4`, its figures beside what is measured.
         methods: what to compare with dense training.
         seeds: runs of each.
         first_seed: of these runs, so that several machines can share the work.
@@ -322,6 +351,9 @@ class CompareConfig(Recipe):
         overwrite: remove the comparison that is in the output folder, and start over.
     """
 
+    table: str = ""
+    model: str = DEMO.model
+    data: str = DEMO.data
     methods: list[str] = field(default_factory=lambda: ["GrowOnce"])
     seeds: int = 1
     first_seed: int = 0
@@ -332,7 +364,7 @@ class CompareConfig(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 1 or self.first_seed < 0 or not (self.methods or self.budgets):
+        if self.seeds < 1 or self.first_seed < 0 or not (self.methods or self.budgets or self.recipe):
             raise ConfigError(
                 "nothing to compare",
                 expected="at least one method and one seed, from 0 on",
@@ -371,7 +403,7 @@ class PlanConfig(Recipe):
         images: without data, how many training images there would be, for the time of the run.
         method: such as `Prog(ratio=0.5)`.
         num_classes: number of outputs without data.
-        seconds: to measure for; tracing and morphs come on top.
+        seconds: how long to measure; tracing and morphs take time on top.
         json: print JSON instead of tables.
     """
 

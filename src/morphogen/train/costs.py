@@ -19,14 +19,14 @@ class Costs:
     def __init__(self, attached: Run, precision: Callable[[], AbstractContextManager[None]]):
         """`precision` surrounds a forward pass, as in training."""
         self._attached, self._precision = attached, precision
-        self._known: dict[tuple[SubNetwork, int], Cost] = {}
+        self._known: dict[tuple[SubNetwork, int, frozenset[str]], Cost] = {}
 
     def of_step(self, subnetwork: SubNetwork, batch_size: int) -> Cost:
         """What a training step of so many images costs."""
-        key = subnetwork, batch_size
+        key = subnetwork, batch_size, self._attached.network.frozen
         if key not in self._known:
             with self._precision():
-                self._known[key] = cost(self._attached.network, *key)
+                self._known[key] = cost(self._attached.network, subnetwork, batch_size)
         return self._known[key]
 
     def of_stage(self, epoch: int, subnetwork: SubNetwork, batch_size: int, searching: bool = False) -> StageCost:

@@ -24,8 +24,9 @@ from ..schedule.stages import Regularisation
 from .augment import Augments, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
 from .config import Recipe
 from .contents import Contents, of_arrays, of_files
-from .images import CENTRE, CentreCrops, MapCrops, RandomCrops, Sample
+from .images import CentreCrops, MapCrops, RandomCrops, Sample
 from .listed import Listed
+from .models import crop_of
 from .tasks import Task, classification_of
 from .token_labels.label_maps import LabelMaps, image_root
 
@@ -44,6 +45,9 @@ TrainBatch = tuple[Tensor, Tensor | MapCrops]
 token labelling, label maps."""
 
 AS_THE_RECIPE_SAYS = Regularisation()
+
+WHOLE = "whole"
+"""The note of images that are resized, and not cropped."""
 
 _OF_A_SUBSET = 2**31 - 1
 """Stands in for the epoch in the random numbers of a subset: no run gets so far."""
@@ -95,8 +99,6 @@ class Data(ABC):
     teacher: str | None = None
     classes: Sequence[str] = ()
     """Their names, where the source has any."""
-    centre: float = 1.0
-    """Share of a test image's shorter side that its centre crop keeps."""
     one_class: ClassVar[str] = "Put each class into a folder of its own: train/CLASS/IMAGE"
     """What to do where all is of one class."""
 
@@ -200,11 +202,25 @@ class Data(ABC):
             )
         return Subset(self, count // batch_size, seed, strength)
 
+    def framing(self, side: int) -> dict[str, str]:
+        """What a file must become to be tested at a size, as notes of an export: here the whole image is resized."""
+        return {"crop": WHOLE, "interpolation": "bilinear"}
+
     def test_batches(self, size: Size | None = None) -> Iterator[Batch]:
         """All test images in order, normalised, their labels as classes; of several ranks each takes its part."""
         size = size or self.size
         for images, labels in self._test_bytes(size):
             yield resized(self._normalised(images), size, "bilinear"), labels
+
+    def shown(self, side: int) -> str:
+        """What of a test image is shown to a network that takes `side` pixels."""
+        return f"whole test images at {side} pixels"
+
+    def protocol(self) -> str:
+        """How a network is tested, in words; figures of another protocol are not to be compared with these."""
+        decays = ", ".join(f"{decay:g}" for decay in self.recipe.decays)
+        average = f", {'the best' if ', ' in decays else 'the'} average of {decays}" if decays else ""
+        return f"{self.shown(max(self.size))}{average}"
 
     def example(self, batch_size: int) -> Tensor:
         """An input of the right shape."""
@@ -379,14 +395,14 @@ class StreamData(FileData):
         chosen = chosen_of(len(train), recipe.images)
         self.train: list[Sample] = [train.samples[i] for i in chosen]
         self.test: list[Sample] = [test.samples[i] for i in chosen_of(len(test), recipe.test_images)]
-        self.maps = LabelMaps.open(recipe.token_labels).of(train, chosen) if recipe.token_labels else None
+        folders = None if isinstance(train, Listed) or recipe.token_labels is None else train
+        self.maps = LabelMaps.open(recipe.token_labels).of(folders, chosen) if folders and recipe.token_labels else None
         self.teacher = self.maps.maps.about.teacher if self.maps else None
-        self._roots = image_root(train), image_root(test)
+        self._roots = [part.root if isinstance(part, Listed) else image_root(part) for part in (train, test)]
         counts = torch.bincount(torch.tensor([label for _, label in self.train]), minlength=len(train.classes))
         super().__init__(name, counts, recipe.image_size or 224, len(self.train), recipe)
         # ImageNet's classes have several names each.
         self.classes = [each if isinstance(each, str) else ", ".join(each) for each in train.classes]
-        self.centre = CENTRE
 
     def _contents(self) -> Contents:
         if self._packed:
@@ -400,7 +416,18 @@ class StreamData(FileData):
 
     def _test_bytes(self, size: Size) -> Iterator[Batch]:
         """Centre crops."""
-        yield from self._load(CentreCrops(self.test[rank() :: ranks()], size), batch_size=self.recipe.batch_size)
+        crops = CentreCrops(self.test[rank() :: ranks()], size, *crop_of(self.recipe.model, max(size)))
+        yield from self._load(crops, batch_size=self.recipe.batch_size)
+
+    def framing(self, side: int) -> dict[str, str]:
+        """A centre crop, see `crop_of`."""
+        crop = crop_of(self.recipe.model, side)
+        return {"crop": f"{crop.share}", "interpolation": crop.interpolation}
+
+    def shown(self, side: int) -> str:
+        """By the model's own configuration, see `crop_of`."""
+        crop = crop_of(self.recipe.model, side)
+        return f"the centre {crop.share:g} of test images at {side} pixels, {crop.interpolation}"
 
 
 def in_one_line(loader: Iterable[T]) -> Iterator[T]:

@@ -19,8 +19,8 @@ from .earlier import EXPORTED, found, remove
 from .models import build_model, build_noted
 
 NOTES = ("model", "num_classes", "drop_path", "mean", "std")
-MORE_NOTES = ("classes", "crop")
-"""Names of the classes, and the share of an image that is looked at; files of earlier versions have neither."""
+MORE_NOTES = ("classes", "crop", "interpolation")
+"""Names of the classes, and how images are framed; files of earlier versions have neither."""
 WEIGHTS = ("model.pt", "best.pt")
 """What `train` leaves: the last network, and the best one."""
 MOST_CLASSES = 1_000_000
@@ -93,7 +93,6 @@ def load_run(path: Path, model: str | None = None) -> tuple[Network, dict[str, s
         for name in ("mean", "std"):
             if len([within(value, 0, 1) for value in parse_json(notes[name])]) != 3:
                 raise ValueError(f"{name} is not that of three channels")
-        within(float(notes.get("crop", "1")), 0.01, 1)
         if len(words(parse_json(notes.get("classes", "[]")))) not in (0, classes):
             raise ValueError("another number of names than of classes")
     except (TypeError, ValueError) as error:

@@ -17,7 +17,7 @@ from .earlier import COMPARED, found, refuse_trained, remove
 from .pretrained import known_as as weights_known_as
 
 BESIDE_THE_RECIPE = tuple(
-    "methods seeds first_seed budgets parallel output overwrite workers sparsity_map warn_drop".split()
+    "table methods seeds first_seed budgets parallel output overwrite workers sparsity_map warn_drop".split()
 )
 """Settings that leave the outcome of a run as it is."""
 

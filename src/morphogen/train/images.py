@@ -35,9 +35,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 MOST_PIXELS = 2**28
 """Of an image; a gigabyte when it is decoded. The largest cameras make 2**27.6."""
 
-CENTRE = 0.875
-"""Share of the shorter side that is tested."""
-
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 """Grey images of 16 bits, by Pillow's names; those of three channels it scales itself."""
 
@@ -96,11 +93,10 @@ def read_random_crop(path: str | Packed, size: Size) -> tuple[Image.Image, Box]:
         return crop, (left / full[0], top / full[1], (left + width) / full[0], (top + height) / full[1])
 
 
-def centre_crop(image: Image.Image, size: Size, share: float) -> Image.Image:
-    """The centre of an image, a share of its shorter side, at `size`; with a share of 1 the whole image, whatever its
-    proportions."""
-    whole = [v2.Resize(size)]
-    return v2.Compose(whole if share == 1 else [v2.Resize(int(max(size) / share)), v2.CenterCrop(size)])(image)
+def centre_crop(image: Image.Image, size: Size, share: float, interpolation: str = "bilinear") -> Image.Image:
+    """The centre of an image, a share of its shorter side, at `size`."""
+    resize = v2.Resize(int(max(size) / share), v2.InterpolationMode(interpolation))
+    return v2.Compose([resize, v2.CenterCrop(size)])(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -183,14 +179,18 @@ class RandomCrops(Dataset[tuple[Tensor, int | MapCrops]]):
 
 @dataclass
 class CentreCrops(Dataset[tuple[Tensor, int]]):
-    """The centre of each image, 7/8 of its shorter side, (3, height, width) uint8 and label."""
+    """The centre of each image, (3, height, width) uint8 and label; see `Crop` for how."""
 
     samples: Sequence[Sample]
     size: Size
+    share: float = 0.875
+    interpolation: str = "bilinear"
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        return v2.functional.pil_to_tensor(centre_crop(read_image(path), self.size, CENTRE)), label
+        return v2.functional.pil_to_tensor(
+            centre_crop(read_image(path), self.size, self.share, self.interpolation)
+        ), label

@@ -52,7 +52,7 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
 
     Raises:
         MorphogenError: settings, model, data and methods that do not fit; with `parallel`, or where the folder has
-            runs that were trained beside each other, also a method that prunes, searches or changes the batch.
+            runs that were trained beside each other, also a method that prunes, searches, freezes or changes the batch.
         Stopped: asked to.
     """
     labels = ["Dense", *config.methods]

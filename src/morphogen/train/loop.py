@@ -21,10 +21,13 @@ from ..dense.subnet import SubNetwork
 from ..errors import CheckpointError, ConfigError, DivergedError, first_line
 from ..export.finite import check_finite as check_finite_network
 from ..export.weights import metadata_of
+from ..graph.trace import trace
 from ..machine.files import replaced
 from ..machine.ranks import gathered, mean, rank, ranks, spread
 from ..methods import Method
+from ..morph.commit import morph
 from ..parts import Batch, Prune, Resize, Search
+from ..parts.resizing import Size
 from ..report.correlations import FeatureMaps
 from ..report.gating import gated_share
 from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun
@@ -46,6 +49,7 @@ from .own_random import OwnRandom
 from .pretrained import begin_with
 from .room import warn_of_lack
 from .stepper import Stepper
+from .tasks.classification import Classification
 
 T = TypeVar("T")
 
@@ -97,8 +101,13 @@ class Run:
         self._shape = shape_named(recipe.lr_schedule)
         self.device, images = recipe.torch_device(), share(recipe.batch_size)
         check_pairs(method, recipe)
+        if recipe.test_size and data.task.metric != Classification.metric:
+            raise ConfigError(
+                "test images are taken whole", where="test_size", expected="none", found=f"{recipe.test_size}"
+            )
         self.steps = recipe.epochs * data.steps if steps is None else steps
-        self.ledger = Ledger(label, recipe.model, data.name, seed, data.task.metric)
+        self.ledger = Ledger(label, recipe.model, data.name, seed, data.task.metric, protocol=data.protocol())
+        self.ledger.average = recipe.decays[0] if recipe.decays else None
         self.checkpoints, self._at = checkpoints, _Position()
         if checkpoints is not None:
             _ = data.contents  # as it is now, and not when the first one is saved
@@ -110,8 +119,8 @@ class Run:
             self.model = self._dense_model().train()
             begin_with(self.model, recipe.pretrained, recipe.model, data.num_classes)
             self.optimizer = build_optimizer(self.model, recipe)
-            self.ema = ModelEmaV3(self.model, recipe.ema) if recipe.ema else None
-            self.stepper = Stepper(recipe, data.task, self.model, self.optimizer, self.ema)
+            self.averages = [ModelEmaV3(self.model, decay) for decay in recipe.decays]
+            self.stepper = Stepper(recipe, data.task, self.model, self.optimizer, self.averages)
             example = data.example(recipe.batch_size).to(self.device)
             epochs = -(-self.steps // data.steps)
             with self.ledger.clock("trace", self.device):
@@ -123,7 +132,7 @@ class Run:
                     epochs=epochs,
                     start_epoch=0,
                     steps_per_epoch=data.steps,
-                    ema=self.ema,
+                    ema=self.averages,
                     probe=Probe(self.stepper.loss, _Subset(self)),
                     exclude=recipe.exclude,
                     batch_size=images,
@@ -157,8 +166,10 @@ class Run:
 
     @property
     def result(self) -> nn.Module:
-        """What is tested and saved: the moving average of the weights where the recipe keeps one, else the model."""
-        return self.model if self.ema is None else self.ema.module
+        """What is tested and saved: the moving average of the weights where the recipe keeps one, the best of several,
+        else the model."""
+        best = self.ledger.average
+        return self.model if best is None else self.averages[self.recipe.decays.index(best)].module
 
     @property
     def position(self) -> tuple[int, int, int]:
@@ -352,6 +363,9 @@ class Run:
             ledger.morphs.append(
                 MorphEvent(self.total_epochs, before, last.accuracy, receipt.seconds, ledger.training_seconds)
             )
+        if self.recipe.test_size is not None:
+            with self._random.active(), ledger.clock("evaluation", self.device):
+                ledger.tested_at = self._evaluate_at(self.recipe.test_size)
         if ledger.pruned is not None:
             with self._random.active(), ledger.clock("accounting", self.device), self._precision():
                 ledger.pruned.density = densities(self.attached.network, ledger.pruned.threshold)
@@ -468,23 +482,41 @@ class Run:
         return precision_of(self.recipe, self.device)
 
     def _evaluate(self) -> tuple[float, dict[str, float]]:
-        """The task's figure in percent, of the network that rank 0 saves, and what else its test tells."""
-        spread(self.result.buffers())  # running statistics are each rank's own
+        """The task's figure in percent, of the network that rank 0 saves, and what else its test tells; of several
+        averages the best one's."""
+        metric, size, found = self.ledger.metric, self.attached.network.current.resolution, list[dict[str, float]]()
         with self.ledger.clock("evaluation", self.device):
-            figures = self._tested(self.data.task.evaluate, self.device)
-        return figures.pop(self.ledger.metric), figures
+            for model in [average.module for average in self.averages] or [self.model]:
+                spread(model.buffers())  # running statistics are each rank's own
+                found.append(self._tested(model, size, self.data.task.evaluate, self.device))
+        best = max(range(len(found)), key=lambda number: found[number][metric])
+        if self.averages:
+            self.ledger.average = self.recipe.decays[best]
+        return found[best].pop(metric), found[best]
 
-    def _tested(self, test: Callable[..., T], *arguments: Any) -> T:
-        """What a function of the task makes of the tested network and the test images."""
-        model = self.result.eval()
+    def _evaluate_at(self, side: int) -> dict[str, Any]:
+        """The same of the finished network on images of another size, without training there (AutoProg, Table 2).
+
+        Raises:
+            SubNetworkError: the model cannot run at this size.
+        """
+        model = copy.deepcopy(self.result).eval()
+        network = trace(model, self._example(2))
+        morph(network, network.subnetwork(resolution=(side, side)))
+        figures = self._tested(model, (side, side), self.data.task.evaluate, self.device)
+        return {"size": side, "shown": self.data.shown(side), "accuracy": figures[self.ledger.metric]}
+
+    def _tested(self, model: nn.Module, size: Size | None, test: Callable[..., T], *arguments: Any) -> T:
+        """What a function of the task makes of a network and the test images at a size."""
+        model.eval()
         with torch.inference_mode(), self._precision():
-            batches = self.data.test_batches(self.attached.network.current.resolution)
+            batches = self.data.test_batches(size)
             return test(lambda images: model(laid_out(images, self.recipe)), batches, *arguments)
 
     def draw(self, folder: Path) -> list[Path]:
         """Write pictures of predictions, where the task has any."""
-        statistics = {"mean": self.data.mean, "std": self.data.std}
-        return self._tested(self.data.task.draw, statistics, folder, self.data.classes)
+        size, statistics = self.attached.network.current.resolution, {"mean": self.data.mean, "std": self.data.std}
+        return self._tested(self.result, size, self.data.task.draw, statistics, folder, self.data.classes)
 
     def _open_stage(self, epoch: int) -> None:
         """Enter the sub-network that trains from here on."""
@@ -527,7 +559,7 @@ class Run:
             "mean": json.dumps(self.data.mean.tolist()),  # of the images, by channel, from 0 to 1
             "std": json.dumps(self.data.std.tolist()),
             "classes": json.dumps(list(self.data.classes)),
-            "crop": f"{self.data.centre}",
+            **self.data.framing(max(self.attached.network.current.resolution or self.data.size)),
         }
         content = {"state_dict": self.result.state_dict(), **metadata_of(self.attached.network, notes)}
         for average in self.attached.averages:

@@ -88,6 +88,10 @@ class MaskData(FileData):
             self.found.train, self.found.classes, recipe.base_size, self.size, recipe.color_jitter, mean, key
         )
 
+    def shown(self, side: int) -> str:
+        """Whatever the network takes."""
+        return "whole test images, and masks at their own size"
+
     def test_batches(self, size: Size | None = None) -> Iterator[Batch]:
         """Whole test images in order, normalised, and their masks as they are; where another size than that of the
         training crops is asked for, images are scaled alike."""

@@ -1,4 +1,4 @@
-"""Any model by name: the CIFAR ResNets, torchvision's, timm's, segmentation-models-pytorch's, or one's own."""
+"""Any model by name: those for CIFAR, torchvision's, timm's, segmentation-models-pytorch's, or one's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torchvision
@@ -19,6 +19,10 @@ from ..errors import ConfigError, first_line
 from ..machine.reading import MALFORMED, walk, within
 from ..spec import parse_call, suggest
 from .cifar_resnet import CIFAR_RESNETS
+from .cifar_vgg import CIFAR_VGGS
+
+BUILT_IN = CIFAR_RESNETS | CIFAR_VGGS
+"""The networks for small images, by their bare names."""
 
 OPEN_SOURCES = ("", "timm", "torchvision", "smp")
 """What a file may name a model of; the bare name is looked up in all three tables."""
@@ -129,6 +133,28 @@ def _bounded() -> Iterator[None]:
         handle.remove()
 
 
+class Crop(NamedTuple):
+    """How a test image is shown.
+
+    Attributes:
+        share: of the shorter side, that its centre has.
+        interpolation: by which it is brought to its size: `bilinear` or another of torchvision's.
+    """
+
+    share: float = 0.875
+    interpolation: str = "bilinear"
+
+
+def crop_of(text: str, side: int) -> Crop:
+    """The crop of a timm model's own configuration, for images of `side` pixels; torchvision's for all others."""
+    source, _, bare = parse_call(text)[0].rpartition(":")
+    theirs = source == "timm" or (not source and bare not in {*BUILT_IN, *torchvision.models.list_models()})
+    if not theirs or not timm.is_model(bare) or (found := timm.models.get_pretrained_cfg(bare)) is None:
+        return Crop()
+    at_test = found.test_crop_pct if (found.test_input_size or (0,))[-1] == side else None
+    return Crop(at_test or found.crop_pct, found.interpolation)
+
+
 def timm_model(name: str, arguments: dict[str, Any]) -> nn.Module:
     """`timm.create_model`, where weights from a file (`checkpoint_path`) are read as data, whatever timm's version."""
     path = arguments.pop("checkpoint_path", None)
@@ -167,8 +193,8 @@ def _by_name(source: str, name: str, trained: bool = False) -> Callable[..., Any
     if source == "smp":
         return _smp(name)
     torchvision_names, timm_names = torchvision.models.list_models(), timm.list_models()
-    if not source and name in CIFAR_RESNETS:
-        return CIFAR_RESNETS[name]
+    if not source and name in BUILT_IN:
+        return BUILT_IN[name]
     if source != "timm" and name in torchvision_names:
         builder = torchvision.models.get_model_builder(name)
         known = inspect.signature(builder).parameters
@@ -178,7 +204,7 @@ def _by_name(source: str, name: str, trained: bool = False) -> Callable[..., Any
     if source != "torchvision" and (name in timm_names or timm.is_model(name)):
         return lambda **arguments: timm_model(name, dict(pretrained=trained, **arguments))
     names = {"timm": timm_names, "torchvision": torchvision_names}
-    known = names.get(source, [*CIFAR_RESNETS, *torchvision_names, *timm_names])
+    known = names.get(source, [*BUILT_IN, *torchvision_names, *timm_names])
     raise ConfigError(f"no model '{name}'", todo=f"{suggest(name, known)} Your own is written package.module:function")
 
 

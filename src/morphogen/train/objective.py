@@ -30,7 +30,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         tokens = getattr(model, "no_weight_decay", set)()  # timm's way to name them
         groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=tokens)
         return torch.optim.AdamW(groups, recipe.lr, fused=fused)
-    settings = {"momentum": 0.9, "nesterov": True, "weight_decay": recipe.weight_decay}
+    settings = {"momentum": 0.9, "nesterov": recipe.nesterov, "weight_decay": recipe.weight_decay}
     return torch.optim.SGD(model.parameters(), recipe.lr, fused=fused, **settings)
 
 

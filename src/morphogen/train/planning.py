@@ -72,6 +72,8 @@ def _measurable(
     data = load_data(config) if config.data else None
     if config.token_labels and data is None:
         raise ConfigError("label maps go with images", where="token_labels", expected="data", found="none")
+    if config.model.startswith("smp:") and data is None:
+        raise ConfigError("a model of segmentation is planned on images with masks", where="data", expected="a folder")
     model, training = measured_step(config, data, config.num_classes)
     steps = data.steps if data else _steps(config)
     return model, training, steps, None if data is None else supply_of(data, config, resizing)
@@ -91,7 +93,7 @@ def measured_step(recipe: Recipe, data: Data | None, num_classes: int = 0) -> tu
         optimizer=partial(build_optimizer, recipe=recipe),
         loss=partial(_loss, recipe, data.task if data else classification_of(recipe, torch.ones(classes))),
         clip_grad=recipe.clip_grad,
-        ema=recipe.ema > 0,
+        ema=len(recipe.decays),
     )
 
 

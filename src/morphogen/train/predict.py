@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from ..errors import ConfigError, ExportError, first_line
 from ..machine.reading import MALFORMED, parse_json, within, words
 from .config import PredictConfig
+from .data import WHOLE
 from .export import WEIGHTS, load_run
 from .images import centre_crop, read_image
 
@@ -40,7 +41,8 @@ class Predictor:
         size: height and width of the images.
         mean, std: of the training images, by channel, of values from 0 to 1.
         classes: names; empty where they are not known.
-        crop: share of an image's shorter side that is looked at; 1 is the whole image.
+        crop: share of an image's shorter side that is looked at; None is the whole image, resized.
+        interpolation: by which it is resized.
         batch: images at once that it takes and no others; None for any number.
     """
 
@@ -49,13 +51,18 @@ class Predictor:
     mean: list[float]
     std: list[float]
     classes: list[str]
-    crop: float
+    crop: float | None
+    interpolation: str
     batch: int | None = None
 
     def image(self, path: str) -> Tensor:
         """A file as the network was tested on: cut out, brought to its size, normalised."""
-        image = read_image(path)
-        pixels = v2.functional.pil_to_tensor(centre_crop(image, self.size, self.crop)).float() / 255
+        image: Any = read_image(path)
+        if self.crop is None:
+            cut = v2.Resize(self.size, v2.InterpolationMode(self.interpolation))(image)
+        else:
+            cut = centre_crop(image, self.size, self.crop, self.interpolation)
+        pixels = v2.functional.pil_to_tensor(cut).float() / 255
         return v2.functional.normalize(pixels, self.mean, self.std)
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -163,12 +170,14 @@ def _noted(notes: dict[str, str], where: str) -> dict[str, Any]:
         if len(mean) != 3 or len(std) != 3 or not all(std):
             raise ValueError("mean and std are not those of three channels")
         classes = words(parse_json(notes.get("classes", "[]")))
-        crop = within(float(notes.get("crop", "1")), 0.01, 1)
+        noted = notes.get("crop", WHOLE)
+        crop = None if noted == WHOLE else within(float(noted), 0.01, 1)
+        interpolation = v2.InterpolationMode(notes.get("interpolation", "bilinear")).value
     except MALFORMED as error:
         raise ExportError(
             f"the file does not say what images it expects ({first_line(error)})", where=where, todo=TODO
         ) from error
-    return {"mean": mean, "std": std, "classes": classes, "crop": crop}
+    return {"mean": mean, "std": std, "classes": classes, "crop": crop, "interpolation": interpolation}
 
 
 def _images(given: Sequence[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from ..graph.trace import trace
 from ..machine.timing import now
 from ..methods import Method
 from ..morph.rehearsal import rehearse
-from ..parts import Batch, Prune, Resize, Search
+from ..parts import Batch, Prune, Resize, Search, Unfreeze
 from ..plan.paths import Span, keeps_momentum, spans_if
 from ..plan.predict import Part, predict, step_with_data
 from ..plan.steps import Bench
@@ -46,9 +46,9 @@ class StepTimes:
             ConfigError: the method does not fit the run, or its steps are not known from its schedule.
         """
         assembly = Assembly(method)
-        if any(assembly.of(part) is not None for part in (Batch, Prune, Search)):
+        if any(assembly.of(part) is not None for part in (Batch, Prune, Search, Unfreeze)):
             raise ConfigError(
-                "it prunes, searches or changes its batch, which step times of a schedule do not show",
+                "it prunes, searches, freezes or changes its batch, which step times of a schedule do not show",
                 where=str(method),
                 todo="Compare it with --parallel 1 in another folder, where every run is timed itself",
             )
@@ -70,7 +70,7 @@ class StepTimes:
         for number, span in enumerate(spans):
             subnetwork = span.stage.subnetwork
             price = self.bench.cost(subnetwork)
-            averages = (self.recipe.ema > 0) + keeps_momentum(assembly, spans, number)
+            averages = len(self.recipe.decays) + keeps_momentum(assembly, spans, number)
             step = self.bench.dense_seconds * price.time * (1 + averages * price.average)
             overhead += self.bench.morph_seconds(before, subnetwork, assembly)
             parts.append(Part(span.epochs, self._with_data(step, subnetwork.resolution, assembly), price.flops))

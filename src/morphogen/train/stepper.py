@@ -33,10 +33,10 @@ class Stepper:
         compiles: whether the next full step is the first one of its size, which is compiled then.
     """
 
-    def __init__(self, recipe: Recipe, task: Task, model: nn.Module, optimizer: Optimizer, ema: ModelEmaV3 | None):
+    def __init__(self, recipe: Recipe, task: Task, model: nn.Module, optimizer: Optimizer, averages: list[ModelEmaV3]):
         """`follow` says what to train."""
         self._task = task
-        self._recipe, self._model, self._optimizer, self._ema = recipe, model, optimizer, ema
+        self._recipe, self._model, self._optimizer, self._averages = recipe, model, optimizer, averages
         self._device = recipe.torch_device()
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=recipe.precision == "float16")
         self._trained = wrapped(model)
@@ -72,8 +72,8 @@ class Stepper:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._attached.end_step()
-        if self._ema is not None:
-            self._ema.update(self._model)
+        for average in self._averages:
+            average.update(self._model)
         self.compiles = False
         return loss
 

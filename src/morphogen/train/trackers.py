@@ -40,7 +40,8 @@ class Trackers:
         last, stage = ledger.epochs[-1], ledger.stages[-1]
         figures = {
             "loss": last.loss,
-            "accuracy": last.accuracy,
+            ledger.metric: last.accuracy,
+            **last.figures,
             "training seconds": last.seconds,
             "parameters": float(stage.parameters),
             "training FLOPs of an image": stage.training_flops / stage.batch_size,
@@ -49,14 +50,14 @@ class Trackers:
         events = []
         for morph in (morph for morph in ledger.morphs if morph.epoch == epoch):
             figures |= {
-                "morph/accuracy before": morph.accuracy_before,
-                "morph/accuracy after": morph.accuracy_after,
+                f"morph/{ledger.metric} before": morph.accuracy_before,
+                f"morph/{ledger.metric} after": morph.accuracy_after,
                 "morph/seconds": morph.seconds,
             }
             size = "" if stage.resolution is None else f" at {stage.resolution[0]} x {stage.resolution[1]}"
             events.append(
-                f"epoch {morph.epoch}: {stage.parameters:,} parameters{size}, accuracy {morph.accuracy_before:.2f} % "
-                f"before and {morph.accuracy_after:.2f} % right after"
+                f"epoch {morph.epoch}: {stage.parameters:,} parameters{size}, "
+                f"{ledger.metric} {morph.accuracy_before:.2f} % before and {morph.accuracy_after:.2f} % right after"
             )
         for writer in self._writers:
             writer.write(epoch, figures, "; ".join(events))

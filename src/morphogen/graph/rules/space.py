@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
+
+from ..numbers import Number
 from .pointwise import broadcast
 from .table import Axes, Call, Value, rule
 
@@ -25,13 +28,28 @@ def spatial(call: Call) -> Axes | list[Axes]:
 
 @rule("pad", "constant_pad_nd", *[f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)])
 def pad(call: Call) -> Axes:
-    """Padding: an axis that is padded is of fixed size; the last axes come first in the list of pads."""
+    """Padding; the last axes come first in the list of pads.
+
+    Constants beside the channels of a shortcut (option A of residual networks) are channels of their own, as many as
+    the code's numbers count. An axis that is padded otherwise is of fixed size.
+    """
     axes = list(call.input.axes)
     pads = call.args["pad"] if "pad" in call.args else call["padding"]
+    numbers, constant = call.numbers(pads), call.args.get("mode", "constant") == "constant" and "pad" in call.args
     for i in range(len(pads) // 2):
-        if pads[2 * i] or pads[2 * i + 1]:
-            call.slots.fix(axes[-1 - i], f"padded by {call.op}")
+        sides = [side for side in (2 * i, 2 * i + 1) if pads[side]]
+        axis = axes[-1 - i]
+        if not sides:
+            continue
+        if axis is None or not constant or not all(isinstance(numbers[side], Number) for side in sides):
+            call.slots.fix(axis, f"padded by {call.op}")
             axes[-1 - i] = None
+            continue
+        new = {side: call.slots.fresh(max(0, pads[side])) for side in sides}
+        for side, slots in new.items():
+            call.counts(numbers[side], slots)
+        before, behind = (new.get(side) for side in (2 * i, 2 * i + 1))
+        axes[-1 - i] = torch.cat([part for part in (before, axis, behind) if part is not None])
     return tuple(axes)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..courses import Course, course
 from ..page.chart import SECONDS, unit_of
 from ..page.series import DENSE
-from ..records import Record, by_method
+from ..records import Record, by_method, measured
 from ..searches import draw_searches
 from .figure import PaperFigure, colour, new_figure, save, some, subject
 
@@ -22,10 +22,11 @@ def draw_sizes(records: Sequence[Record], path: Path) -> None:
     for run in dense:
         models.setdefault(run["model"], []).append(run)
     by_size = sorted(models, key=lambda model: models[model][0]["stages"][-1]["parameters"])
-    _draw({model: course(models[model], "seconds") for model in by_size}, subject(dense[:1]).partition(" on ")[2], path)
+    courses = {model: course(models[model], "seconds") for model in by_size}
+    _draw(courses, ", ".join(dict.fromkeys(run["data"] for run in dense)), measured(dense), path)
 
 
-def _draw(courses: dict[str, Course], title: str, path: Path) -> None:
+def _draw(courses: dict[str, Course], title: str, metric: str, path: Path) -> None:
     unit, unit_name = unit_of(max(each.costs[-1] for each in courses.values()), SECONDS)
     figure, [axes] = new_figure()
     for number, (name, each) in enumerate(courses.items()):
@@ -34,7 +35,7 @@ def _draw(courses: dict[str, Course], title: str, path: Path) -> None:
         low, high = ([m + sign * s for m, s in zip(each.mean, each.spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(xs, low, high, color=colour(number), alpha=0.15, linewidth=0)
     axes.set_xlabel(f"training time ({unit_name})")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {metric} (%)")
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=8, loc="lower right")
     save(figure, path)
@@ -49,7 +50,7 @@ def draw_learning_curves(records: Sequence[Record], path: Path) -> None:
         look = "black" if method == DENSE else colour(number)
         axes.plot(epochs, each.mean, color=look, linestyle=DASHES[number % len(DASHES)], label=method)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {measured(records)} (%)")
     axes.set_title(subject(records), fontsize=9)
     axes.legend(fontsize=7, loc="lower right")
     save(figure, path)

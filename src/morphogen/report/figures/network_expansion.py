@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ..page.series import DENSE
-from ..records import Record, by_method
+from ..records import Record, by_method, measured
 from ..render import draw_accuracy
 from .figure import MARKERS, PaperFigure, bare, colour, mean_of, methods_of, new_figure, save, some, subject
 
@@ -36,7 +36,7 @@ def draw_tradeoff(records: Sequence[Record], path: Path) -> None:
             settings = label.partition("(")[2].rstrip(")")
             axes.annotate(settings, (x, y), textcoords="offset points", xytext=(5, 5), fontsize=7)
     axes.set_xlabel("acceleration (dense time by the method's)")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {measured(records)} (%)")
     axes.set_title(subject(records), fontsize=9)
     axes.legend(fontsize=8)
     save(figure, path)
@@ -60,6 +60,8 @@ def between(correlations: dict[str, Any]) -> float:
 
 def draw_correlations(records: Sequence[Record], path: Path) -> None:
     """Pearson's correlations between the feature maps of a layer right after it has grown, a panel a method."""
+    from matplotlib.ticker import MaxNLocator
+
     found = correlated(records)
     if not found:
         raise ConfigError("no run has grown in width", expected="runs of a method that widens convolutions")
@@ -75,7 +77,7 @@ def draw_correlations(records: Sequence[Record], path: Path) -> None:
         told = f"{correlations['layer']}, before epoch {morph['epoch']}: {old} old channels, then the new"
         axes.set_title(f"{run['method']}\n{told}\nnew to old, largest |r|: {between(correlations):.2f}", fontsize=8)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.get_major_locator().set_params(integer=True)
+            axis.set_major_locator(MaxNLocator(integer=True))
     assert image is not None
     figure.colorbar(image, ax=panels, label="Pearson's r between feature maps of one test image")
     save(figure, path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...errors import ConfigError
 from ...spec import parse_call
 from ..page.series import DENSE
-from ..records import Record, by_method
+from ..records import Record, by_method, measured
 from ..savings.density import draw_density
 from ..savings.over_epochs import draw_communication, draw_flops, draw_memory
 from ..savings.shares import (
@@ -159,7 +159,7 @@ def draw_accuracy_by_cost(records: Sequence[Record], path: Path) -> None:
             _points(axes, each.values(), cost, name, number)
         _dense(axes, records)
         axes.set_xlabel(f"{what}, % of dense")
-    panels[0].set_ylabel("test accuracy (%)")
+    panels[0].set_ylabel(f"test {measured(records)} (%)")
     panels[0].legend(fontsize=8)
     figure.suptitle(subject(records), fontsize=9)
     save(figure, path)
@@ -182,7 +182,7 @@ def draw_intervals(records: Sequence[Record], path: Path) -> None:
         _points(axes, each, lambda run: at_the_end(run, "inference_flops"), label, number)
     _dense(axes, records)
     axes.set_xlabel("inference FLOPs, % of dense")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {measured(records)} (%)")
     axes.set_title(subject(records), fontsize=9)
     axes.legend(fontsize=8)
     save(figure, path)

@@ -17,6 +17,9 @@ LEFT, TOP, BOTTOM = 46, 14, 40
 LETTER = 6.6
 """Units of a letter, on average."""
 
+SAMPLE = 16
+"""Units of the piece of line before a label: text is in the text's colour, which is read best."""
+
 GAP = 13.5
 """Units between two labels."""
 
@@ -53,17 +56,20 @@ class Scale:
         low, high, value = (math.log(each) if self.log else each for each in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self, count: int = 5) -> list[float]:
-        """Round values, about so many: 1, 2 and 5 times powers of ten."""
+    def ticks(self, count: int = 5) -> list[tuple[float, str]]:
+        """Round values, about so many, and how they are written: 1, 2 and 5 times powers of ten."""
         if self.log and self.high / self.low > 8:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             ticks = [step * 10.0**power for power in decades for step in ((1, 2, 5) if len(decades) < 4 else (1,))]
-            return [tick for tick in ticks if self.low <= tick <= self.high]
+            return [(tick, figure(tick)) for tick in ticks if self.low <= tick <= self.high]
         rough = (self.high - self.low) / count
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = power * next(each for each in (1, 2, 5, 10) if each * power >= rough * 0.999)
-        first = math.ceil(self.low / step)
-        return [round(n * step, 12) for n in range(first, math.floor(self.high / step) + 1)]
+        power = math.floor(math.log10(rough))
+        step = 10.0**power * next(each for each in (1, 2, 5, 10) if each * 10.0**power >= rough * 0.999)
+        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))  # as many as tell two ticks apart
+        plain = step > 1e-4 and max(abs(first), abs(last)) * step < 1e5
+        ticks = [round(n * step, 12) for n in range(first, last + 1)]
+        return [(tick, f"{tick:,.{decimals}f}" if plain else figure(tick)) for tick in ticks]
 
 
 class Chart:
@@ -91,7 +97,7 @@ class Chart:
             labels: that will stand at the right of it, for which there must be room.
             height: in units.
         """
-        right = min(140.0, max((LETTER * len(label) + 14 for label in labels), default=14.0))
+        right = min(156.0, max((LETTER * len(label) + 12 + SAMPLE for label in labels), default=14.0))
         self.title, self.height, self._labels = title, height, list[tuple[float, float, str, str]]()
         self.x = Scale.of(x[1], LEFT, WIDTH - right, log=log)
         self.y = Scale.of(y[1], height - BOTTOM, TOP + 18)
@@ -105,14 +111,14 @@ class Chart:
 
     def _axes(self) -> Iterable[Element]:
         left, right, bottom = self.x.start, self.x.end, self.y.start
-        for tick in self.y.ticks():
+        for tick, told in self.y.ticks():
             place = self.y(tick)
             yield el("path", d=f"M{number(left)} {number(place)}H{number(right)}", class_="rule")
-            yield el("text", figure(tick), x=left - 6, y=place + 3.5, text_anchor="end", class_="tick")
-        for tick in self.x.ticks():
+            yield el("text", told, x=left - 6, y=place + 3.5, text_anchor="end", class_="tick")
+        for tick, told in self.x.ticks():
             place = self.x(tick)
             yield el("path", d=f"M{number(place)} {number(bottom)}v4", class_="axis")
-            yield el("text", figure(tick), x=place, y=bottom + 16, text_anchor="middle", class_="tick")
+            yield el("text", told, x=place, y=bottom + 16, text_anchor="middle", class_="tick")
         yield el("path", d=f"M{number(left)} {number(bottom)}H{number(right)}", class_="axis")
 
     def line(self, points: Sequence[tuple[float, float]], look: str) -> None:
@@ -173,11 +179,12 @@ class Chart:
         labels = sorted(self._labels, key=lambda label: label[1])
         places = apart([label[1] for label in labels], self.y.end, self.y.start)
         for (x, y, text, look), place in zip(labels, places, strict=True):
-            left = self.x.end + 8
-            if left - x > 12 or abs(place - y) > 4:
-                path = f"M{number(x)} {number(y)}L{number(left - 2)} {number(place)}"
+            left = self.x.end + 6
+            if left - x > 8 or abs(place - y) > 4:
+                path = f"M{number(x)} {number(y)}L{number(left - 1)} {number(place)}"
                 yield el("path", d=path, class_="leader")
-            yield el("text", text, x=left, y=place + 4, style="fill:var(--s)", class_=f"{look} named")
+            yield el("path", d=f"M{number(left)} {number(place)}h{SAMPLE - 4}", class_=f"{look} line")
+            yield el("text", text, x=left + SAMPLE, y=place + 4)
 
     def _path(self, points: Sequence[tuple[float, float]]) -> str:
         return "M" + "L".join(f"{number(self.x(x))} {number(self.y(y))}" for x, y in points)

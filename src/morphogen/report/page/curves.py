@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 from ..courses import course
 from ..fronts import Knot
 from ..outputs import Fronts
-from ..records import Record, by_method
+from ..records import Record, by_method, measured
 from .chart import FLOPS, SECONDS, Chart, unit_of
 from .elements import el
 from .series import Series
@@ -16,21 +16,21 @@ from .series import Series
 COSTS = {"seconds": ("training time", SECONDS), "flops": ("training FLOPs", FLOPS)}
 
 
-def draw_fronts(fronts: Fronts, series: Mapping[str, Series]) -> Element:
+def draw_fronts(fronts: Fronts, series: Mapping[str, Series], metric: str) -> Element:
     """A chart for time and one for FLOPs: the mean of each length, its spread, and the front that is read off."""
-    return el("div", *(_front(fronts, series, cost) for cost in COSTS), class_="grid")
+    return el("div", *(_front(fronts, series, cost, metric) for cost in COSTS), class_="grid")
 
 
-def _front(fronts: Fronts, series: Mapping[str, Series], cost: str) -> Element:
+def _front(fronts: Fronts, series: Mapping[str, Series], cost: str, metric: str) -> Element:
     what, units = COSTS[cost]
     knots: dict[str, list[Knot]] = {method: by_cost[cost] for method, by_cost in fronts.knots.items()}
     every = [knot for each in knots.values() for knot in each]
     unit, unit_name = unit_of(max(knot.cost for knot in every), units)
     ends = [knot.accuracy + sign * (knot.spread or 0) for knot in every for sign in (-1, 1)]
     chart = Chart(
-        f"Accuracy by {what}",
+        f"{metric[:1].upper()}{metric[1:]} by {what}",
         (f"{what} ({unit_name}), log scale", [knot.cost / unit for knot in every]),
-        ("test accuracy (%)", [*ends, *(knot.fitted for knot in every)]),
+        (f"test {metric} (%)", [*ends, *(knot.fitted for knot in every)]),
         log=True,
         labels=[series[method].name for method in knots],
     )
@@ -59,7 +59,7 @@ def draw_courses(records: Sequence[Record], series: Mapping[str, Series]) -> Ele
 
 
 def _courses(records: Sequence[Record], series: Mapping[str, Series], cost: str) -> Element:
-    what, units = COSTS[cost]
+    (what, units), metric = COSTS[cost], measured(records)
     courses = {method: course(runs, cost) for method, runs in by_method(records).items()}
     unit, unit_name = unit_of(max(each for one in courses.values() for each in one.costs), units)
     pairs = [
@@ -69,9 +69,9 @@ def _courses(records: Sequence[Record], series: Mapping[str, Series], cost: str)
         for sign in (-1, 1)
     ]
     chart = Chart(
-        f"Accuracy by {what}",
+        f"{metric[:1].upper()}{metric[1:]} by {what}",
         (f"{what} ({unit_name})", [0.0, *(each / unit for one in courses.values() for each in one.costs)]),
-        ("test accuracy (%)", pairs),
+        (f"test {metric} (%)", pairs),
         labels=[series[method].name for method in courses if not series[method].same_time],
     )
     for method, one in courses.items():

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from .chart import LETTER, WIDTH, Scale, figure
+from .chart import LETTER, WIDTH, Scale
 from .elements import clean, el, number
 from .style import LEVELS
 
@@ -47,8 +47,8 @@ def heat_map(title: str, names: Sequence[str], rows: Sequence[Row], epochs: floa
         for place, name in enumerate(names)
     ]
     ticks = [
-        el("text", figure(tick), x=across(tick), y=bottom + 13, text_anchor="middle", class_="tick")
-        for tick in across.ticks()
+        el("text", told, x=across(tick), y=bottom + 13, text_anchor="middle", class_="tick")
+        for tick, told in across.ticks()
         if tick == round(tick)
     ]
     below = el("text", "epoch", x=(left + across.end) / 2, y=bottom + 28, text_anchor="middle")

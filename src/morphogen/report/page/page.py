@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 from ... import __version__
 from ..headline import headline_rows
 from ..outputs import Output, drawn
-from ..records import Record, by_method
+from ..records import Record, by_method, measured
 from ..render import summary
 from ..savings.rows import saving_rows
 from ..savings.shares import pruned_runs
@@ -49,13 +49,13 @@ def _output(output: Output) -> list[Element | None]:
     series = series_of([*methods, *(output.fronts.knots if output.fronts else ())])
     first = records[0]
     seeds = max(len({run["seed"] for run in runs}) for runs in methods.values())
-    subject = f"{first['model']} on {first['data']}, {len(records)} runs, {seeds} {'seeds' if seeds > 1 else 'seed'}"
+    subject = f"{first['model']} on {first['data']}, {_count(len(records), 'run')}, {_count(seeds, 'seed')}"
     parts: list[Element | None] = [el("p", subject, class_="soft"), key(series.values())]
     for record in records:
         if record["stopped"]:
             parts.append(el("p", el("strong", "Stopped: "), f"{record['method']}, {record['stopped']}"))
     if output.fronts is not None:
-        parts += [el("h3", "Accuracy against cost"), draw_fronts(output.fronts, series)]
+        parts += [el("h3", "Accuracy against cost"), draw_fronts(output.fronts, series, measured(records))]
         parts.append(el("p", f"Seconds are of {output.fronts.seconds_of}.", class_="soft"))
         if output.fronts.speedups:
             rows = headline_rows(output.fronts.speedups, output.fronts.end_to_end)
@@ -71,6 +71,10 @@ def _output(output: Output) -> list[Element | None]:
         parts += part if len(shown) <= OPEN else [details("Its shape over time", *part)]
     parts += _settings(records)
     return parts
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _named(rows: Sequence[dict[str, str]], series: Mapping[str, Series]) -> list[dict[str, str]]:

@@ -79,7 +79,7 @@ thead th{font-weight:600;color:var(--soft)}
 details{margin:.6rem 0}
 summary{cursor:pointer;color:var(--soft)}
 .key{list-style:none;padding:0;margin:.6rem 0}
-.key li{display:flex;gap:.6rem;align-items:baseline;margin:.15rem 0}
+.key li{display:flex;gap:0 .6rem;align-items:baseline;margin:.15rem 0}
 .key svg{flex:none;width:2.6rem;align-self:center}
 .key strong{flex:none}
 @media (max-width:30rem){.key li{flex-wrap:wrap}.key code{flex-basis:100%}}

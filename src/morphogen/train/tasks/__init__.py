@@ -25,6 +25,6 @@ def classification_of(recipe: Recipe, counts: Tensor) -> Task:
     """What a recipe learns where each image has a class; `counts` are the images of each."""
     classes = len(counts)
     if recipe.token_labels:
-        return TokenLabelling(classes, recipe.label_smoothing)
+        return TokenLabelling(classes, recipe.label_smoothing, ground_truth=recipe.ground_truth)
     weights = counts.sum() / (classes * counts.clamp_min(1)) if recipe.class_weights else None
     return Classification(classes, recipe.label_smoothing, recipe.mixup > 0 or recipe.cutmix > 0, weights)

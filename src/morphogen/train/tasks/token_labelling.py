@@ -24,7 +24,13 @@ from .task import Swapped
 
 @dataclass(frozen=True)
 class TokenLabelling(Classification):
-    """The loss of token labelling against label maps, see `token_labels`."""
+    """The loss of token labelling against label maps, see `token_labels`.
+
+    Attributes:
+        ground_truth: whether the true class is blended into the target of the whole crop.
+    """
+
+    ground_truth: bool = False
 
     def check(self, network: Network, images: int) -> None:
         """The model must be a VOLO that mixes tokens."""
@@ -36,7 +42,9 @@ class TokenLabelling(Classification):
             predictions = predict(model, images)
         count, classes = predictions.tokens.shape[1:]
         wanted = token_targets(targets, classes, token_grid(count, (images.shape[2], images.shape[3])))
-        return token_label_loss(predictions, with_true_labels(wanted, targets.labels, self.smoothing))
+        if self.ground_truth:
+            wanted = with_true_labels(wanted, targets.labels, self.smoothing)
+        return token_label_loss(predictions, wanted)
 
     def pieces(self, targets: Any, count: int) -> list[Any]:
         """Maps and crops of the same images."""

@@ -132,7 +132,7 @@ def test_a_finished_run_stays(tmp_path, capsys):
         assert train(tmp_path, *more) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "a run that is finished" in error
-        assert all(way in error for way in ("--output", "--overwrite true", "--resume true"))
+        assert all(way in error for way in ("--output", "--overwrite", "--resume"))
     assert train(tmp_path, "--resume", "true") == 0
     assert "is finished" in capsys.readouterr().out
     assert train(tmp_path, "--resume", "true", "--lr", "0.3") == 2
@@ -163,13 +163,13 @@ def stopped(folder, monkeypatch, *more, number=signal.SIGTERM):
 def test_a_stopped_run_is_gone_on_with_or_refused(tmp_path, monkeypatch, capsys):
     assert stopped(tmp_path, monkeypatch) == 143
     error = capsys.readouterr().err
-    told = "stopped by SIGTERM, saved in epoch 0 after step 1; continue with the same command and --resume true"
+    told = "stopped by SIGTERM, saved in epoch 0 after step 1; continue with the same command and --resume"
     assert error == f"morphogen: {told}\n"
     before = contents(tmp_path)
     for more in ([], ["--save_every", "3600"], ["--lr", "0.3"]):
         assert train(tmp_path, *more) == 2
         error = capsys.readouterr().err
-        assert "a run that was stopped" in error and "--resume true" in error and "--overwrite true" in error
+        assert "a run that was stopped" in error and "--resume" in error and "--overwrite" in error
     assert train(tmp_path, "--resume", "true", "--lr", "0.3") == 2 and "lr 0.3, as here" in capsys.readouterr().err
     for command in (["compare", *TINY, "--epochs", "2"], ["compare", *TINY, "--epochs", "2", "--overwrite", "true"]):
         assert main([*command, "--methods", "[Prog(stages=1)]", "--output", str(tmp_path)]) == 2
@@ -195,7 +195,7 @@ def test_ctrl_c_says_where_and_how_to_go_on(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert (
         error == "morphogen: stopped by SIGINT, last saved in epoch 0 after step 1; continue with the same command and "
-        "--resume true\n"
+        "--resume\n"
     )
     assert json.loads((tmp_path / "results.json").read_text())[0]["stopped"]  # which is not finished, though written
     assert train(tmp_path, "--resume", "true") == 0
@@ -279,7 +279,7 @@ def test_export_replaces_another_network_only_when_told(tmp_path, capsys):
     capsys.readouterr()
     assert main([*export, str(other), "--output", str(out)]) == 2
     error = capsys.readouterr().err
-    assert "holds another network; found model.safetensors, model.pt2. " in error and "--overwrite true" in error
+    assert "holds another network; found model.safetensors, model.pt2. " in error and "--overwrite" in error
     assert contents(out) == before
     assert main([*export, str(other), "--output", str(out), "--overwrite", "true"]) == 0
     assert "--overwrite removes model.safetensors, model.pt2" in capsys.readouterr().err
@@ -305,7 +305,6 @@ def test_sigterm_ends_any_command_in_one_line(tmp_path, monkeypatch, capsys):
     assert train(tmp_path / "out") == 143
     error = capsys.readouterr().err
     assert (
-        error == "morphogen: stopped by SIGTERM, nothing was saved yet; "
-        "continue with the same command and --resume true\n"
+        error == "morphogen: stopped by SIGTERM, nothing was saved yet; continue with the same command and --resume\n"
     )
     assert not (tmp_path / "out").exists()

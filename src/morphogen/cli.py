@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
@@ -11,6 +12,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
+from . import __version__
+from .commands.arguments import completed, explained, flags
 from .commands.command import Command
 from .commands.compare import COMPARE
 from .commands.export import EXPORT
@@ -18,23 +21,29 @@ from .commands.figure import FIGURE
 from .commands.inspect import INSPECT
 from .commands.label_maps import LABEL_MAPS
 from .commands.plan import PLAN
+from .commands.predict import PREDICT
 from .commands.recipes import RECIPES
 from .commands.recommend import RECOMMEND
 from .commands.report import REPORT
 from .commands.train import TRAIN
-from .errors import ConfigError, MorphogenError, first_line
+from .errors import MorphogenError, first_line
 from .machine.reading import MALFORMED
 from .train.checkpoint import Stopped, listening, number_of
 from .train.settings import MODE
 
+EXIT_CODES = """exit codes:
+  0    done
+  2    something that you can mend; what could be done all the same is written (compare: the other runs)
+  130  stopped by Ctrl-C; 143 by SIGTERM"""
+
 COMMANDS = {
     command.name: command
-    for command in (TRAIN, COMPARE, RECIPES, RECOMMEND, PLAN, INSPECT, EXPORT, REPORT, FIGURE, LABEL_MAPS)
+    for command in (TRAIN, COMPARE, RECIPES, RECOMMEND, PLAN, INSPECT, EXPORT, PREDICT, REPORT, FIGURE, LABEL_MAPS)
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 or 143 after Ctrl-C or SIGTERM."""
+    """Run a command; returns the exit code, see `EXIT_CODES`. Without a command it prints the help."""
     command = None
     try:
         with warnings.catch_warnings(), listening(_end):
@@ -66,14 +75,15 @@ def _one_line(message: Warning | str, *_: object) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Command, object]:
     """The command, and its settings."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        parsed = _parser().parse_args(arguments, defaults=False)
+        parsed = _parser().parse_args(completed(typed, COMMANDS) or ["--help"], defaults=False)
         given: Namespace = parsed.get(parsed.command, Namespace())
         given.pop("config", None)
         command = COMMANDS[parsed.command]
         return command, (command.configure or _as_given(command))(vars(given))
     except (ArgumentError, *MALFORMED) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+        raise explained(str(error), typed, COMMANDS) from None
 
 
 @cache
@@ -81,15 +91,18 @@ def _parser() -> ArgumentParser:
     """Of all commands; it takes a tenth of a second."""
     parser = ArgumentParser(
         prog="morphogen",
+        version=__version__,
         exit_on_error=False,
+        allow_abbrev=False,
         parser_mode=MODE,  # of the commands too
         description="Train vision networks faster by changing their size while they train.",
+        epilog=EXIT_CODES,
         formatter_class=_Formatter,  # of the commands too
     )
     commands = parser.add_subcommands(dest="command", required=True)
     for command in COMMANDS.values():
-        told = str(command.run.__doc__)
-        commands.add_subcommand(command.name, _parser_of(command), help=told.partition(";")[0].partition(".")[0])
+        told = re.split(r"[.;](?:\s|$)", str(command.run.__doc__))[0]
+        commands.add_subcommand(command.name, _parser_of(command), help=told)
     return parser
 
 
@@ -98,7 +111,12 @@ def _as_given(command: Command) -> Callable[[dict[str, Any]], Any]:
 
 
 def _parser_of(command: Command) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, description=command.run.__doc__, epilog=command.examples)
+    parser = ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=command.run.__doc__,
+        epilog=f"{command.examples}\n\n{EXIT_CODES}",
+    )
     if command.from_file:
         parser.add_argument("--config", action="config", help="YAML file with the keys below")
     first, told = command.first or ("", "")
@@ -107,6 +125,9 @@ def _parser_of(command: Command) -> ArgumentParser:
     elif first:
         parser.add_argument(first, nargs="*" if command.many else "?", type=str, default=SUPPRESS, help=told)
     parser.add_class_arguments(command.config, skip={first}, as_group=False)
+    for action in parser._actions:
+        if action.dest in flags(command):
+            action.metavar = "[true|false]"
     return parser
 
 

@@ -50,7 +50,7 @@ def build(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
     for key, value in arguments.items():
         if key not in known:
             settings = "one of " + ", ".join(known) if known else "none"
-            raise ConfigError(f"{name} has no setting '{key}'", expected=settings)
+            raise ConfigError(f"{name} has no setting '{key}'", expected=settings, todo=near(key, known))
         check_value(name, key, value, known[key].default)
     return table[name](**arguments)
 
@@ -70,11 +70,19 @@ def check_value(who: str, key: str, value: object, default: object) -> None:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names what comes closest."""
+    """A sentence that names what comes closest, or else what there is."""
     names = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
-    return (
-        "Did you mean " + ", ".join(near) + "?"
-        if near
-        else "There are " + ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-    )
+    return near(name, names) or "There are " + ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A sentence that names what comes closest; empty where nothing does."""
+    found = nearest(name, known)
+    return "Did you mean " + ", ".join(found) + "?" if found else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """At most five that are nearly this name, whatever its case, the nearest first."""
+    likeness = {each: difflib.SequenceMatcher(None, each.casefold(), name.casefold()).ratio() for each in known}
+    least = max(0.55, max(likeness.values(), default=0.0) - 0.15)
+    return sorted((each for each in likeness if likeness[each] >= least), key=lambda each: -likeness[each])[:5]

@@ -20,8 +20,8 @@ EXPORT = Command(
     run_export,
     """examples:
   morphogen export
-  morphogen export runs/vit --onnx true
-  morphogen export runs/vit --program true --output deploy""",
+  morphogen export runs/vit --onnx
+  morphogen export runs/vit --program --output deploy""",
     first=("run", "output folder of `morphogen train` (default: runs/train)"),
     again="nothing is half written, the same command writes what is missing",
 )

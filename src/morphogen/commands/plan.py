@@ -53,7 +53,7 @@ PLAN = Command(
     """examples:
   morphogen plan resnet50 --method "Prog(ratio=0.5)" --batch_size 128 --images 1281167
   morphogen plan "resnet20(width=32)" --method "NetworkExpansion(stages=3)" --data cifar10:/data/cifar10 --epochs 60
-  morphogen plan --recipe autoprog/2/deit-s-100-prog --batch_size 128 --json true
+  morphogen plan --recipe autoprog/2/deit-s-100-prog --batch_size 128 --json
   morphogen plan resnet50 --method PruneTrain --batch_size 128 --seconds 300""",
     first=("model", "as in train"),
     configure=configure,

@@ -17,6 +17,8 @@ from ..report.ledger import environment
 from ..report.render import as_table
 from ..report.savings.write import draw_savings
 from ..report.searches import draw_searches, search_rows, search_title
+from ..report.training import TRAINING_PICTURE, draw_training, extent_of
+from ..train.best import BEST, extent_at, is_best, keep_best, waited
 from ..train.checkpoint import Checkpoints, Stopped, listening, number_of
 from ..train.config import TrainConfig
 from ..train.distributed import joined
@@ -25,7 +27,8 @@ from ..train.loop import Run
 from ..train.sources import load_data
 from ..train.trackers import tracking
 from .command import Command
-from .terminal import EpochProgress, console, tell_savings
+from .terminal import console, tell_savings
+from .watching import Watching
 
 
 def run_train(config: TrainConfig) -> int:
@@ -47,9 +50,7 @@ def _train(config: TrainConfig) -> int:
     if config.resume and earlier.finished:
         checkpoints.clear()  # which it may have been killed before
         if rank() == 0:
-            print(
-                f"the run in {config.output} is finished; to train it anew, --overwrite true in place of --resume true"
-            )
+            print(f"the run in {config.output} is finished; to train it anew, --overwrite in place of --resume")
         return 0
     method = build_method(config.method)
     try:
@@ -59,14 +60,18 @@ def _train(config: TrainConfig) -> int:
         places = config.track if rank() == 0 else []
         with (
             listening(checkpoints.ask),  # until all is written
-            EpochProgress(run.ledger.metric) as tell,
+            Watching(run) as tell,
             tracking(places, config.output, run.ledger, config.as_text()) as trackers,
         ):
             if config.overwrite and rank() == 0:
                 earlier.remove()
             try:
                 for epoch in run.epochs():
-                    tell(config.method, epoch.epoch + 1, run.total_epochs, epoch.accuracy)
+                    if config.keep_best and rank() == 0 and is_best(run.ledger):
+                        keep_best(run, config.output / BEST)
+                    tell(epoch)
+                    if config.patience and waited(run) >= config.patience:
+                        run.stop_early()
                     trackers.follow(run.ledger)
                 trackers.end(run.ledger)
             except BaseException as error:
@@ -80,12 +85,16 @@ def _train(config: TrainConfig) -> int:
         raise Stopped(number_of(stop), checkpoints.told()) from None
     if rank():
         return 0
-    seconds = {cause: f"{value:.1f}" for cause, value in run.ledger.seconds.items()}
+    _say_best(run, config)
     last, scaled = run.ledger.epochs[-1], {} if config.scale is None else {"scaled": f"{config.scale:g}"}
     figures = {
         f"{name} %": f"{value:.2f}" for name, value in {run.ledger.metric: last.accuracy, **last.figures}.items()
     }
-    console().print(as_table([{"method": config.method, **scaled, **figures, **_also(run), **seconds}]))
+    row = {"method": config.method, **scaled, **figures, **_also(run)}
+    row["training s"] = f"{run.ledger.training_seconds:.1f}"
+    console().print(as_table([row], narrow=True))
+    causes = {cause: value for cause, value in run.ledger.seconds.items() if value >= 0.05}
+    print("seconds: " + ", ".join(f"{cause} {value:.1f}" for cause, value in causes.items()))
     print(f"tested on {run.ledger.protocol}")
     for search in run.ledger.searches:
         console().print(as_table(search_rows(search), search_title(search)))
@@ -94,6 +103,22 @@ def _train(config: TrainConfig) -> int:
         print(f"by the step times in its searches, {run.ledger.predicted_speedup:.2f}x as fast as dense training")
     print(f"weights, ledger and schedule are in {config.output}")
     return 0
+
+
+def _say_best(run: Run, config: TrainConfig) -> None:
+    epochs = run.ledger.epochs
+    if len(epochs) < run.total_epochs:
+        size = extent_of(run.attached.network.current, run.attached.network.dense)
+        print(
+            f"stopped after epoch {len(epochs)} of {run.total_epochs}: no better test in {config.patience} epochs; "
+            f"the network is at {size}"
+        )
+    if (config.output / BEST).exists():
+        best = max(epochs, key=lambda epoch: epoch.accuracy)
+        print(
+            f"{BEST} is of epoch {best.epoch + 1}, {run.ledger.metric} {best.accuracy:.2f} %, at the size it had then "
+            f"({extent_at(run, best.epoch)}); morphogen export {config.output} --best"
+        )
 
 
 def _also(run: Run) -> dict[str, str]:
@@ -118,6 +143,7 @@ def _save(run: Run, config: TrainConfig) -> None:
         if record["searches"]:
             draw_searches(record["searches"], config.output / "search.png")
         draw_savings([record], config.output)
+        draw_training(record, config.output / TRAINING_PICTURE)
         if not run.ledger.stopped:
             run.draw(config.output)
         write_text(config.output / "results.json", json.dumps([record], indent=1) + "\n")
@@ -137,5 +163,5 @@ TRAIN = Command(
   morphogen train --recipe network-expansion/4/0.375 --data /data/cifar10 --scale 0.05
   morphogen train --recipe autoprog/2/volo-d1-100-autoprog-0.4 --data imagenet:/data/imagenet --token_labels maps""",
     configure=configure,
-    again="continue with the same command and --resume true",
+    again="continue with the same command and --resume",
 )

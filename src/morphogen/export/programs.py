@@ -4,8 +4,10 @@ where the model's own code allows that."""
 from __future__ import annotations
 
 import copy
+import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,13 @@ from ..machine.private import tree_map
 from .extra import extra
 from .finite import check_finite
 
+NOTES_FILE = "morphogen.json"
+"""The extra file of a program that holds its notes."""
 
-def save_program(model: nn.Module, example: Example, path: str | os.PathLike[str]) -> None:
+
+def save_program(
+    model: nn.Module, example: Example, path: str | os.PathLike[str], *, notes: Mapping[str, str] | None = None
+) -> None:
     """Write what `torch.export.load(path).module()` runs, by custom `*.pt2`.
 
     Args:
@@ -29,16 +36,20 @@ def save_program(model: nn.Module, example: Example, path: str | os.PathLike[str
         example: an input of the size the program is for; the batch (first axis of each tensor) may be any later. Where
             the model's own code compares or computes with its size, a warning says so, and it stays the example's.
         path: the file; what is there stays until the new one is whole.
+        notes: text to keep in it by name, such as the classes: `torch.export.load` gives it as the extra file
+            `morphogen.json`, ONNX as its metadata.
 
     Raises:
         ExportError: the model is not finite or cannot be exported, or the file not written.
     """
     program, _ = _export(model, example)
     with replaced(Path(path)) as file:
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files={NOTES_FILE: json.dumps(dict(notes))} if notes else None)
 
 
-def save_onnx(model: nn.Module, example: Example, path: str | os.PathLike[str]) -> None:
+def save_onnx(
+    model: nn.Module, example: Example, path: str | os.PathLike[str], *, notes: Mapping[str, str] | None = None
+) -> None:
     """Write an ONNX model of one file, by custom `*.onnx`; arguments are those of `save_program`.
 
     Raises:
@@ -53,7 +64,10 @@ def save_onnx(model: nn.Module, example: Example, path: str | os.PathLike[str]) 
         with silence():  # the shapes once more, for the name of the axis
             converted = torch.onnx.export(program, dynamic_shapes=shapes, dynamo=True, verbose=False)
         assert converted is not None
-        content = converted.model_proto.SerializeToString()
+        proto = converted.model_proto  # made anew whenever it is asked for
+        for name, note in (notes or {}).items():
+            proto.metadata_props.add(key=name, value=note)
+        content = proto.SerializeToString()
     except Exception as error:  # whatever the converter raises on this model
         raise ExportError(f"cannot be written as ONNX ({first_line(error)})", where=type(model).__name__) from error
     with replaced(Path(path)) as file:

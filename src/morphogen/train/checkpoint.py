@@ -228,7 +228,7 @@ def compare_runs(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
                 where=key,
                 expected=f"{ours.get(key)}, as this one",
                 found=f"{theirs.get(key)}",
-                todo="Give the settings it was begun with, or begin anew: --output, or --overwrite true",
+                todo="Give the settings it was begun with, or begin anew: --output, or --overwrite",
             )
 
 

@@ -40,7 +40,7 @@ DENSE_ALONE = ("base_size", "ignored", "color_jitter")
 
 
 BESIDE_THE_RUN = (
-    "data output workers sparsity_map resume overwrite save_every keep track warn_drop "
+    "data output workers sparsity_map resume overwrite save_every keep keep_best patience track warn_drop "
     "table methods seeds first_seed budgets parallel".split()
 )
 """Settings that leave the run as it is; of the data the images are compared."""
@@ -60,8 +60,10 @@ class Recipe:
             another number of classes begins anew; anything else that does not fit is refused.
         data: `digits` (embedded, 16 x 16), `clutter` (embedded, 24 x 24: digits that are harder to find), a folder with
             `train/CLASS/` and `val/CLASS/` or `test/CLASS/`, or `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER`
-            as torchvision reads them. For segmentation `segmentation:FOLDER`, with `images/train/NAME.jpg`,
-            `masks/train/NAME.png` and the same in `val` or `test`, or `cityscapes:FOLDER`.
+            as torchvision reads them. `csv:FILE` has the columns path, label and perhaps split; `hf:NAME_OR_FOLDER` is
+            a data set of Hugging Face, `wds:/data/train-*.tar` are webdataset's shards. For segmentation
+            `segmentation:FOLDER`, with `images/train/NAME.jpg`, `masks/train/NAME.png` and the same in `val` or `test`,
+            or `cityscapes:FOLDER`.
         image_size: side of the square input in pixels; by default the data's own.
         base_size: of segmentation, the shorter side of a whole image in pixels, in tests and where the random scale
             (0.5 to 2) is 1; by default each image's own.
@@ -80,6 +82,8 @@ class Recipe:
         warmup_epochs: epochs in which the learning rate rises to its peak, linearly from a thousandth of it.
         weight_decay: as the optimizer defines it; under `adamw` not on biases, norms and tokens.
         clip_grad: largest norm of the gradients; 0 is no limit.
+        class_weights: `balanced` weighs the loss of each class by images / (classes x images of the class), so that
+            rare ones count as much as common ones; by default all images weigh the same.
         label_smoothing: share of each label that goes to all classes alike.
         randaugment: magnitude of RandAugment (timm's `rand-mM-mstd0.5-inc1`), up to 10; 0 is off.
         erasing: share of images in which a rectangle becomes noise.
@@ -132,6 +136,7 @@ class Recipe:
     warmup_epochs: int = 0
     weight_decay: float = 5e-4
     clip_grad: float = 0.0
+    class_weights: Literal["balanced"] | None = None
     label_smoothing: float = 0.0
     randaugment: float = 0.0
     erasing: float = 0.0
@@ -194,6 +199,8 @@ class Recipe:
                 expected="an even number",
                 found=f"{self.batch_size}",
             )
+        if self.token_labels and self.class_weights:
+            raise ConfigError("label maps have no class weights", where="class_weights", expected="none of them")
         if self.token_labels and (self.mixup or self.cutmix):
             raise ConfigError(
                 "label maps cannot follow mixup and cutmix",
@@ -291,7 +298,11 @@ class TrainConfig(Recipe):
         overwrite: remove the run that is in the output folder, and start over. Without either, a folder that holds a
             run is refused.
         save_every: seconds between checkpoints; 0 saves after every step.
-        keep: number of checkpoints kept.
+        keep: checkpoints that stay.
+        keep_best: keep the network that was best in the test as `best.pt`, at the size that it had then;
+            `morphogen export RUN --best` and `predict` take it. It is chosen by the test: report on images of others.
+        patience: stop after so many epochs without a better test; 0 is never. They count from the last change of size,
+            and none is counted while the network has a stage to come, so that it ends at its full size.
         track: where else to write each epoch and each morph: `tensorboard`, `wandb` (offline unless WANDB_MODE says
             otherwise); both into the output folder.
     """
@@ -305,6 +316,8 @@ class TrainConfig(Recipe):
     overwrite: bool = False
     save_every: float = 300.0
     keep: int = 2
+    keep_best: bool = False
+    patience: int = 0
     track: list[Tracker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -313,11 +326,11 @@ class TrainConfig(Recipe):
             raise ConfigError("seed out of range", expected="0 to 2147483647", found=f"{self.seed}")
         if self.resume and self.overwrite:
             raise ConfigError("a run cannot be both resumed and removed", expected="resume or overwrite", found="both")
-        if not self.save_every >= 0 or self.keep < 1:
+        if not self.save_every >= 0 or self.keep < 1 or self.patience < 0:
             raise ConfigError(
                 "out of range",
-                expected="save_every at least 0, keep at least 1",
-                found=f"save_every {self.save_every}, keep {self.keep}",
+                expected="save_every at least 0, keep at least 1, patience at least 0",
+                found=f"save_every {self.save_every}, keep {self.keep}, patience {self.patience}",
             )
 
 
@@ -480,6 +493,7 @@ class ExportConfig:
     Attributes:
         run: output folder of `morphogen train`, with its `model.pt`.
         model: how its model was built, as in train, where that was code of your own: what a file names is not run.
+        best: take `best.pt`, which `train --keep_best` left, in place of `model.pt`.
         output: folder for the files, by default the run's own.
         onnx: write `model.onnx` too, for batches of any size at the resolution it was trained to.
         program: write `model.pt2` too, likewise, which `torch.export.load` reads.
@@ -488,7 +502,39 @@ class ExportConfig:
 
     run: str = "runs/train"
     model: str | None = None
+    best: bool = False
     output: Path | None = None
     onnx: bool = False
     program: bool = False
     overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What to predict.
+
+    Attributes:
+        given: output folder of `morphogen train`, or an ONNX file that `export` wrote; then images, or folders of them.
+        model: how its model was built, as in train, where that was code of your own: what a file names is not run.
+        best: take `best.pt`, which `train --keep_best` left.
+        top: classes of each image, the best first.
+        format: a line an image, or JSON, or a CSV file with a row for each class of each image.
+        output: file to write; by default it is printed.
+        batch_size: images at once.
+    """
+
+    given: list[str]
+    model: str | None = None
+    best: bool = False
+    top: int = 5
+    format: Literal["text", "json", "csv"] = "text"
+    output: Path | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if len(self.given) < 2:
+            raise ConfigError("no images are given", expected="RUN IMAGE...", found=" ".join(self.given))
+        if self.top < 1 or self.batch_size < 1:
+            raise ConfigError(
+                "out of range", expected="top and batch_size at least 1", found=f"{self.top} and {self.batch_size}"
+            )

@@ -73,7 +73,7 @@ def compare_contents(theirs: Contents, ours: Contents) -> None:
             where="data",
             expected="the same names, sizes and contents, wherever they lie",
             found=f"other {' and other '.join(other)}",
-            todo="Give it its own data, or start over, with another --output or --overwrite true",
+            todo="Give it its own data, or start over, with another --output or --overwrite",
         )
     if different:
         warnings.warn(

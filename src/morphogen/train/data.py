@@ -25,6 +25,7 @@ from .augment import Augments, augmented, crop_and_flip, erased, image_order, ra
 from .config import Recipe
 from .contents import Contents, of_arrays, of_files
 from .images import CentreCrops, MapCrops, RandomCrops, Sample
+from .listed import Listed
 from .models import crop_of
 from .tasks import Task, classification_of
 from .token_labels.label_maps import LabelMaps, image_root
@@ -44,6 +45,9 @@ TrainBatch = tuple[Tensor, Tensor | MapCrops]
 token labelling, label maps."""
 
 AS_THE_RECIPE_SAYS = Regularisation()
+
+WHOLE = "whole"
+"""The note of images that are resized, and not cropped."""
 
 _OF_A_SUBSET = 2**31 - 1
 """Stands in for the epoch in the random numbers of a subset: no run gets so far."""
@@ -93,6 +97,8 @@ class Data(ABC):
     """
 
     teacher: str | None = None
+    classes: Sequence[str] = ()
+    """Their names, where the source has any."""
     one_class: ClassVar[str] = "Put each class into a folder of its own: train/CLASS/IMAGE"
     """What to do where all is of one class."""
 
@@ -106,7 +112,7 @@ class Data(ABC):
         """
         self.name, self.num_classes, self.image_size, self.recipe = name, len(counts), image_size, recipe
         self.counts, self.images, self.steps = counts, images, images // recipe.batch_size
-        self.task = task or classification_of(recipe, len(counts))
+        self.task = task or classification_of(recipe, counts)
         self.device = recipe.torch_device()
         self.mean, self.std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         mixes = recipe.mixup > 0 or recipe.cutmix > 0
@@ -195,6 +201,10 @@ class Data(ABC):
                 "a subset smaller than one batch", where=self.name, expected=f"at least {batch_size}", found=f"{count}"
             )
         return Subset(self, count // batch_size, seed, strength)
+
+    def framing(self, side: int) -> dict[str, str]:
+        """What a file must become to be tested at a size, as notes of an export: here the whole image is resized."""
+        return {"crop": WHOLE, "interpolation": "bilinear"}
 
     def test_batches(self, size: Size | None = None) -> Iterator[Batch]:
         """All test images in order, normalised, their labels as classes; of several ranks each takes its part."""
@@ -286,7 +296,9 @@ class Subset(Iterable[TrainBatch]):
 class MemoryData(Data):
     """Images kept as bytes on the device; augmentation on whole batches there."""
 
-    def __init__(self, name: str, train: Batch, test: Batch, recipe: Recipe, crop: int, flip: bool):
+    def __init__(
+        self, name: str, train: Batch, test: Batch, recipe: Recipe, crop: int, flip: bool, classes: Sequence[str] = ()
+    ):
         """`crop` is the padding in pixels for random crops; `train` and `test` are uint8 images and labels.
 
         Raises:
@@ -306,6 +318,7 @@ class MemoryData(Data):
         num_classes = int(torch.cat([self.train_labels, self.test_labels]).max()) + 1
         counts = torch.bincount(self.train_labels.cpu(), minlength=num_classes)
         super().__init__(name, counts, self.train_images.shape[-1], len(self.train_labels), recipe)
+        self.classes = list(classes)[:num_classes]
         scaled = self.train_images.float().div_(255)
         self.mean = scaled.mean((0, 2, 3))
         self.std = scaled.std((0, 2, 3)).clamp_min_(1 / 255)  # a channel may be constant
@@ -368,22 +381,32 @@ class FileData(Data):
 class StreamData(FileData):
     """Images in a folder for each class."""
 
-    def __init__(self, name: str, train: DatasetFolder, test: DatasetFolder, recipe: Recipe):
+    def __init__(self, name: str, train: DatasetFolder | Listed, test: DatasetFolder | Listed, recipe: Recipe):
         """Keep paths and labels.
 
         Raises:
-            ConfigError: the recipe's label maps are not those of the training images.
+            ConfigError: the recipe's label maps are not those of the training images, which must be in folders.
         """
+        self._packed = [part.contents for part in (train, test) if isinstance(part, Listed) and part.contents]
+        if recipe.token_labels and isinstance(train, Listed):
+            raise ConfigError(
+                "label maps are of images in class folders", where=recipe.data, todo="Leave out token_labels"
+            )
         chosen = chosen_of(len(train), recipe.images)
         self.train: list[Sample] = [train.samples[i] for i in chosen]
         self.test: list[Sample] = [test.samples[i] for i in chosen_of(len(test), recipe.test_images)]
-        self.maps = LabelMaps.open(recipe.token_labels).of(train, chosen) if recipe.token_labels else None
+        folders = None if isinstance(train, Listed) or recipe.token_labels is None else train
+        self.maps = LabelMaps.open(recipe.token_labels).of(folders, chosen) if folders and recipe.token_labels else None
         self.teacher = self.maps.maps.about.teacher if self.maps else None
-        self._roots = image_root(train), image_root(test)
+        self._roots = [part.root if isinstance(part, Listed) else image_root(part) for part in (train, test)]
         counts = torch.bincount(torch.tensor([label for _, label in self.train]), minlength=len(train.classes))
         super().__init__(name, counts, recipe.image_size or 224, len(self.train), recipe)
+        # ImageNet's classes have several names each.
+        self.classes = [each if isinstance(each, str) else ", ".join(each) for each in train.classes]
 
     def _contents(self) -> Contents:
+        if self._packed:
+            return {**self._packed[0], **self._packed[1]}
         train, test = self._roots
         return of_files("the training files", train, self.train) | of_files("the test files", test, self.test)
 
@@ -395,6 +418,11 @@ class StreamData(FileData):
         """Centre crops."""
         crops = CentreCrops(self.test[rank() :: ranks()], size, *crop_of(self.recipe.model, max(size)))
         yield from self._load(crops, batch_size=self.recipe.batch_size)
+
+    def framing(self, side: int) -> dict[str, str]:
+        """A centre crop, see `crop_of`."""
+        crop = crop_of(self.recipe.model, side)
+        return {"crop": f"{crop.share}", "interpolation": crop.interpolation}
 
     def shown(self, side: int) -> str:
         """By the model's own configuration, see `crop_of`."""

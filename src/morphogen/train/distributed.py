@@ -38,7 +38,7 @@ def joined(device: torch.device) -> Iterator[None]:
             raise TrainingError(
                 f"another rank is gone, or does not answer ({first_line(error)})",
                 where=f"rank {os.environ.get('RANK')}",
-                todo="See its own message; then continue with --resume true, with as many ranks as there are",
+                todo="See its own message; then continue with --resume, with as many ranks as there are",
             ) from error
         raise
     finally:

@@ -10,12 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..report.confusion import CONFUSION
 from ..report.savings.write import PICTURES
+from ..report.training import TRAINING_PICTURE
 from .config import TrainConfig
 from .tasks.segmentation import PICTURE
 
 CHECKPOINTS = "checkpoints/epoch-*.safetensors", "checkpoints/.epoch-*.part"
-TRAINED = ("results.json", "model.pt", "schedule.json", "search.png", PICTURE, *PICTURES, *CHECKPOINTS)
+TRAINED = (
+    "results.json",
+    "model.pt",
+    "best.pt",
+    "schedule.json",
+    "search.png",
+    TRAINING_PICTURE,
+    *CONFUSION,
+    PICTURE,
+    *PICTURES,
+    *CHECKPOINTS,
+)
 """What `train` leaves; the first is written last, and says whether the run is finished."""
 EXPORTED = ("model.safetensors", "model.onnx", "model.pt2")
 COMPARED = (
@@ -55,10 +68,10 @@ class Earlier:
         finished = record.get("stopped", "") is None and (folder / "model.pt").exists()
         if there and not (config.resume or config.overwrite):
             todo = (
-                "Choose another folder with --output, or train anew with --overwrite true, which removes it "
-                "(--resume true leaves it as it is)"
+                "Choose another folder with --output, or train anew with --overwrite, which removes it "
+                "(--resume leaves it as it is)"
                 if finished
-                else "Continue it with --resume true, or start over with --overwrite true, which removes it, "
+                else "Continue it with --resume, or start over with --overwrite, which removes it, "
                 "or choose another folder with --output"
             )
             kind = "is finished" if finished else "was stopped"

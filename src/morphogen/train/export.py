@@ -13,12 +13,16 @@ from ..export.finite import check_finite
 from ..export.programs import save_onnx, save_program
 from ..export.weights import read, restore, save
 from ..machine.folder import owned
-from ..machine.reading import parse_json, read_pickle, within
+from ..machine.reading import parse_json, read_pickle, within, words
 from .config import ExportConfig
 from .earlier import EXPORTED, found, remove
 from .models import build_model, build_noted
 
 NOTES = ("model", "num_classes", "drop_path", "mean", "std")
+MORE_NOTES = ("classes", "crop", "interpolation")
+"""Names of the classes, and how images are framed; files of earlier versions have neither."""
+WEIGHTS = ("model.pt", "best.pt")
+"""What `train` leaves: the last network, and the best one."""
 MOST_CLASSES = 1_000_000
 TODO = "Give the output folder of `morphogen train`"
 
@@ -31,7 +35,7 @@ def export_run(config: ExportConfig) -> list[Path]:
         ConfigError: its model cannot be built here; the folder cannot be written to, or is another process's, or it
             holds another network and `overwrite` is off.
     """
-    network, notes = load_run(Path(config.run) / "model.pt", config.model)
+    network, notes = load_run(Path(config.run) / WEIGHTS[config.best], config.model)
     check_finite(network.model)
     args, _ = network.fake.inputs(None)
     if [getattr(value, "ndim", 0) for value in args] != [4]:
@@ -47,13 +51,13 @@ def export_run(config: ExportConfig) -> list[Path]:
                 "the folder holds another network",
                 where=str(output),
                 found=", ".join(path.name for path in there),
-                todo="Choose another with --output, or replace it with --overwrite true, which removes these files",
+                todo="Choose another with --output, or replace it with --overwrite, which removes these files",
             )
         example = torch.zeros(2, args[0].shape[1], *(network.current.resolution or ()))
         save(network, output / EXPORTED[0], notes=notes)
         for name, write in (("model.onnx", save_onnx), ("model.pt2", save_program)):
             if name in names:
-                write(network.model, example, output / name)
+                write(network.model, example, output / name, notes=notes)
     return [output / name for name in names]
 
 
@@ -82,13 +86,15 @@ def load_run(path: Path, model: str | None = None) -> tuple[Network, dict[str, s
     content = _content(path)
     tensors: dict[str, torch.Tensor] = content["state_dict"]
     metadata = {name: value for name, value in content.items() if isinstance(value, str)}
-    notes = {name: metadata[name] for name in NOTES}
+    notes = {name: metadata[name] for name in (*NOTES, *MORE_NOTES) if name in metadata}
     try:
         classes = int(within(int(notes["num_classes"]), 1, MOST_CLASSES))
         drop_path = within(float(notes["drop_path"]), 0, 1)
         for name in ("mean", "std"):
             if len([within(value, 0, 1) for value in parse_json(notes[name])]) != 3:
                 raise ValueError(f"{name} is not that of three channels")
+        if len(words(parse_json(notes.get("classes", "[]")))) not in (0, classes):
+            raise ValueError("another number of names than of classes")
     except (TypeError, ValueError) as error:
         raise ExportError(f"the file's notes are damaged ({first_line(error)})", where=str(path), todo=TODO) from error
     if model is None:

@@ -89,7 +89,7 @@ class Finished:
                 where=str(self.path.parent),
                 expected=f"{other} {recipe.get(other)}",
                 found=f"{theirs.get(other)}",
-                todo="Choose another folder with --output, or start over with --overwrite true, which removes them",
+                todo="Choose another folder with --output, or start over with --overwrite, which removes them",
             )
 
     def append(self, record: Record) -> None:

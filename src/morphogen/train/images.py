@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from torchvision.transforms import RandomResizedCrop, v2
 from ..errors import ConfigError, first_line
 from ..parts.resizing import Size
 from .augment import Augments, seeded
+from .listed import Packed
 from .token_labels.label_maps import ImageMaps
 
-Sample = tuple[str, int]
-"""Path and label of an image."""
+Sample = tuple[Any, int]
+"""Path of an image, or its place in a larger file (`Packed`), and its label."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of an image, as shares of its sides."""
@@ -63,7 +64,7 @@ class MapCrops(NamedTuple):
         return MapCrops(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
 
-def read_image(path: str) -> Image.Image:
+def read_image(path: str | Packed) -> Image.Image:
     """An RGB image.
 
     Raises:
@@ -73,7 +74,7 @@ def read_image(path: str) -> Image.Image:
         return _rgb(image)
 
 
-def read_random_crop(path: str, size: Size) -> tuple[Image.Image, Box]:
+def read_random_crop(path: str | Packed, size: Size) -> tuple[Image.Image, Box]:
     """A random part of an image, 8 to 100 % of its area, at `size` (Szegedy et al., CVPR 2015), and which it is.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where the part still has at least `size` pixels then.
@@ -90,6 +91,12 @@ def read_random_crop(path: str, size: Size) -> tuple[Image.Image, Box]:
         box = (scale * left, scale * top, scale * (left + width), scale * (top + height))
         crop = _rgb(image).resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
         return crop, (left / full[0], top / full[1], (left + width) / full[0], (top + height) / full[1])
+
+
+def centre_crop(image: Image.Image, size: Size, share: float, interpolation: str = "bilinear") -> Image.Image:
+    """The centre of an image, a share of its shorter side, at `size`."""
+    resize = v2.Resize(int(max(size) / share), v2.InterpolationMode(interpolation))
+    return v2.Compose([resize, v2.CenterCrop(size)])(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -122,18 +129,18 @@ def size_of(path: str) -> Size:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Image.Image]:
+def _opened(path: str | Packed) -> Iterator[Image.Image]:
     before = Image.MAX_IMAGE_PIXELS
     try:
         Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses twice as many, wherever in the file they are named
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path if isinstance(path, str) else path.open(), formats=FORMATS) as image:
                 yield image
     except Exception as error:  # whatever Pillow's decoders raise on a damaged file
         raise ConfigError(
             f"cannot read the image ({first_line(error)})",
-            where=path,
+            where=str(path),
             todo="Make it smaller"
             if isinstance(error, Image.DecompressionBombError)
             else "Remove the file or restore it",
@@ -184,6 +191,6 @@ class CentreCrops(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        resize = v2.Resize(int(max(self.size) / self.share), v2.InterpolationMode(self.interpolation))
-        centre = v2.Compose([resize, v2.CenterCrop(self.size), v2.PILToTensor()])
-        return centre(read_image(path)), label
+        return v2.functional.pil_to_tensor(
+            centre_crop(read_image(path), self.size, self.share, self.interpolation)
+        ), label

@@ -17,6 +17,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from ..cost.inference import inference_speeds
+from ..dense.subnet import SubNetwork
 from ..errors import CheckpointError, ConfigError, DivergedError, first_line
 from ..export.finite import check_finite as check_finite_network
 from ..export.weights import metadata_of
@@ -111,6 +112,7 @@ class Run:
         if checkpoints is not None:
             _ = data.contents  # as it is now, and not when the first one is saved
         self._before: dict[str, Any] | None = None
+        self._enough = False
         self._random = OwnRandom(self.device)
         with self._random.active():
             torch.manual_seed(seed)
@@ -169,6 +171,33 @@ class Run:
         best = self.ledger.average
         return self.model if best is None else self.averages[self.recipe.decays.index(best)].module
 
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """The epoch at work, the steps of it that are taken, and how many it has."""
+        return self._at.epoch, self._at.step or 0, len(self._counts_left(self._at.epoch))
+
+    @property
+    def flop_share(self) -> float:
+        """Training FLOPs of an image now, of those of the dense network."""
+        stage = self.ledger.stages[-1]
+        return stage.training_flops / stage.batch_size / self._flops_of(self.attached.network.dense)
+
+    def epochs_left(self, epoch: int) -> float:
+        """Epochs from this one on, as long as those before it: by the FLOPs of the sub-networks that are to come."""
+        stage = self.ledger.stages[-1]
+        now, stages = stage.training_flops / stage.batch_size, self.attached.stages
+        ends = [*(stage.start for stage in stages[1:]), self.total_epochs]
+        left = [
+            (part.subnetwork, min(end, self.total_epochs) - max(part.start, epoch))
+            for part, end in zip(stages, ends, strict=True)
+        ]
+        return sum(count * self._flops_of(part) / now for part, count in left if count > 0)
+
+    def _flops_of(self, subnetwork: SubNetwork) -> float:
+        """Training FLOPs of an image."""
+        with self._random.active(), self.ledger.clock("accounting", self.device):
+            return self._costs.of_step(subnetwork, self.batch_size).training / self.batch_size
+
     def epochs(self) -> Iterator[Epoch]:
         """Train, from where the run is; yield each epoch's figures when it is over.
 
@@ -177,7 +206,7 @@ class Run:
             Stopped: it was asked to stop, and has saved a checkpoint.
         """
         try:
-            while self._at.epoch < self.total_epochs:
+            while self._at.epoch < self.total_epochs and not self._enough:
                 try:
                     with self._random.active():
                         epoch = self._epoch(self._at.epoch)
@@ -194,6 +223,15 @@ class Run:
             self.attached.close()
             self.ledger.stopped = first_line(error)
             raise
+
+    def stop_early(self) -> None:
+        """End after the epoch that is over, as if it had been the last."""
+        self._enough = True
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether a search is at work, or a stage is still to come."""
+        return self._searching is not None or self.attached.epoch < self.attached.stages[-1].start
 
     def _epoch(self, number: int) -> Epoch:
         ledger = self.ledger
@@ -478,7 +516,7 @@ class Run:
     def draw(self, folder: Path) -> list[Path]:
         """Write pictures of predictions, where the task has any."""
         size, statistics = self.attached.network.current.resolution, {"mean": self.data.mean, "std": self.data.std}
-        return self._tested(self.result, size, self.data.task.draw, statistics, folder)
+        return self._tested(self.result, size, self.data.task.draw, statistics, folder, self.data.classes)
 
     def _open_stage(self, epoch: int) -> None:
         """Enter the sub-network that trains from here on."""
@@ -520,6 +558,8 @@ class Run:
             "drop_path": f"{self.recipe.drop_path}",
             "mean": json.dumps(self.data.mean.tolist()),  # of the images, by channel, from 0 to 1
             "std": json.dumps(self.data.std.tolist()),
+            "classes": json.dumps(list(self.data.classes)),
+            **self.data.framing(max(self.attached.network.current.resolution or self.data.size)),
         }
         content = {"state_dict": self.result.state_dict(), **metadata_of(self.attached.network, notes)}
         for average in self.attached.averages:

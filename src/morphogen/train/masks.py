@@ -272,7 +272,7 @@ def _scaled(size: Size, base: int | None) -> Size:
 
 def _refuse_others(recipe: Recipe) -> None:
     """Raises ConfigError for augmentation that masks cannot follow."""
-    for key in ("randaugment", "erasing", "mixup", "cutmix", "token_labels"):
+    for key in ("randaugment", "erasing", "mixup", "cutmix", "token_labels", "class_weights"):
         if getattr(recipe, key):
             raise ConfigError(
                 "masks cannot follow it",

@@ -91,7 +91,7 @@ def measured_step(recipe: Recipe, data: Data | None, num_classes: int = 0) -> tu
         images,
         _random_classes(recipe, classes, device) if data is None else next(data.train_batches(0, 0))[1],
         optimizer=partial(build_optimizer, recipe=recipe),
-        loss=partial(_loss, recipe, data.task if data else classification_of(recipe, classes)),
+        loss=partial(_loss, recipe, data.task if data else classification_of(recipe, torch.ones(classes))),
         clip_grad=recipe.clip_grad,
         ema=len(recipe.decays),
     )

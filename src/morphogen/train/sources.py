@@ -4,6 +4,7 @@ torchvision reads them."""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,15 @@ from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder, ImageNet
 from torchvision.transforms import v2
 
 from ..errors import ConfigError, first_line
+from ..spec import near
 from .clutter import clutter
 from .config import DENSE_ALONE, Recipe
 from .data import IN_MEMORY, Batch, Data, MemoryData, StreamData, terminal
 from .images import read_image
+from .listed import Listed, of_csv, of_hugging_face, of_shards
 from .masks import CITYSCAPES, MaskData, cityscapes, mask_folder
+
+NAMED = "digits clutter cifar10 cifar100 imagenet segmentation cityscapes csv hf wds".split()
 
 
 def load_data(recipe: Recipe) -> Data:
@@ -60,7 +65,7 @@ def _load(recipe: Recipe) -> Data:
         return _digits(recipe)
     if not kind and folder == "clutter":
         train, test = (_resized(part, recipe.image_size) for part in clutter())
-        return MemoryData("clutter", train, test, recipe, crop=2, flip=False)
+        return MemoryData("clutter", train, test, recipe, crop=2, flip=False, classes="0123456789")
     if kind in ("cifar10", "cifar100"):
         dataset = CIFAR10 if kind == "cifar10" else CIFAR100
         try:
@@ -68,9 +73,8 @@ def _load(recipe: Recipe) -> Data:
         except Exception as error:  # whatever torchvision stumbles over in a damaged file
             raise ConfigError(f"cannot read {kind} ({first_line(error)})", where=folder) from error
         train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2), torch.tensor(p.targets)) for p in pairs]
-        return MemoryData(
-            kind, _resized(train, recipe.image_size), _resized(test, recipe.image_size), recipe, crop=4, flip=True
-        )
+        train, test = (_resized(part, recipe.image_size) for part in (train, test))
+        return MemoryData(kind, train, test, recipe, crop=4, flip=True, classes=pairs[0].classes)
     if kind == "imagenet":
         try:
             return StreamData(kind, ImageNet(folder, "train"), ImageNet(folder, "val"), recipe)
@@ -78,6 +82,12 @@ def _load(recipe: Recipe) -> Data:
             raise
         except Exception as error:  # whatever torchvision stumbles over in a damaged file
             raise ConfigError(f"cannot read ImageNet ({first_line(error)})", where=folder) from error
+    if kind == "csv":
+        return _of_parts(Path(folder).stem, of_csv(Path(folder)), recipe)
+    if recipe.data.startswith("hf:"):  # whose names may have a colon
+        return _of_parts(Path(recipe.data[3:]).name, of_hugging_face(recipe.data[3:]), recipe)
+    if kind == "wds":
+        return _of_parts(Path(folder).name.partition("train")[0].strip("-_.") or "shards", of_shards(folder), recipe)
     return _folder(Path(recipe.data), recipe)
 
 
@@ -104,7 +114,7 @@ def _digits(recipe: Recipe) -> Data:
     testing = torch.arange(len(labels)) % 5 == 0
     size = recipe.image_size or 16
     train, test = (_resized((images[mask].contiguous(), labels[mask]), size) for mask in (~testing, testing))
-    return MemoryData("digits", train, test, recipe, crop=size // 8, flip=False)
+    return MemoryData("digits", train, test, recipe, crop=size // 8, flip=False, classes="0123456789")
 
 
 def _folder(root: Path, recipe: Recipe) -> Data:
@@ -113,7 +123,8 @@ def _folder(root: Path, recipe: Recipe) -> Data:
             "no such data",
             where=str(root),
             expected="digits, clutter, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER, segmentation:FOLDER, "
-            "cityscapes:FOLDER or an image folder",
+            "cityscapes:FOLDER, csv:FILE, hf:NAME_OR_FOLDER, wds:PATTERN or an image folder",
+            todo=near(str(root).partition(":")[0], NAMED),
         )
     names = ["train", next((name for name in ("val", "test") if (root / name).is_dir()), "val")]
     sets = [_part(root, name) for name in names]
@@ -124,13 +135,20 @@ def _folder(root: Path, recipe: Recipe) -> Data:
             expected=f"{sets[0].classes}",
             found=f"{sets[1].classes}",
         )
-    sizes = {read_image(sets[0].samples[i][0]).size for i in (0, len(sets[0]) // 2, len(sets[0]) - 1)}
-    if len(sizes) == 1 and max(next(iter(sizes))) <= IN_MEMORY:
-        train, test = (
-            _resized(_decode(dataset, name), recipe.image_size) for dataset, name in zip(sets, names, strict=True)
-        )
-        return MemoryData(root.name, train, test, recipe, crop=train[0].shape[-1] // 8, flip=True)
-    return StreamData(root.name, sets[0], sets[1], recipe)
+    return _of_parts(root.name, sets, recipe)
+
+
+def _of_parts(name: str, parts: Sequence[ImageFolder | Listed], recipe: Recipe) -> Data:
+    """Training and test images, in memory where they are all of one small size."""
+    train, test = parts
+    sizes = {read_image(train.samples[i][0]).size for i in (0, len(train) // 2, len(train) - 1)}
+    if len(sizes) > 1 or max(next(iter(sizes))) > IN_MEMORY:
+        return StreamData(name, train, test, recipe)
+    decoded = [
+        _resized(_decode(part, of), recipe.image_size) for part, of in zip(parts, ("train", "test"), strict=True)
+    ]
+    crop = decoded[0][0].shape[-1] // 8
+    return MemoryData(name, decoded[0], decoded[1], recipe, crop=crop, flip=True, classes=train.classes)
 
 
 def training_images(data: str) -> ImageFolder:
@@ -156,7 +174,7 @@ def _part(root: Path, name: str) -> ImageFolder:
         ) from error
 
 
-def _decode(dataset: ImageFolder, name: str) -> Batch:
+def _decode(dataset: ImageFolder | Listed, name: str) -> Batch:
     """All images of one size as bytes; torchvision decodes JPEG faster, but PIL reads every format."""
     images: list[Tensor] = []
     for path, _ in track(dataset.samples, f"reading {name} images", transient=True, disable=not terminal()):
@@ -164,7 +182,7 @@ def _decode(dataset: ImageFolder, name: str) -> Batch:
         if images and image.shape != images[0].shape:
             raise ConfigError(
                 "images of this folder differ in size",
-                where=path,
+                where=str(path),
                 expected=f"{tuple(images[0].shape[1:])}",
                 found=f"{tuple(image.shape[1:])}",
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import shutil
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError, MorphogenError
+from ..errors import CheckpointError, ConfigError, MorphogenError, TrainingError
 from ..methods import build_method
 from ..report.ledger import Epoch
 from ..report.records import Record, by_file_name
@@ -109,10 +110,11 @@ def unfinished(tasks: Sequence[Task], config: CompareConfig, finished: Finished)
 def in_turn(
     tasks: Sequence[Task], config: CompareConfig, data: Data, finished: Finished, progress: Progress
 ) -> list[str]:
-    """One epoch of each run after the other until all are over; returns what went wrong with any.
+    """One epoch of each run after the other until all are over; returns what went wrong with any, also that a method
+    does not fit.
 
     Raises:
-        MorphogenError: a run that cannot begin.
+        MorphogenError: the dense run cannot begin, or that of no method; of several lengths, any.
         Stopped: asked to; every run that had begun has saved a checkpoint.
     """
     runs = [Resumable(task, config) for task in tasks]
@@ -124,7 +126,19 @@ def in_turn(
 
     failures, stopped = list[str](), list[Stopped]()
     with listening(ask):
-        going.extend((run, run.begin(data)) for run in runs)
+        for run in list(runs):
+            try:
+                going.append((run, run.begin(data)))
+            except CheckpointError:
+                raise
+            except MorphogenError as error:
+                if run.task.method == "Dense" or config.budgets:  # a front without one of its lengths tells nothing
+                    raise
+                warnings.warn(f"left out, {run.task}: {error}", stacklevel=2)
+                failures.append(f"left out, {run.task}: {error}")
+                runs.remove(run)
+        if failures and all(run.task.method == "Dense" for run in runs):
+            raise TrainingError("; ".join(failures))  # nothing to compare with
         while going:
             run, epochs = going[0]
             if _turn(run, epochs, finished, failures, stopped, progress):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..config import Recipe
 from .classification import Classification
 from .segmentation import Segmentation
@@ -19,8 +21,10 @@ def metric_of(data: str) -> str:
     return BY_DATA.get(data.rpartition(":")[0], Classification).metric
 
 
-def classification_of(recipe: Recipe, classes: int) -> Task:
-    """What a recipe learns where each image has a class."""
+def classification_of(recipe: Recipe, counts: Tensor) -> Task:
+    """What a recipe learns where each image has a class; `counts` are the images of each."""
+    classes = len(counts)
     if recipe.token_labels:
         return TokenLabelling(classes, recipe.label_smoothing, ground_truth=recipe.ground_truth)
-    return Classification(classes, recipe.label_smoothing, mixes=recipe.mixup > 0 or recipe.cutmix > 0)
+    weights = counts.sum() / (classes * counts.clamp_min(1)) if recipe.class_weights else None
+    return Classification(classes, recipe.label_smoothing, recipe.mixup > 0 or recipe.cutmix > 0, weights)

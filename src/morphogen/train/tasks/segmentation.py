@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,12 @@ class Segmentation(Task):
         return {self.metric: 100 * float(metric.compute())}
 
     def draw(
-        self, predict: Predict, batches: Iterable[tuple[Tensor, Any]], statistics: Mapping[str, Tensor], folder: Path
+        self,
+        predict: Predict,
+        batches: Iterable[tuple[Tensor, Any]],
+        statistics: Mapping[str, Tensor],
+        folder: Path,
+        names: Sequence[str] = (),
     ) -> list[Path]:
         """`prediction.png`: image, truth and prediction of a few test images."""
         rows: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +81,22 @@ class Task(ABC):
         return list(targets.chunk(count))
 
     def draw(
-        self, predict: Predict, batches: Iterable[tuple[Tensor, Any]], statistics: Mapping[str, Tensor], folder: Path
+        self,
+        predict: Predict,
+        batches: Iterable[tuple[Tensor, Any]],
+        statistics: Mapping[str, Tensor],
+        folder: Path,
+        names: Sequence[str] = (),
     ) -> list[Path]:
-        """Write pictures of predictions where there is something to see; `statistics` is mean and std of the images."""
+        """Write what is to be seen of the predictions.
+
+        Args:
+            predict: see `evaluate`.
+            batches: see `evaluate`.
+            statistics: mean and std of the images.
+            folder: to write into.
+            names: of the classes, where the data has any.
+        """
         return []
 
 

@@ -111,7 +111,7 @@ def of_hugging_face(name: str) -> tuple[Listed, Listed]:
         ConfigError: `datasets` is not installed, it cannot read this, or there are no images with labels in it.
     """
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]  (optional, and large)
     except ModuleNotFoundError:
         raise _missing("datasets", name) from None
     try:

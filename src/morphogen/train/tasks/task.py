@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...dense.network import Network
 from ...errors import ConfigError, first_line
@@ -24,6 +23,8 @@ Swapped = Callable[[], AbstractContextManager[None]]
 
 ONE_VALUE = "Expected more than 1 value per channel"
 """How PyTorch's batch norm refuses one value in training."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def output_in_training(network: Network, images: int, expected: str) -> Any:
     """
     fake, entered = network.sketch(network.dense).train(), [""]
     for name, module in fake.named_modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             module.register_forward_pre_hook(lambda *_, name=name: entered.append(name))
     try:
         return network.fake.run(fake, network.dense.resolution, images)

@@ -63,7 +63,8 @@ def explained(error: str, arguments: Sequence[str], commands: Mapping[str, Comma
     if error.lower().startswith("unrecognized arguments: "):
         unknown, read = error.partition(": ")[2], f"See morphogen {command.name} --help"
         if not unknown.startswith("--"):
-            example = f"Give the name of the setting too, such as --{'model' if 'model' in hints else next(iter(hints))} {unknown}; {read.lower()}"
+            setting = "model" if "model" in hints else next(iter(hints))
+            example = f"Give the name of the setting too, such as --{setting} {unknown}; {read.lower()}"
             return ConfigError(f"{command.name} does not know what {unknown} is", todo=example)
         meant = [f"--{name}" for name in nearest(unknown.split()[0].partition("=")[0].removeprefix("--"), known)]
         todo = f"Did you mean {', '.join(meant)}?" if meant else read

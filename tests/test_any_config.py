@@ -324,7 +324,12 @@ def test_random_configurations(count, monkeypatch, tmp_path, capsys):
     @settings(max_examples=count, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
     @given(configurations())
     def one(chosen):
-        arguments = ["train", *itertools.chain(*((f"--{key}", value) for key, value in chosen.items()))]
+        arguments = [
+            "train",
+            "--data",
+            "digits",
+            *itertools.chain(*((f"--{key}", value) for key, value in chosen.items())),
+        ]
         refused = None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

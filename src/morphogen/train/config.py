@@ -116,10 +116,7 @@ class Recipe:
         device: `auto` takes a GPU where there is one.
     """
 
-    recipe: str = ""
-    scale: float | None = None
     model: str = "resnet8(width=64)"
-    pretrained: bool | str = False
     data: str = "digits"
     image_size: int | None = None
     base_size: int | None = None
@@ -160,6 +157,9 @@ class Recipe:
     warn_drop: float = 20.0
     workers: int = 2
     device: str = "auto"
+    pretrained: bool | str = False
+    recipe: str = ""
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         self._choose_speed()

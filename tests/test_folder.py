@@ -145,7 +145,11 @@ def test_a_finished_run_stays(tmp_path, capsys):
     capsys.readouterr()
     assert train(tmp_path, "--overwrite", "true", "--epochs", "1") == 0
     said = capsys.readouterr().err
-    assert f"{tmp_path}: --overwrite removes results.json, model.pt, schedule.json, model.safetensors\n" in said
+    pictures = "training.png, classes.csv, confusion.csv, confusion.png"
+    assert (
+        f"{tmp_path}: --overwrite removes results.json, model.pt, schedule.json, {pictures}, model.safetensors\n"
+        in said
+    )
     assert len(json.loads((tmp_path / "results.json").read_text())[0]["epochs"]) == 1
     assert not (tmp_path / "model.safetensors").exists()
 
@@ -202,10 +206,10 @@ def test_ctrl_c_says_where_and_how_to_go_on(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_that_fails_outside_its_epochs_is_not_finished(tmp_path, monkeypatch):
-    from morphogen.commands.terminal import EpochProgress
+    from morphogen.commands.watching import Watching
 
     with monkeypatch.context() as patch:
-        patch.setattr(EpochProgress, "tell", lambda *_: 1 / 0)
+        patch.setattr(Watching, "tell", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(tmp_path)
     assert "ZeroDivisionError" in json.loads((tmp_path / "results.json").read_text())[0]["stopped"]
@@ -287,15 +291,19 @@ def test_export_replaces_another_network_only_when_told(tmp_path, capsys):
 
 
 def test_without_a_terminal_there_are_lines(tmp_path, monkeypatch, capsys):
-    """One soon, then one every few seconds: of a job that says nothing one does not know whether it hangs."""
+    """An epoch each in `train`; in `compare` one soon and then one every few seconds, of each run."""
     from morphogen.commands import terminal
 
     assert train(tmp_path / "a", "--epochs", "5") == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "is over" in line]
-    assert [line.partition(" is over")[0] for line in told] == ["Dense: epoch 1 of 5"]
+    told = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert told == [f"epoch {number} of 5" for number in range(1, 6)]
+    method = "--methods [NetworkExpansion(stages=2)]".split()
+    compare = ["compare", *TINY, "--epochs", "2", *method, "--output"]
+    assert main([*compare, str(tmp_path / "b")]) == 0
+    assert "Dense, seed 0: epoch 2 of 2 is over" not in capsys.readouterr().out
     monkeypatch.setattr(terminal, "QUIET", 0.0)
-    assert train(tmp_path / "b", "--epochs", "5") == 0
-    assert capsys.readouterr().out.count(" of 5 is over, accuracy ") == 5
+    assert main([*compare, str(tmp_path / "c")]) == 0
+    assert capsys.readouterr().out.count(" of 2 is over, accuracy ") >= 4
 
 
 def test_sigterm_ends_any_command_in_one_line(tmp_path, monkeypatch, capsys):

@@ -30,7 +30,14 @@ ARGUMENTS = ["compare", *SMALL, "--epochs", "4", "--methods", f"[{LABEL}]"]
 
 
 def config(folder, **settings):
-    small = {"model": "resnet8(width=8)", "epochs": 4, "batch_size": 64, "images": 256, "image_size": 8}
+    small = {
+        "data": "digits",
+        "model": "resnet8(width=8)",
+        "epochs": 4,
+        "batch_size": 64,
+        "images": 256,
+        "image_size": 8,
+    }
     return CompareConfig(**small | {"methods": [LABEL], "budgets": [0.5, 1], "output": folder} | settings)
 
 

@@ -124,6 +124,8 @@ def test_figures_of_another_protocol_are_not_put_beside_each_other():
 
 def test_the_true_class_is_blended_in_where_it_is_asked_for(tmp_path):
     """VOLO's authors leave it out (`--ground-truth`, off)."""
-    plain, blended = (classification_of(recipe(token_labels=tmp_path, ground_truth=on), 10) for on in (False, True))
+    plain, blended = (
+        classification_of(recipe(token_labels=tmp_path, ground_truth=on), torch.ones(10)) for on in (False, True)
+    )
     assert isinstance(plain, TokenLabelling) and not plain.ground_truth and blended.ground_truth
     assert Dense() == build_method("Dense")

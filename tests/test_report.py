@@ -50,7 +50,7 @@ def points():
 def lengths(tmp_path_factory):
     """A folder with fronts."""
     path = tmp_path_factory.mktemp("lengths")
-    head = {"seconds_of": "the runs themselves", "end_to_end": {"Grow": (1.3, 1.25)}}
+    head = {"metric": "accuracy", "seconds_of": "the runs themselves", "end_to_end": {"Grow": (1.3, 1.25)}}
     write_headline(points(), speedups_at_equal_accuracy(points()), head, path)
     lines = [run(budget=0.5), run(budget=1.0), grown(budget=0.5), grown(budget=1.0)]
     (path / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')

@@ -286,7 +286,7 @@ def test_train_draws_a_prediction_and_export_reads_it(streets, tmp_path, capsys)
     folder = tmp_path / "run"
     more = ["--model", DEEPLAB, "--epochs", "2", "--method", "GrowOnce(at=0.5)", "--output", str(folder)]
     assert main(["train", *arguments(streets, *more)]) == 0
-    assert "mIoU %" in capsys.readouterr().out
+    assert "mIoU" in capsys.readouterr().out
     picture = Image.open(folder / "prediction.png")
     assert min(picture.size) > 300 and len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 5
     (record,) = json.loads((folder / "results.json").read_text())
@@ -301,7 +301,7 @@ def test_a_file_names_no_encoder_by_an_address():
     for encoder in ("'tu-hf-hub:someone/model'", "'tu-local-dir:/tmp'", "7"):
         with pytest.raises(ConfigError, match="more than numbers"):
             build_noted(f"smp:Unet(encoder_name={encoder})", 3)
-    with pytest.raises(ConfigError, match=r"no model 'smp:DeepLab'.*DeepLabV3Plus"):
+    with pytest.raises(ConfigError, match=r"no model 'smp:DeepLab'.*DeepLabV3"):
         build_model("smp:DeepLab", 3)
 
 

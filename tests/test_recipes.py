@@ -233,11 +233,7 @@ def test_a_recipe_takes_two_steps_at_full_shape(name, tmp_path):
     assert run.total_epochs == row.settings["epochs"] and len(run.averages) == len(settings.decays)
 
 
-SMALL = (
-    "network-expansion/1/resnet32-cifar10-expansion",
-    "autoprog/2/deit-s-100-prog",
-    "prunetrain/1/cifar10-vgg11",
-)
+SMALL = ("network-expansion/1/resnet32-cifar10-expansion", "prunetrain/1/cifar10-vgg11")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import morphogen
 from morphogen.cli import main
 from morphogen.train.loop import Run
 from morphogen.train.models import build_model
+from test_train import SMALL
 
 from checks import perturb
 from nets import Plain, Residual, Tower
@@ -384,21 +385,6 @@ def test_missing_packages_are_named(package, saved, monkeypatch):
 
 
 # --- the command line -------------------------------------------------------------------------------------
-
-SMALL = [
-    "--data",
-    "digits",
-    "--model",
-    "resnet8(width=8)",
-    "--epochs",
-    "2",
-    "--batch_size",
-    "64",
-    "--images",
-    "256",
-    "--image_size",
-    "8",
-]
 
 
 def test_a_run_stopped_while_small_leaves_by_the_command_line(tmp_path, capsys, monkeypatch):

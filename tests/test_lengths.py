@@ -20,7 +20,7 @@ from morphogen.train.lengths import compare_lengths
 from morphogen.train.processes import side_by_side
 from morphogen.train.sources import load_data
 from morphogen.train.step_times import StepTimes
-from morphogen.train.turns import Task
+from morphogen.train.turns import PlannedRun
 from test_train import SMALL
 
 from traced import traced_once
@@ -144,7 +144,7 @@ def test_runs_beside_each_other_equal_those_alone_and_are_timed_apart(alone, tmp
 def test_a_process_that_fails_does_not_stop_the_others(tmp_path):
     settings = config(tmp_path, model="test_lengths:dies", parallel=2)
     finished = Finished(settings, load_data(settings))
-    failures = side_by_side([Task("Dense", "Dense", 1, 8, 0.5)], settings, finished, lambda *_: None)
+    failures = side_by_side([PlannedRun("Dense", "Dense", 1, 8, 0.5)], settings, finished, lambda *_: None)
     assert failures == ["Dense, seed 1, 0.5 of the length, its process ended (exit code 3)"] and not finished.records
 
 

@@ -15,7 +15,7 @@ from morphogen.train.finished import Finished
 from morphogen.train.models import build_model
 from morphogen.train.processes import side_by_side
 from morphogen.train.sources import load_data
-from morphogen.train.turns import Task, in_turn
+from morphogen.train.turns import PlannedRun, in_turn
 from test_lengths import config
 
 
@@ -33,7 +33,7 @@ def model(num_classes, note, deaths=0):
 
 def of(folder, deaths=0):
     settings = config(folder, model=f"test_parallel:model(note='{folder / 'note'}', deaths={deaths})", parallel=2)
-    return settings, Finished(settings, load_data(settings)), Task("Dense", "Dense", 1, 8, 0.5)
+    return settings, Finished(settings, load_data(settings)), PlannedRun("Dense", "Dense", 1, 8, 0.5)
 
 
 def test_a_killed_process_is_noticed_and_its_run_begun_again(tmp_path):
@@ -77,7 +77,7 @@ def test_memory_of_a_finished_run_is_free_before_the_others_end(tmp_path, monkey
 
     monkeypatch.setattr(turns, "Run", Watched)
     settings = config(tmp_path, model="resnet8(width=4)")
-    tasks = [Task("Dense", "Dense", 0, 4 * epochs, epochs / 4) for epochs in (1, 2, 4)]
+    tasks = [PlannedRun("Dense", "Dense", 0, 4 * epochs, epochs / 4) for epochs in (1, 2, 4)]
     seen = []
     in_turn(
         tasks,

@@ -191,14 +191,19 @@ def test_the_loss_by_hand():
     task = Segmentation(2)
     maps = torch.tensor([[[[0.0, 2.0]], [[0.0, 0.0]]]])  # two pixels, two classes
     masks = torch.tensor([[[1, 0]]], dtype=torch.uint8)
-    model = lambda images: maps  # noqa: E731
+
+    def model(images):
+        return maps
+
+    def both(images):
+        return {"out": maps, "aux": maps}
+
     images = torch.zeros(1, 3, 1, 2)
     by_hand = (np.log(2) + np.log(1 + np.exp(-2))) / 2
     assert float(task.loss(model, images, masks)) == pytest.approx(by_hand, abs=1e-6)
     ignored = torch.tensor([[[255, 0]]], dtype=torch.uint8)
     assert float(task.loss(model, images, ignored)) == pytest.approx(np.log(1 + np.exp(-2)), abs=1e-6)
     assert float(task.loss(model, images, torch.full_like(masks, 255))) == 0.0
-    both = lambda images: {"out": maps, "aux": maps}  # noqa: E731
     assert float(task.loss(both, images, masks)) == pytest.approx(1.4 * by_hand, abs=1e-6)
     larger = masks.repeat_interleave(3, 1).repeat_interleave(3, 2)  # masks of full size, images of a third
     assert float(task.loss(model, images, larger)) == pytest.approx(by_hand, abs=1e-6)

@@ -22,20 +22,7 @@ from morphogen.train.loop import Run
 from morphogen.train.models import build_model
 from morphogen.train.sources import load_data
 
-SMALL = [
-    "--data",
-    "digits",
-    "--model",
-    "resnet8(width=8)",
-    "--epochs",
-    "2",
-    "--batch_size",
-    "64",
-    "--images",
-    "256",
-    "--image_size",
-    "8",
-]
+SMALL = "--data digits --model resnet8(width=8) --epochs 2 --batch_size 64 --images 256 --image_size 8".split()
 
 
 def recipe(**settings):

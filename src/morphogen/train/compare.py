@@ -9,7 +9,7 @@ from .config import CompareConfig
 from .data import Data
 from .finished import Finished
 from .sources import load_data
-from .turns import Progress, Task, in_turn, unfinished
+from .turns import PlannedRun, Progress, in_turn, unfinished
 
 
 def compare(
@@ -37,13 +37,13 @@ def compare(
     finished = Finished(config, data)
     failures: list[str] = []
     for seed in config.all_seeds:
-        tasks = [Task(label, label, seed, config.epochs * data.steps) for label in labels]
-        failures += in_turn(unfinished(tasks, config, finished), config, data, finished, progress)
+        plans = [PlannedRun(label, label, seed, config.epochs * data.steps) for label in labels]
+        failures += in_turn(unfinished(plans, config, finished), config, data, finished, progress)
         timed = _timed(config.methods, finished, seed) if in_time else []
         short = [_in_time_of(label, seed, config, data, finished) for label in timed]
-        for task in short:
-            if task is not None:
-                failures += in_turn([task], config, data, finished, progress)
+        for planned in short:
+            if planned is not None:
+                failures += in_turn([planned], config, data, finished, progress)
     return _compared(finished, config), failures
 
 
@@ -58,13 +58,13 @@ def _timed(labels: list[str], finished: Finished, seed: int) -> list[str]:
     return list(chosen)
 
 
-def _in_time_of(label: str, seed: int, config: CompareConfig, data: Data, finished: Finished) -> Task | None:
+def _in_time_of(label: str, seed: int, config: CompareConfig, data: Data, finished: Finished) -> PlannedRun | None:
     """A dense run shortened so that it takes as long as a method did; none where the method took longer than dense,
     or where it is there."""
     dense, method = finished.records["Dense", 1.0, seed], finished.records[label, 1.0, seed]
     share = method["training_seconds"] / dense["training_seconds"]
-    task = Task(in_time_of(label), "Dense", seed, max(1, round(share * config.epochs * data.steps)))
-    return None if task.key in finished.records or share >= 1 else task
+    planned = PlannedRun(in_time_of(label), "Dense", seed, max(1, round(share * config.epochs * data.steps)))
+    return None if planned.key in finished.records or share >= 1 else planned
 
 
 def in_time_of(label: str) -> str:

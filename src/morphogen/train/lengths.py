@@ -17,7 +17,7 @@ from .finished import Finished
 from .processes import side_by_side
 from .sources import load_data
 from .step_times import StepTimes
-from .turns import Progress, Resumable, Task, in_turn, unfinished
+from .turns import PlannedRun, Progress, Resumable, in_turn, unfinished
 
 
 @dataclass(frozen=True)
@@ -59,47 +59,49 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
     methods = {label: build_method(label) for label in labels}
     data = load_data(config)
     finished = Finished(config, data)
-    tasks = [
-        Task(label, label, seed, round(budget * config.epochs) * data.steps, budget)
+    plans = [
+        PlannedRun(label, label, seed, round(budget * config.epochs) * data.steps, budget)
         for seed in config.all_seeds
         for budget in sorted(config.budgets)
         for label in labels
     ]
-    schedules = {(task.label, task.budget): (methods[task.label], task.steps // data.steps) for task in tasks}
-    apart = config.parallel > 1 or any(_timed_apart(config, finished, task) for task in tasks)
+    schedules = {
+        (planned.label, planned.budget): (methods[planned.label], planned.steps // data.steps) for planned in plans
+    }
+    apart = config.parallel > 1 or any(_timed_apart(config, finished, planned) for planned in plans)
     times = StepTimes(config, data) if apart else None
     if times is not None:
         for schedule in schedules.values():  # what could not be timed is refused before anything is trained
             times.spans(*schedule)
     failures: list[str] = []
-    todo = unfinished(tasks, config, finished)
+    todo = unfinished(plans, config, finished)
     if config.parallel > 1:
-        pair = [task for task in todo if task.budget == FULL_LENGTH and task.seed == config.first_seed]
-        failures += side_by_side([task for task in todo if task not in pair], config, finished, progress)
+        pair = [planned for planned in todo if planned.budget == FULL_LENGTH and planned.seed == config.first_seed]
+        failures += side_by_side([planned for planned in todo if planned not in pair], config, finished, progress)
         failures += in_turn(pair, config, data, finished, progress)
     else:
         for seed in config.all_seeds:
-            failures += in_turn([task for task in todo if task.seed == seed], config, data, finished, progress)
+            failures += in_turn([planned for planned in todo if planned.seed == seed], config, data, finished, progress)
     seconds = {} if times is None else _apart(config.output / "step_times.json", schedules, times)
-    done = [(task, finished.records[task.key]) for task in tasks if task.key in finished.records]
+    done = [(planned, finished.records[planned.key]) for planned in plans if planned.key in finished.records]
     points = [
         Point(
-            task.label,
-            task.budget,
-            task.seed,
+            planned.label,
+            planned.budget,
+            planned.seed,
             record["accuracy"],
-            seconds[task.label][f"{task.budget:g}"] if apart else record["training_seconds"],
+            seconds[planned.label][f"{planned.budget:g}"] if apart else record["training_seconds"],
             record["flops"],
         )
-        for task, record in done
+        for planned, record in done
     ]
     return Lengths(points, finished.head, apart, _end_to_end(config, finished, seconds), failures)
 
 
-def _timed_apart(config: CompareConfig, finished: Finished, task: Task) -> bool:
+def _timed_apart(config: CompareConfig, finished: Finished, planned: PlannedRun) -> bool:
     """Whether others ran beside it: of a finished run, or of one that is to go on from its checkpoint."""
-    record = finished.records.get(task.key)
-    return Resumable(task, config).timed_apart if record is None else record.get("timed_apart", False)
+    record = finished.records.get(planned.key)
+    return Resumable(planned, config).timed_apart if record is None else record.get("timed_apart", False)
 
 
 def _apart(

@@ -22,7 +22,7 @@ from .checkpoint import Stopped, listening
 from .config import CompareConfig
 from .finished import Finished
 from .sources import load_data
-from .turns import Progress, Resumable, Task
+from .turns import PlannedRun, Progress, Resumable
 
 PATIENCE = 20.0
 """Seconds that a process gets to end itself when its run is over."""
@@ -36,7 +36,7 @@ class Worker:
         said: its last word, where it has come: `finished` or `failed`.
     """
 
-    task: Task
+    planned: PlannedRun
     process: ForkServerProcess
     connection: Any
     said: str = ""
@@ -71,14 +71,16 @@ class Worker:
         return not self.process.is_alive()
 
 
-def side_by_side(tasks: Sequence[Task], config: CompareConfig, finished: Finished, progress: Progress) -> list[str]:
+def side_by_side(
+    plans: Sequence[PlannedRun], config: CompareConfig, finished: Finished, progress: Progress
+) -> list[str]:
     """Train `config.parallel` at a time until all are over; returns what went wrong with any. A run whose process is
     killed by another (as where memory runs out) goes on from its checkpoint once.
 
     Raises:
         Stopped: asked to; every run at work has saved a checkpoint.
     """
-    waiting, going, again = list(tasks), list[Worker](), set[Task]()
+    waiting, going, again = list(plans), list[Worker](), set[PlannedRun]()
     failures, asked = list[str](), list[int]()
 
     def ask(number: int) -> None:
@@ -104,17 +106,17 @@ def side_by_side(tasks: Sequence[Task], config: CompareConfig, finished: Finishe
                     if not (ended or worker.ended()):
                         continue
                     going.remove(worker)
-                    code, task = worker.process.exitcode or 0, worker.task
+                    code, planned = worker.process.exitcode or 0, worker.planned
                     if worker.said or asked:
                         continue
-                    if code < 0 and task not in again:
-                        again.add(task)
-                        waiting.append(task)
+                    if code < 0 and planned not in again:
+                        again.add(planned)
+                        waiting.append(planned)
                         warnings.warn(
-                            f"{task}, its process was killed ({_name(code)}); it is started again", stacklevel=2
+                            f"{planned}, its process was killed ({_name(code)}); it is started again", stacklevel=2
                         )
                     else:
-                        failures.append(f"{task}, its process ended ({_name(code)})")
+                        failures.append(f"{planned}, its process ended ({_name(code)})")
         finally:
             for worker in going:
                 worker.process.kill()
@@ -133,19 +135,19 @@ def _heed(
     progress: Progress,
 ) -> None:
     """Do what a message asks for."""
-    task = worker.task
+    planned = worker.planned
     match what:
         case "epoch":
-            progress(f"{task}", *content)
+            progress(f"{planned}", *content)
         case "warning":
-            warnings.warn(f"{task}, {content}", stacklevel=2)
+            warnings.warn(f"{planned}, {content}", stacklevel=2)
         case "failed":
             worker.said = what
-            failures.append(f"{task}, {content}")
+            failures.append(f"{planned}, {content}")
         case _:
             worker.said = what
             finished.append(content)
-            Resumable(task, config).clear()
+            Resumable(planned, config).clear()
 
 
 def _name(code: int) -> str:
@@ -163,22 +165,22 @@ def _start_server() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def _start(task: Task, config: CompareConfig) -> Worker:
+def _start(planned: PlannedRun, config: CompareConfig) -> Worker:
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
     threads = max(1, torch.get_num_threads() // config.parallel)
-    process = context.Process(target=_train, args=(task, config, threads, theirs))
+    process = context.Process(target=_train, args=(planned, config, threads, theirs))
     process.start()
     theirs.close()  # the process has it, and the end of what it sends is seen
-    return Worker(task, process, ours)
+    return Worker(planned, process, ours)
 
 
-def _train(task: Task, config: CompareConfig, threads: int, connection: Any) -> None:
+def _train(planned: PlannedRun, config: CompareConfig, threads: int, connection: Any) -> None:
     """What a process does: tell every epoch and warning, at the end the record, or what went wrong."""
     os.setpgrp()  # a Ctrl-C is for the process that started this one, which then asks
     torch.set_num_threads(threads)
     warnings.showwarning = lambda message, *_: connection.send(("warning", str(message)))
-    run = Resumable(task, config, alone=False)
+    run = Resumable(planned, config, alone=False)
     with listening(run.checkpoints.ask):
         try:
             for epoch in run.begin(load_data(config)):

@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int, float], None]
 
 
 @dataclass(frozen=True)
-class Task:
+class PlannedRun:
     """One run of a comparison.
 
     Attributes:
@@ -61,9 +61,11 @@ class Resumable:
         timed_apart: whether others ran beside it, now or when it was begun.
     """
 
-    def __init__(self, task: Task, config: CompareConfig, *, alone: bool = True):
-        self.task, self.config = task, config
-        self.folder = Path(config.output) / "checkpoints" / by_file_name(f"{task.label} {task.budget:g} {task.seed}")
+    def __init__(self, planned: PlannedRun, config: CompareConfig, *, alone: bool = True):
+        self.planned, self.config = planned, config
+        self.folder = (
+            Path(config.output) / "checkpoints" / by_file_name(f"{planned.label} {planned.budget:g} {planned.seed}")
+        )
         self.checkpoints = Checkpoints(self.folder)
         mark = self.folder / "timed_apart"
         if not alone:
@@ -77,21 +79,21 @@ class Resumable:
         Raises:
             MorphogenError: settings, model, data and method that do not fit; a checkpoint of another recipe.
         """
-        task = self.task
-        method = build_method(task.method)
+        planned = self.planned
+        method = build_method(planned.method)
         try:
-            self.run = Run(self.config, data, method, task.label, task.seed, task.steps, self.checkpoints)
+            self.run = Run(self.config, data, method, planned.label, planned.seed, planned.steps, self.checkpoints)
         except ConfigError as error:
-            if task.budget == 1:
+            if planned.budget == 1:
                 raise
-            raise ConfigError(f"{error}", where=f"{task}") from error  # the method may not fit this length alone
+            raise ConfigError(f"{error}", where=f"{planned}") from error  # the method may not fit this length alone
         if (state := self.checkpoints.latest()) is not None:
             self.run.load_state_dict(state)
         return self.run.epochs()
 
     def record(self) -> Record:
         """Of the finished run."""
-        record = self.run.ledger.record() | {"budget": self.task.budget}
+        record = self.run.ledger.record() | {"budget": self.planned.budget}
         return record | {"timed_apart": True} if self.timed_apart else record
 
     def clear(self) -> None:
@@ -99,16 +101,16 @@ class Resumable:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def unfinished(tasks: Sequence[Task], config: CompareConfig, finished: Finished) -> list[Task]:
+def unfinished(plans: Sequence[PlannedRun], config: CompareConfig, finished: Finished) -> list[PlannedRun]:
     """Those without a record; of the others the checkpoints go, which a kill may have left."""
-    for task in tasks:
-        if task.key in finished.records:
-            Resumable(task, config).clear()
-    return [task for task in tasks if task.key not in finished.records]
+    for planned in plans:
+        if planned.key in finished.records:
+            Resumable(planned, config).clear()
+    return [planned for planned in plans if planned.key not in finished.records]
 
 
 def in_turn(
-    tasks: Sequence[Task], config: CompareConfig, data: Data, finished: Finished, progress: Progress
+    plans: Sequence[PlannedRun], config: CompareConfig, data: Data, finished: Finished, progress: Progress
 ) -> list[str]:
     """One epoch of each run after the other until all are over; returns what went wrong with any, also that a method
     does not fit.
@@ -117,7 +119,7 @@ def in_turn(
         MorphogenError: the dense run cannot begin, or that of no method; of several lengths, any.
         Stopped: asked to; every run that had begun has saved a checkpoint.
     """
-    runs = [Resumable(task, config) for task in tasks]
+    runs = [Resumable(planned, config) for planned in plans]
     going = deque[tuple[Resumable, Iterator[Epoch]]]()
 
     def ask(number: int) -> None:
@@ -132,12 +134,12 @@ def in_turn(
             except CheckpointError:
                 raise
             except MorphogenError as error:
-                if run.task.method == "Dense" or config.budgets:  # a front without one of its lengths tells nothing
+                if run.planned.method == "Dense" or config.budgets:  # a front without one of its lengths tells nothing
                     raise
-                warnings.warn(f"left out, {run.task}: {error}", stacklevel=2)
-                failures.append(f"left out, {run.task}: {error}")
+                warnings.warn(f"left out, {run.planned}: {error}", stacklevel=2)
+                failures.append(f"left out, {run.planned}: {error}")
                 runs.remove(run)
-        if failures and all(run.task.method == "Dense" for run in runs):
+        if failures and all(run.planned.method == "Dense" for run in runs):
             raise TrainingError("; ".join(failures))  # nothing to compare with
         while going:
             run, epochs = going[0]
@@ -166,7 +168,7 @@ def _turn(
     try:
         epoch = next(epochs, None)
     except MorphogenError as error:
-        failures.append(f"{run.task}, {error}")
+        failures.append(f"{run.planned}, {error}")
         return True
     except Stopped as error:
         stopped.append(error)
@@ -175,5 +177,5 @@ def _turn(
         finished.append(run.record())
         run.clear()
         return True
-    progress(f"{run.task}", epoch.epoch + 1, run.run.total_epochs, epoch.accuracy)
+    progress(f"{run.planned}", epoch.epoch + 1, run.run.total_epochs, epoch.accuracy)
     return False

@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import wraps
-from math import ceil, floor, sqrt
+from math import ceil, floor, prod, sqrt
 from typing import Any
 
 import torch
@@ -69,6 +69,9 @@ class Plus:
 
 CUTS = (torch.Tensor.__getitem__, torch.narrow, torch.Tensor.narrow, torch.split, torch.Tensor.split)
 """Calls whose numbers may be parts of sizes."""
+
+COUNTS = (torch.numel, torch.Tensor.numel, torch.Tensor.nelement)
+"""Calls that multiply all sizes of a tensor."""
 
 OWN = frozenset(vars(nn.Module()))
 """What every module keeps for PyTorch."""
@@ -318,6 +321,8 @@ class Numbers(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__self__", None) is torch.Tensor.shape or func is torch.Tensor.size:
             return self._shape(args[0], func(*args, **kwargs), *args[1:], **kwargs)
+        if func in COUNTS:
+            return prod(self._shape(args[0], args[0].shape))
         if func.__name__ == "__get__":  # every other property of a tensor
             return func(*args)
         if isinstance(func, types.FunctionType) and func not in self._open:  # written in Python: look inside

@@ -96,6 +96,7 @@ class Equal(list[tuple["Number", "Number"]]):
     """Attributes and sizes that the model's code compared and found equal; and what else it computed of them.
 
     Attributes:
+        unequal: those found unequal.
         roots: square roots, and one by them.
         values: other numbers that are not whole, and the sizes they were computed from.
         wholes: such numbers made whole again, the last of each value.
@@ -103,6 +104,7 @@ class Equal(list[tuple["Number", "Number"]]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.unequal: list[tuple[Number, Number]] = []
         self.roots: list[float] = []
         self.values: list[tuple[float, Number]] = []
         self.wholes: dict[int, Number] = {}
@@ -230,8 +232,8 @@ class Number(int):
 
     def __eq__(self, other: object) -> bool:
         same = int.__eq__(self, other) is True
-        if same and isinstance(other, Number):
-            self.equal.append((self, other))
+        if isinstance(other, Number):
+            (self.equal if same else self.equal.unequal).append((self, other))
         return same
 
     def __ne__(self, other: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -74,6 +75,15 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
 def joins(model: nn.Module) -> bool:
     """Whether the ranks may have different numbers of batches, and some of them none any more."""
     return _connected() and any(map(joined, _around(model, collect=False)))
+
+
+@contextmanager
+def unsynchronised(model: nn.Module) -> Iterator[None]:
+    """Wrappers around a model take no part in what is computed in here: gradients stay each rank's own."""
+    with ExitStack() as stack:
+        for wrapper in _around(model, collect=False) if _connected() else ():
+            stack.enter_context(wrapper.no_sync())
+        yield
 
 
 def _connected() -> bool:

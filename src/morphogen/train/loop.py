@@ -26,7 +26,7 @@ from ..machine.files import replaced
 from ..machine.ranks import gathered, mean, rank, ranks, spread
 from ..methods import Method
 from ..morph.commit import morph
-from ..parts import Batch, Prune, Resize, Search
+from ..parts import Batch, Choose, Prune, Resize
 from ..parts.resizing import Size
 from ..report.correlations import FeatureMaps
 from ..report.gating import gated_share
@@ -55,10 +55,6 @@ T = TypeVar("T")
 
 CHECK_EVERY = 50
 """Steps between looks at the loss: often enough to stop early, seldom enough not to wait for a GPU."""
-
-LEAST_SUBSET = 512
-"""Images on which a search compares losses where one in 25, as of the paper's ImageNet, is fewer."""
-
 
 TOLD = {"smaller": "half of what it added enters now", "later": "which is an epoch later"}
 """What is tried where the loss is not finite after it."""
@@ -139,7 +135,7 @@ class Run:
                     autocast=recipe.autocast,
                     hooks=False,
                 )
-            self._search, self._prune = self.attached.part(Search), self.attached.part(Prune)
+            self._search, self._prune = self.attached.part(Choose), self.attached.part(Prune)
             if self._search is not None and self._search.chooses:
                 self.subset()  # one that the data are too few for is refused now
             with self.ledger.clock("trace", self.device):
@@ -457,7 +453,7 @@ class Run:
     def subset(self) -> Iterable[TrainBatch]:
         """What a search compares candidates on: the same images every time, as in the epoch of training before."""
         assert self._search is not None
-        count = self._search.subset or min(max(LEAST_SUBSET, self.data.images // 25), self.data.images)
+        count = self._search.images_of(self.data.images, self.recipe.batch_size)
         return self.data.subset(count, self.seed, self.attached.regularisation(max(0, self.attached.epoch)))
 
     @property

@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,7 +126,6 @@ class Run:
                     method,
                     example=example,
                     epochs=epochs,
-                    start_epoch=0,
                     steps_per_epoch=data.steps,
                     ema=self.averages,
                     probe=Probe(self.stepper.loss, _Subset(self)),
@@ -138,8 +137,11 @@ class Run:
             self._search, self._prune = self.attached.part(Choose), self.attached.part(Prune)
             if self._search is not None and self._search.chooses:
                 self.subset()  # one that the data are too few for is refused now
+            self._follow()  # a search may come before the first step
             with self.ledger.clock("trace", self.device):
+                self.attached.begin_epoch(0)
                 warn_of_lack(self.attached, images, self.device)
+            self._account(self._searches, "trace")
             data.task.check(self.attached.network, images)
             if rank():  # dropout of its own from here on
                 torch.manual_seed(hash((seed, rank())) % 2**63)
@@ -257,11 +259,7 @@ class Run:
             receipt = attached.begin_epoch(number)
             if receipt is not None or self._searching is not searching or self.batch_size != batch_size:
                 self._follow()
-        for found in self._searches[searched:]:
-            ledger.seconds["search"] += found.seconds
-            ledger.seconds["step"] -= found.within_steps
-            ledger.seconds["morph"] -= found.seconds - found.within_steps
-            ledger.searches.append(found.record())
+        self._account(self._searches[searched:], "morph")
         if len(attached.history) > len(ledger.history) or self.batch_size != ledger.stages[-1].batch_size:
             self._open_stage(number)
         if receipt is not None:
@@ -455,6 +453,14 @@ class Run:
         assert self._search is not None
         count = self._search.images_of(self.data.images, self.recipe.batch_size)
         return self.data.subset(count, self.seed, self.attached.regularisation(max(0, self.attached.epoch)))
+
+    def _account(self, searches: Sequence[Found], within: str) -> None:
+        """Put searches in the ledger, and their time on their own line, which was on another one so far."""
+        for found in searches:
+            self.ledger.seconds["search"] += found.seconds
+            self.ledger.seconds["step"] -= found.within_steps
+            self.ledger.seconds[within] -= found.seconds - found.within_steps
+            self.ledger.searches.append(found.record())
 
     @property
     def _searches(self) -> list[Found]:

@@ -21,7 +21,11 @@ from morphogen.report.page.found import draw_searches as page_of
 from morphogen.report.searches import draw_searches, search_rows, search_title
 from morphogen.search.candidates import Found
 from morphogen.search.zero_cost import Convergence, condition_number, search_without_training
+from morphogen.train.config import Recipe
+from morphogen.train.loop import Run
+from morphogen.train.sources import load_data
 
+from golden import USUAL
 from nets import Tower, deit, image
 
 METHOD = morphogen.AutoProgZero(shares=(0.3, 0.6, 1.0), stages=3)
@@ -352,6 +356,19 @@ def test_beside_growth_it_looks_at_the_network_as_it_trained_last(rising):
 
 
 # ---------------------------------------------------------------- records
+
+
+def test_the_trainer_books_the_time_as_search():
+    recipe = Recipe(**{**USUAL, "epochs": 3, "model": "nets:Residual"})
+    run = Run(recipe, load_data(recipe), METHOD, "zero", seed=0)
+    assert len(run.ledger.searches) == 1  # before the first step
+    for _ in run.epochs():
+        pass
+    record = run.ledger.record()
+    assert record["seconds"]["search"] == pytest.approx(sum(search["seconds"] for search in record["searches"]))
+    assert record["seconds"]["search"] > 0 and record["seconds"]["trace"] > 0 and record["seconds"]["morph"] >= 0
+    shares = [search["candidates"][search["chosen"]]["zero_cost"]["share"] for search in record["searches"]]
+    assert shares == sorted(shares) and {search["epoch"] for search in record["searches"]} <= {0, 1}
 
 
 def test_what_was_found_is_told(tmp_path):

@@ -80,10 +80,16 @@ def joins(model: nn.Module) -> bool:
 @contextmanager
 def unsynchronised(model: nn.Module) -> Iterator[None]:
     """Wrappers around a model take no part in what is computed in here: gradients stay each rank's own."""
-    with ExitStack() as stack:
-        for wrapper in _around(model, collect=False) if _connected() else ():
-            stack.enter_context(wrapper.no_sync())
-        yield
+    wrappers = _around(model, collect=False) if _connected() else []
+    synchronised = [wrapper.require_forward_param_sync for wrapper in wrappers]
+    try:
+        with ExitStack() as stack:
+            for wrapper in wrappers:
+                stack.enter_context(wrapper.no_sync())
+            yield
+    finally:  # a forward pass without synchronisation leaves the buffers of the next one alone too
+        for wrapper, before in zip(wrappers, synchronised, strict=True):
+            wrapper.require_forward_param_sync = before
 
 
 def _connected() -> bool:

@@ -61,7 +61,7 @@ def search_without_training(
     """
     device = next(network.model.parameters()).device
     start, shares = now(device), list(frozen)
-    with undisturbed(network, device), unsynchronised(network.model), _all_trained(network):
+    with undisturbed(network, device), unsynchronised(network.model), _all_trained(network), torch.enable_grad():
         convergence, kernels = _measured(network, probe, resize)
     own = [_proxies(convergence, kernels, frozen[share]) for share in shares]
     seen = [[statistics.fmean(v) for v in zip(*ranks, strict=True)] for ranks in zip(*gathered(own), strict=True)]

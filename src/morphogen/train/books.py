@@ -52,10 +52,10 @@ class Books:
             ledger.pruned = PrunedRun(price, self._prune.policy.threshold)
             self._mapped = mapped_layers(network, recipe.sparsity_map)
 
-    def flops_of(self, subnetwork: SubNetwork, batch_size: int) -> float:
-        """Training FLOPs of an image of a step of so many."""
+    def flops_of(self, subnetwork: SubNetwork, batch_size: int, frozen: frozenset[str] | None = None) -> float:
+        """Training FLOPs of an image of a step of so many, with what is frozen (by default: now)."""
         with self._ledger.clock("accounting", self._device):
-            return self._costs.of_step(subnetwork, batch_size).training / batch_size
+            return self._costs.of_step(subnetwork, batch_size, frozen).training / batch_size
 
     def open_stage(self, epoch: int, batch_size: int) -> None:
         """Enter the sub-network that trains from here on."""

@@ -1,4 +1,4 @@
-"""What the stages of a run cost: FLOPs, parameters and memory of a step, each sub-network counted once."""
+"""What the stages of a run cost: FLOPs, parameters and memory of a step."""
 
 from __future__ import annotations
 
@@ -19,15 +19,11 @@ class Costs:
     def __init__(self, attached: Run, precision: Callable[[], AbstractContextManager[None]]):
         """`precision` surrounds a forward pass, as in training."""
         self._attached, self._precision = attached, precision
-        self._known: dict[tuple[SubNetwork, int, frozenset[str]], Cost] = {}
 
-    def of_step(self, subnetwork: SubNetwork, batch_size: int) -> Cost:
-        """What a training step of so many images costs."""
-        key = subnetwork, batch_size, self._attached.network.frozen
-        if key not in self._known:
-            with self._precision():
-                self._known[key] = cost(self._attached.network, subnetwork, batch_size)
-        return self._known[key]
+    def of_step(self, subnetwork: SubNetwork, batch_size: int, frozen: frozenset[str] | None = None) -> Cost:
+        """What a training step of so many images costs, with what is frozen (by default: now)."""
+        with self._precision():
+            return cost(self._attached.network, subnetwork, batch_size, frozen)
 
     def of_stage(self, epoch: int, subnetwork: SubNetwork, batch_size: int, searching: bool = False) -> StageCost:
         """What a stage of this sub-network costs, before its first step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,7 @@ from ..search.searching import Searching
 from .resize import Resize
 
 
-class Choose(Part):
+class Choose(Part, ABC):
     """Compare candidates; what was found is in the run's records.
 
     Attributes:
@@ -34,9 +35,9 @@ class Choose(Part):
         """Whether anything is ever chosen."""
         return True
 
+    @abstractmethod
     def images_of(self, images: int, batch_size: int) -> int:
         """How many of so many training images candidates are compared on."""
-        raise NotImplementedError
 
     def begin(self, run: Run) -> None:
         """Raises ConfigError where there is nothing to compare candidates with."""

@@ -39,15 +39,26 @@ class Task(ABC):
     metric: ClassVar[str]
     """What the test measures, in percent; the record of a run has it under `accuracy`, whatever it is."""
 
+    part: ClassVar[str] = ""
+    """Path of the module that is traced and changes its size; by default the whole model."""
+
     classes: int
     smoothing: float = 0.0
+
+    @staticmethod
+    def prepare(model: nn.Module) -> None:
+        """Fit a model to the task, in place, when it is built.
+
+        Raises:
+            ConfigError: it is no model for this task.
+        """
 
     @abstractmethod
     def check(self, network: Network, images: int) -> None:
         """Refuse a model whose output cannot be learnt from, before it is trained.
 
         Args:
-            network: its model as it is trained.
+            network: its model as it is trained, or what is traced of it.
             images: in a step, on each rank.
 
         Raises:

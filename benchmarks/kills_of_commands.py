@@ -48,8 +48,8 @@ METHODS = ["--methods", "[NetworkExpansion(stages=2)]"]
 COMMANDS = {
     "train": ["train", *SMALL, "--resume", "true"],
     "compare": ["compare", *COMPARED, *METHODS],
-    "budgets": ["compare", *COMPARED, "--budgets", "[0.5, 1]", *METHODS],
-    "parallel": ["compare", *COMPARED, "--budgets", "[0.5, 1]", "--parallel", "2", *METHODS],
+    "budgets": ["compare", *COMPARED, "--epochs", "4", "--budgets", "[0.5, 1]", *METHODS],
+    "parallel": ["compare", *COMPARED, "--epochs", "4", "--budgets", "[0.5, 1]", "--parallel", "2", *METHODS],
     "export": ["export", "RUN", "--onnx", "true", "--program", "true"],
 }
 WAYS = {"KILL": ["KILL"], "KILL KILL": ["KILL", "KILL"], "TERM KILL": ["TERM", "KILL"], "INT INT": ["INT", "INT"]}

@@ -38,7 +38,7 @@ import morphogen
 from morphogen.machine.timing import StepClock
 from morphogen.methods import build_method
 from morphogen.parts import Search
-from morphogen.train import loop
+from morphogen.train import books
 from morphogen.train.config import Recipe
 from morphogen.train.loop import Run
 from morphogen.train.models import build_model
@@ -214,7 +214,7 @@ def steady() -> Iterator[None]:
     try:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             patch.setattr(StepClock, "medians", lambda clock: times_of(len(clock.read())))
-            patch.setattr(loop, "inference_speeds", lambda *arguments: [])
+            patch.setattr(books, "inference_speeds", lambda *arguments: [])
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
             yield

@@ -17,7 +17,7 @@ from morphogen import cli
 from morphogen.errors import MorphogenError
 from morphogen.methods import METHODS, build_method
 from morphogen.parts import Search
-from morphogen.train import loop
+from morphogen.train import books
 from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
 
@@ -308,7 +308,7 @@ def trained(arguments):
 
 @pytest.mark.parametrize("count", CONFIGURATIONS)
 def test_random_configurations(count, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(loop, "inference_speeds", lambda *_: {})
+    monkeypatch.setattr(books, "inference_speeds", lambda *_: {})
     monkeypatch.chdir(tmp_path)
     seen = Counter()
 

@@ -47,6 +47,20 @@ def test_ops_and_fake_tensors():
     assert torch.ops.aten.add.Tensor in seen
 
 
+def test_an_export_makes_graphs_alone():
+    def nodes():
+        program = torch.export.export(nn.Linear(2, 3), (torch.zeros(1, 2),), strict=False)
+        return [node for node in program.graph.nodes if node.op == "call_function"]
+
+    with private.graphs_only():
+        bare = nodes()
+    told = nodes()
+    assert [node.target for node in bare] == [node.target for node in told]
+    assert all(node.stack_trace for node in told)
+    if hasattr(torch.fx.config, "do_not_emit_stack_traces"):
+        assert not any(node.stack_trace for node in bare)
+
+
 @pytest.mark.parametrize("kind", [torch.Tensor, nn.Parameter])
 def test_a_new_fake_tensor_is_what_new_empty_gives(kind):
     mode = private.FakeTensorMode()

@@ -16,6 +16,7 @@ from morphogen.report.render import summary, write_results
 from morphogen.train.images import CentreCrops
 from morphogen.train.loop import Run
 from morphogen.train.models import crop_of
+from morphogen.train.saved import save_network
 from morphogen.train.sources import load_data
 from morphogen.train.tasks import TokenLabelling, classification_of
 
@@ -74,7 +75,7 @@ def test_the_best_of_several_averages_is_tested_saved_and_named(tmp_path):
     assert record["average"] == 0.5  # the other is still the first weights, or nearly
     assert record["accuracy"] == record["epochs"][-1]["accuracy"] > 20
     assert run.result is run.averages[0].module and run.result is not run.averages[1].module
-    run.save(tmp_path / "model.pt")
+    save_network(run, tmp_path / "model.pt")
     saved = torch.load(tmp_path / "model.pt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, run.averages[0].module.state_dict()[key]) for key, value in saved.items())
     alone = [run_of(images=None, ema=decay).ledger.accuracy for decay in (0.5, [0.9999])]
@@ -92,13 +93,13 @@ def test_averages_that_cannot_be_are_refused(ema):
 def test_a_finished_network_is_tested_at_another_size_and_stays_as_it_is(model, side):
     run = run_of("GrowOnce", model=model, test_size=side, ema=0.5)
     before = {key: value.clone() for key, value in run.result.state_dict().items()}
-    found = run._evaluate_at(side)
+    found = run.tester.figures_at(run.result, side)
     assert found == run.ledger.tested_at and found["size"] == side and 0 < found["accuracy"] < 100
     assert found["shown"] == f"whole test images at {side} pixels"
     after = run.result.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[key], value) for key, value in before.items())
     assert run.attached.network.current.resolution == (16, 16)
-    assert run._evaluate_at(16)["accuracy"] == run.ledger.accuracy  # its own
+    assert run.tester.figures_at(run.result, 16)["accuracy"] == run.ledger.accuracy  # its own
 
 
 def test_tables_have_the_best_epoch_beside_the_last_and_the_protocol(tmp_path):

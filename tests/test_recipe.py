@@ -26,6 +26,7 @@ from morphogen.train.images import read_random_crop
 from morphogen.train.loop import Run
 from morphogen.train.models import build_model
 from morphogen.train.objective import build_optimizer
+from morphogen.train.saved import save_network
 from morphogen.train.sources import load_data
 
 from batches import CPU, EVERYTHING, epoch_of, recipe, streamed
@@ -137,7 +138,7 @@ def test_the_average_follows_the_steps_and_is_what_is_tested_and_saved(tmp_path)
     for parameter in run.result.parameters():
         nn.init.zeros_(parameter)
     assert run._evaluate()[0] == pytest.approx(accuracy(run.result)) != pytest.approx(accuracy(run.model))
-    run.save(tmp_path / "model.pt")
+    save_network(run, tmp_path / "model.pt")
     assert not torch.load(tmp_path / "model.pt", weights_only=True)["state_dict"]["conv1.weight"].any()
 
 

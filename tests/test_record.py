@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+import morphogen
 from morphogen.dense.fake import FakeModel
 from morphogen.dense.program import export, op_name
-from morphogen.dense.record import Record, exported, same_in_training
+from morphogen.dense.record import Record, exported
 
 
 class Two(nn.Module):
@@ -46,6 +47,10 @@ def image(batch=2):
     return torch.zeros(batch, 3, 8, 8)
 
 
+def evaluated(fake, batch=None):
+    return Record(fake, fake.double(training=False), fake.inputs(None, batch))
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_a_record_has_the_ops_of_an_export(training):
     fake = FakeModel(Two(both), image())
@@ -67,11 +72,23 @@ def test_a_record_has_the_ops_of_an_export(training):
     ],
 )
 def test_the_modes_are_told_apart(joined, same):
-    assert same_in_training(FakeModel(Two(joined), image())) is same
+    assert evaluated(FakeModel(Two(joined), image())).same_in_training() is same
 
 
 def test_a_batch_of_one_says_nothing_of_training():
-    assert not same_in_training(FakeModel(Two(both), image(1)))
+    fake = FakeModel(Two(both), image(1))
+    assert not evaluated(fake).same_in_training() and evaluated(fake, batch=2).same_in_training()
+
+
+def test_one_export_is_enough_where_the_modes_are_alike(monkeypatch):
+    exports = []
+    monkeypatch.setattr("morphogen.graph.trace.export", lambda *call: exports.append(call) or export(*call))
+    for batch in (1, 2):
+        net = morphogen.trace(Two(both), image(batch))
+        assert len(exports) == batch and len({id(path.calls) for path in net.structure.paths}) == 1
+        morphogen.morph(net, net.subnetwork(width=0.5))
+    morphogen.trace(Two(one_in_training), image())
+    assert len(exports) == 4
 
 
 def test_a_record_leaves_no_hooks():

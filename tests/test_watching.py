@@ -20,6 +20,7 @@ from morphogen.report.training import extent_of
 from morphogen.train.best import is_best, waited
 from morphogen.train.config import Recipe
 from morphogen.train.loop import Run
+from morphogen.train.progress import epochs_left, flop_share
 from morphogen.train.sources import load_data
 from morphogen.train.tasks import Classification
 
@@ -101,8 +102,8 @@ def test_extents_by_hand():
 def test_epochs_left_count_what_is_to_come_as_large_as_it_will_be():
     recipe = Recipe(data="digits", model="resnet8(width=8)", epochs=4, batch_size=64, images=128, image_size=8)
     run = Run(recipe, load_data(recipe), NetworkExpansion(stages=2), "x", seed=0)
-    assert run.epochs_left(1) == pytest.approx(1 + 2 / run.flop_share)  # one more narrow epoch, two of the whole
-    assert run.epochs_left(4) == 0 and run.position == (0, 0, 2)
+    assert epochs_left(run, 1) == pytest.approx(1 + 2 / flop_share(run))  # one more narrow epoch, two of the whole
+    assert epochs_left(run, 4) == 0 and run.position == (0, 0, 2)
 
 
 def test_patience_counts_from_the_last_change_of_size_and_not_while_one_is_to_come():

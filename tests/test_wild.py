@@ -15,8 +15,9 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "zoo"))
 from correct import call, check, shake, tensors_in
 from untouched import difference, picture
 
-SHARE = {"writer": 0.5, "flow": 0.5, "translator": 0.45}
-"""More than a third of the parameters stays at half width: small heads and embeddings of few words."""
+SHARE = {"writer": 0.5, "flow": 0.5, "translator": 0.45, "pooling": 0.6, "experts": 0.55}
+"""More than a third of the parameters stays at half width: small heads and embeddings of few words; what is compared;
+groups that are multiplied with the batch."""
 
 
 def built(name):

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from wild_sizes import SIZES
+
 
 class FrozenDict(dict):
     """A configuration as diffusers keeps it: entries are attributes too, and nothing may be changed."""
@@ -334,4 +336,5 @@ WILD = {
     "translator": (Translator, lambda: {"input_ids": ids(), "decoder_input_ids": ids(4)}),
     "flow": (Flow, lambda: (images(16), images(16))),
     "speech": (Speech, lambda: {"input_values": torch.randn(2, 200)}),
+    **{name: (net, images) for name, net in SIZES.items()},
 }

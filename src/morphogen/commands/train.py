@@ -24,6 +24,7 @@ from ..train.config import TrainConfig
 from ..train.distributed import joined
 from ..train.earlier import Earlier
 from ..train.loop import Run
+from ..train.saved import save_network
 from ..train.sources import load_data
 from ..train.trackers import tracking
 from .command import Command
@@ -137,7 +138,7 @@ def _save(run: Run, config: TrainConfig) -> None:
         if run.ledger.stopped and (name := not_finite(run.result)):
             warnings.warn(f"no model.pt is written: {name} is not finite", stacklevel=2)
         else:
-            run.save(config.output / "model.pt")
+            save_network(run, config.output / "model.pt")
         if record["schedule"]:
             write_text(config.output / "schedule.json", json.dumps(record["schedule"]) + "\n")
         if record["searches"]:
@@ -145,7 +146,7 @@ def _save(run: Run, config: TrainConfig) -> None:
         draw_savings([record], config.output)
         draw_training(record, config.output / TRAINING_PICTURE)
         if not run.ledger.stopped:
-            run.draw(config.output)
+            run.tester.draw(run.result, run.attached.network.current.resolution, config.output)
         write_text(config.output / "results.json", json.dumps([record], indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write the results ({error})", where=str(config.output)) from error

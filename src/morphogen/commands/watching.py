@@ -18,6 +18,7 @@ from ..plan.show import duration
 from ..report.ledger import Epoch
 from ..report.training import extent_of
 from ..train.loop import Run
+from ..train.progress import epochs_left, flop_share
 
 SHOWN = 12
 """Epochs of the live table; earlier ones scroll out of it."""
@@ -99,10 +100,10 @@ class Watching:
             "loss": f"{epoch.loss:.4f}",
             f"{run.ledger.metric} %": f"{epoch.accuracy:.2f}",
             "size": self._now(),
-            "FLOPs": f"{run.flop_share:.2f}",
+            "FLOPs": f"{flop_share(run):.2f}",
             "lr": f"{run.optimizer.param_groups[0]['lr']:.3g}",
             "images/s": f"{images / max(steps, 1e-9):,.0f}",
-            "left": duration(seconds * run.epochs_left(epoch.epoch + 1)),
+            "left": duration(seconds * epochs_left(run, epoch.epoch + 1)),
         }
 
     def _now(self) -> str:

@@ -170,14 +170,18 @@ def at_least_two(value: Any) -> Any:
 def drop_caches(model: nn.Module) -> None:
     """Have modules that keep what they computed from their weights (LeViT's attention biases) drop it.
 
-    They do so when training begins, and modes are then what they were; the same is due when weights change size.
+    They do so when training begins, in a `train` of their own, which alone knows what they keep; the same is due when
+    weights change size. Modes, and which parameters are frozen, are then what they were.
     """
     modes = [(module, module.training) for module in model.modules()]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for module, _ in modes:
         if type(module).train is not nn.Module.train:
             module.train()
     for module, training in modes:
         module.training = training
+    for parameter, wanted in trainable:
+        parameter.requires_grad = wanted
 
 
 def make_ready(model: nn.Module, *, training: bool) -> None:

@@ -7,7 +7,7 @@ out. So where a record is not what was expected, an export has the last word.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,16 @@ class Record:
         result: what the model returned.
     """
 
-    def __init__(self, fake: FakeModel, model: nn.Module, inputs: Inputs):
-        """Raises whatever the model's own code raises on fake inputs."""
+    def __init__(
+        self, fake: FakeModel, model: nn.Module, inputs: Inputs, within: AbstractContextManager[Any] | None = None
+    ):
+        """Raises whatever the model's own code raises on fake inputs; `within` is where the model is called."""
         self.given = [*named_tensors(model).items(), *enumerate(tree_leaves(inputs))]
         self.ops: list[Ran] = []
+        self._call = fake, model, inputs
         self._open: list[str] = []
         args, kwargs = inputs
-        with ExitStack() as hooks, fake.running(), ops_seen(self._note):
+        with ExitStack() as hooks, fake.running(), ops_seen(self._note), within or nullcontext():
             for path, module in model.named_modules():
                 hooks.callback(module.register_forward_pre_hook(self._begin(path), prepend=True).remove)
                 hooks.callback(module.register_forward_hook(self._end).remove)
@@ -100,24 +103,22 @@ class Record:
         leaves, form = tree_flatten(self.result)
         return [*flow, (tree_map(origin, leaves), form)]
 
+    def same_in_training(self) -> bool:
+        """Whether the model, which ran in evaluation mode, runs the same ops on the same tensors in training mode.
+
+        Not known, and so denied, of inputs with a batch of one, to which training adds another.
+        """
+        fake, model, inputs = self._call
+        if any(isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == 1 for leaf in tree_leaves(inputs)):
+            return False
+        try:
+            evaluation = self.flow()
+            make_ready(model, training=True)
+            return evaluation == Record(fake, model, inputs).flow()
+        except Exception:  # whatever the model's own code raises in training alone
+            return False
+
 
 def on_numbers(shapes: Iterable[tuple[int, ...]]) -> bool:
     """Whether all of some tensors are single numbers, which have no channels."""
     return not any(shapes)
-
-
-def same_in_training(fake: FakeModel) -> bool:
-    """Whether the dense model runs the same ops on the same tensors in training as in evaluation mode.
-
-    Not known, and so denied, of examples with a batch of one, to which training adds another.
-    """
-    inputs = fake.inputs(None)
-    if any(isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == 1 for leaf in tree_leaves(inputs)):
-        return False
-    model = fake.double(training=False)
-    try:
-        evaluation = Record(fake, model, inputs).flow()
-        make_ready(model, training=True)
-        return evaluation == Record(fake, model, inputs).flow()
-    except Exception:  # whatever the model's own code raises without numbers in its inputs
-        return False

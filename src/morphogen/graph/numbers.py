@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import wraps
-from math import ceil, floor, sqrt
+from math import ceil, floor, prod, sqrt
 from typing import Any
 
 import torch
@@ -70,6 +70,9 @@ class Plus:
 CUTS = (torch.Tensor.__getitem__, torch.narrow, torch.Tensor.narrow, torch.split, torch.Tensor.split)
 """Calls whose numbers may be parts of sizes."""
 
+COUNTS = (torch.numel, torch.Tensor.numel, torch.Tensor.nelement)
+"""Calls that multiply all sizes of a tensor."""
+
 OWN = frozenset(vars(nn.Module()))
 """What every module keeps for PyTorch."""
 
@@ -93,6 +96,7 @@ class Equal(list[tuple["Number", "Number"]]):
     """Attributes and sizes that the model's code compared and found equal; and what else it computed of them.
 
     Attributes:
+        unequal: those found unequal.
         roots: square roots, and one by them.
         values: other numbers that are not whole, and the sizes they were computed from.
         wholes: such numbers made whole again, the last of each value.
@@ -100,6 +104,7 @@ class Equal(list[tuple["Number", "Number"]]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.unequal: list[tuple[Number, Number]] = []
         self.roots: list[float] = []
         self.values: list[tuple[float, Number]] = []
         self.wholes: dict[int, Number] = {}
@@ -227,8 +232,8 @@ class Number(int):
 
     def __eq__(self, other: object) -> bool:
         same = int.__eq__(self, other) is True
-        if same and isinstance(other, Number):
-            self.equal.append((self, other))
+        if isinstance(other, Number):
+            (self.equal if same else self.equal.unequal).append((self, other))
         return same
 
     def __ne__(self, other: object) -> bool:
@@ -318,6 +323,8 @@ class Numbers(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__self__", None) is torch.Tensor.shape or func is torch.Tensor.size:
             return self._shape(args[0], func(*args, **kwargs), *args[1:], **kwargs)
+        if func in COUNTS:
+            return prod(self._shape(args[0], args[0].shape))
         if func.__name__ == "__get__":  # every other property of a tensor
             return func(*args)
         if isinstance(func, types.FunctionType) and func not in self._open:  # written in Python: look inside

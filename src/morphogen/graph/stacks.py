@@ -20,23 +20,22 @@ from .alike import difference, drop_path_of, form_of
 from .loops import loops
 from .residual import Branches
 from .silence import can_be_silent
-from .watch import Block, Unit, Watch, watch
+from .watch import Block, Unit, Watch
 
 LONGEST_PERIOD = 4
 """Units of a repeating pattern (Swin: 2) that may enter and leave together."""
 
 
 def find_stacks(
-    fake: FakeModel, model: nn.Module, branches: Branches, read: Collection[str]
+    fake: FakeModel, seen: Watch, model: nn.Module, branches: Branches, read: Collection[str]
 ) -> tuple[tuple[BlockStack, ...], tuple[FixedBlock, ...]]:
     """The block stacks of a model in its order, and the blocks beside them that stay, with the reason.
 
     Args:
-        fake, model: the model.
+        fake, seen, model: the model, and a forward pass of its double.
         branches: see `Branches`.
         read: the names of its tensors that the forward pass reads.
     """
-    seen = watch(fake)
     finder = _Finder(model, branches, read)
     for chain in _chains(seen):
         finder.read(chain)

@@ -18,7 +18,6 @@ from ..dense.fake import Example, FakeModel, as_call, at_least_two
 from ..dense.images import Images
 from ..dense.network import Network
 from ..dense.program import export, rule_name
-from ..dense.record import same_in_training
 from ..dense.subnet import (
     FIXED,
     AttributeLayout,
@@ -44,6 +43,7 @@ from .rules.table import OF_INPUT
 from .slots import Axis
 from .stacks import find_stacks
 from .walk import EXCLUDED, READ_BY_EXCLUDED, TracedCall, Walk, without_rule
+from .watch import watch
 
 
 def trace(
@@ -107,7 +107,8 @@ def read(
     forward = {False: walk.read(program, numbers)}
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
     branches, norms = Branches(program, parameters), batch_norms(program, walk.named_inputs(program))
-    if same_in_training(fake):
+    seen = watch(fake)
+    if seen.record.same_in_training():
         forward[True] = forward[False]
     else:
         try:
@@ -123,7 +124,9 @@ def read(
     derived = derive_groups(walk.slots, tensors, walk.counting.attributes, walk.parameters)
     layouts = _Layouts(derived.number)
     expected = {id(made): tuple(map(layouts.call, made)) for made, _ in forward.values()}
-    stacks, fixed_blocks = _without_excluded(*find_stacks(fake, model, branches, walk.read_names), frozenset(exclude))
+    stacks, fixed_blocks = _without_excluded(
+        *find_stacks(fake, seen, model, branches, walk.read_names), frozenset(exclude)
+    )
     inside = frozenset(path for stack in stacks for path in stack.blocks)
     structure = Structure(
         derived.groups,

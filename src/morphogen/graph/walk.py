@@ -177,7 +177,8 @@ class _Reading:
         return None if value is None else value.axes[dim.axis]
 
     def compare(self) -> None:
-        """Where the code compares an attribute with a size, they stay equal; one put into a tensor stays."""
+        """Where the code compares an attribute with a size, they stay equal, and unequal ones unequal; one put into a
+        tensor stays."""
         for number in self._numbers.values:
             self._walk.counting.counts(number, None)
         for one, other in self._numbers.equal:
@@ -186,6 +187,12 @@ class _Reading:
                     axis = self._axis_of(size.origin)
                     if axis is not None:
                         self._walk.counting.counts(attribute, axis)
+        for one, other in self._numbers.equal.unequal:
+            for left, right in ((one, other), (other, one)):
+                # Where it is not known what one of them counts, the other could come to equal it.
+                both = isinstance(left.origin, Attribute) and isinstance(right.origin, Attribute)
+                if both and right.origin not in self._walk.counting.attributes:
+                    self._walk.counting.counts(left, None)
 
     def graph(self, module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Sequence[Any]:
         """Walk a graph, and those inside it; returns its outputs."""

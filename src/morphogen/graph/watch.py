@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..dense.fake import FakeModel
 from ..dense.program import failing_module
+from ..dense.record import Record
 from ..dense.subnet import HandsOn
 from ..errors import TraceError, first_line
 from ..machine.private import TreeSpec, tree_flatten, tree_leaves, tree_map
@@ -121,7 +123,10 @@ class Watch(TorchFunctionMode):
         blocks: the calls of modules, in the order in which they ended.
         ops: the calls of PyTorch, in order.
         born: for each value the time since which it is known.
+        record: the ops that they led to.
     """
+
+    record: Record
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -215,10 +220,10 @@ def watch(fake: FakeModel) -> Watch:
 
 def _watched(fake: FakeModel, model: nn.Module, batch: int | None) -> Watch:
     seen = Watch(model)
-    for path, module in fake.dense.named_modules():
-        watched = model.get_submodule(path)
-        watched.register_forward_pre_hook(seen.begin(path, module), with_kwargs=True)
-        watched.register_forward_hook(seen.end)
-    with torch.no_grad(), seen:
-        fake.run(model, None, batch)
+    with ExitStack() as hooks:
+        for path, module in fake.dense.named_modules():
+            watched = model.get_submodule(path)
+            hooks.callback(watched.register_forward_pre_hook(seen.begin(path, module), with_kwargs=True).remove)
+            hooks.callback(watched.register_forward_hook(seen.end).remove)
+        seen.record = Record(fake, model, fake.inputs(None, batch), within=seen)
     return seen

@@ -20,6 +20,8 @@ from torch._dynamo.utils import counters as _counters
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch._subclasses.schema_check_mode import SchemaCheckMode
+from torch.fx import config as _graphs
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
@@ -55,6 +57,7 @@ __all__ = [
     "forward_hook_tables",
     "forward_hooks",
     "forward_pre_hooks",
+    "graphs_only",
     "hooks_of",
     "in_backward",
     "is_fake",
@@ -106,6 +109,22 @@ def compilations_allowed() -> int:
 def more_compilations(count: int) -> None:
     """Raise, or lower, the number of compilations of the same code before PyTorch gives up."""
     _compiler.recompile_limit += count
+
+
+@contextmanager
+def graphs_only() -> Iterator[None]:
+    """An export makes graphs alone: no Python code of them, and no stack traces, which together are a third of its
+    cost."""
+    settings: Any = _graphs
+    traces = getattr(settings, "do_not_emit_stack_traces", None)  # older PyTorch has no such setting
+    if traces is not None:
+        settings.do_not_emit_stack_traces = True
+    try:
+        with _use_lazy_graph_module(True):
+            yield
+    finally:
+        if traces is not None:
+            settings.do_not_emit_stack_traces = traces
 
 
 def is_fake(tensor: torch.Tensor) -> bool:

@@ -63,8 +63,8 @@ def _compare_paths(network: Network, target: SubNetwork) -> None:
     """Record every forward pass; where that is not what the trace expects, an export has the last word."""
     sketch = network.sketch(target)
     heard: dict[tuple[Any, ...], tuple[ExpectedCall, ...]] = {}
-    for path in reversed(network.structure.paths):
-        # Where both modes have been exported and run the same ops on what can change, one speaks for both.
+    # Where both modes run the same ops, on all or on what can change, one speaks for both.
+    for path in {id(path.calls): path for path in reversed(network.structure.paths)}.values():
         if heard.setdefault(_fingerprint(path), path.calls) is path.calls and not _is_recorded(
             network, sketch, path, target
         ):

@@ -14,6 +14,7 @@ from ..export.weights import check_tensors
 from ..report.ledger import Ledger
 from ..report.training import extent_of
 from .loop import Run
+from .saved import save_network
 
 BEST = "best.pt"
 
@@ -34,7 +35,7 @@ def keep_best(run: Run, path: Path) -> None:
             f"the best network so far is not kept while the method has parts of its own in it ({error})", stacklevel=2
         )
         return
-    run.save(path)
+    save_network(run, path)
 
 
 def waited(run: Run) -> int:

@@ -4,52 +4,40 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from ..cost.inference import inference_speeds
-from ..dense.subnet import SubNetwork
 from ..errors import CheckpointError, ConfigError, DivergedError, first_line
-from ..export.finite import check_finite as check_finite_network
-from ..export.weights import metadata_of
-from ..graph.trace import trace
-from ..machine.files import replaced
 from ..machine.ranks import gathered, mean, rank, ranks, spread
 from ..methods import Method
-from ..morph.commit import morph
-from ..parts import Batch, Prune, Resize, Search
-from ..parts.resizing import Size
+from ..parts import Batch, Resize, Search
 from ..report.correlations import FeatureMaps
-from ..report.gating import gated_share
-from ..report.ledger import Epoch, Ledger, MorphEvent, PrunedRun
+from ..report.ledger import Epoch, Ledger
 from ..report.outcome import predicted_speedup, saved_schedule
-from ..report.sparsity import densities, mapped_layers, output_maxima
 from ..run.attach import attach
 from ..schedule.learning_rate import shape_named, share_of_peak
 from ..search.candidates import Found, Probe
 from ..search.searching import Searching
+from .books import Books
 from .checkpoint import Checkpoints, compare_runs
 from .config import Recipe
 from .contents import compare_contents
-from .costs import Costs
 from .data import Data, TrainBatch
 from .distributed import share
 from .models import build_model
-from .objective import build_optimizer, check_finite, check_pairs, laid_out, precision_of
+from .objective import build_optimizer, check_finite, check_pairs
 from .own_random import OwnRandom
 from .pretrained import begin_with
 from .room import warn_of_lack
 from .stepper import Stepper
-from .tasks.classification import Classification
+from .testing import Tester
 
 T = TypeVar("T")
 
@@ -72,6 +60,8 @@ class Run:
     Attributes:
         ledger: all figures so far.
         attached: the network and the method at work on it.
+        books: what enters the ledger of the network.
+        tester: of the networks.
     """
 
     def __init__(
@@ -101,10 +91,7 @@ class Run:
         self._shape = shape_named(recipe.lr_schedule)
         self.device, images = recipe.torch_device(), share(recipe.batch_size)
         check_pairs(method, recipe)
-        if recipe.test_size and data.task.metric != Classification.metric:
-            raise ConfigError(
-                "test images are taken whole", where="test_size", expected="none", found=f"{recipe.test_size}"
-            )
+        self.tester = Tester(recipe, data, self.device)
         self.steps = recipe.epochs * data.steps if steps is None else steps
         self.ledger = Ledger(label, recipe.model, data.name, seed, data.task.metric, protocol=data.protocol())
         self.ledger.average = recipe.decays[0] if recipe.decays else None
@@ -139,7 +126,7 @@ class Run:
                     autocast=recipe.autocast,
                     hooks=False,
                 )
-            self._search, self._prune = self.attached.part(Search), self.attached.part(Prune)
+            self._search = self.attached.part(Search)
             if self._search is not None and self._search.chooses:
                 self.subset()  # one that the data are too few for is refused now
             with self.ledger.clock("trace", self.device):
@@ -148,16 +135,7 @@ class Run:
             if rank():  # dropout of its own from here on
                 torch.manual_seed(hash((seed, rank())) % 2**63)
             self._follow()
-            self._costs = Costs(self.attached, self._precision)
-            self.ledger.dense = self.attached.network.dense.to_dict()
-            self._open_stage(0)
-            if self._prune is not None:
-                dense, threshold = self.attached.network.dense, self._prune.policy.threshold
-                price = self._costs.of_stage(0, dense, recipe.batch_size)
-                self.ledger.pruned = PrunedRun(
-                    replace(price, steps=self.steps, images=self.steps * recipe.batch_size), threshold
-                )
-                self._mapped = mapped_layers(self.attached.network, recipe.sparsity_map)
+            self.books = Books(self.ledger, self.attached, recipe, self.device, self.steps, self.batch_size)
 
     @property
     def total_epochs(self) -> int:
@@ -175,28 +153,6 @@ class Run:
     def position(self) -> tuple[int, int, int]:
         """The epoch at work, the steps of it that are taken, and how many it has."""
         return self._at.epoch, self._at.step or 0, len(self._counts_left(self._at.epoch))
-
-    @property
-    def flop_share(self) -> float:
-        """Training FLOPs of an image now, of those of the dense network."""
-        stage = self.ledger.stages[-1]
-        return stage.training_flops / stage.batch_size / self._flops_of(self.attached.network.dense)
-
-    def epochs_left(self, epoch: int) -> float:
-        """Epochs from this one on, as long as those before it: by the FLOPs of the sub-networks that are to come."""
-        stage = self.ledger.stages[-1]
-        now, stages = stage.training_flops / stage.batch_size, self.attached.stages
-        ends = [*(stage.start for stage in stages[1:]), self.total_epochs]
-        left = [
-            (part.subnetwork, min(end, self.total_epochs) - max(part.start, epoch))
-            for part, end in zip(stages, ends, strict=True)
-        ]
-        return sum(count * self._flops_of(part) / now for part, count in left if count > 0)
-
-    def _flops_of(self, subnetwork: SubNetwork) -> float:
-        """Training FLOPs of an image."""
-        with self._random.active(), self.ledger.clock("accounting", self.device):
-            return self._costs.of_step(subnetwork, self.batch_size).training / self.batch_size
 
     def epochs(self) -> Iterator[Epoch]:
         """Train, from where the run is; yield each epoch's figures when it is over.
@@ -245,12 +201,7 @@ class Run:
         accuracy, others = self._evaluate()
         epoch = Epoch(number, loss, accuracy, ledger.training_seconds, others)
         ledger.epochs.append(epoch)
-        ledger.note_memory(self.device)
-        if ledger.pruned is not None and self._prune is not None:
-            ledger.pruned.coefficient = self._prune.pruner.coefficient
-            with ledger.clock("accounting", self.device):
-                for layer, maxima in output_maxima(self.attached.network, self._mapped).items():
-                    ledger.pruned.sparsity.setdefault(layer, []).append(maxima)
+        self.books.end_epoch()
         return epoch
 
     def _begin(self, number: int) -> None:
@@ -262,26 +213,13 @@ class Run:
             if receipt is not None or self._searching is not searching or self.batch_size != batch_size:
                 self._follow()
         for found in self._searches[searched:]:
-            ledger.seconds["search"] += found.seconds
-            ledger.seconds["step"] -= found.within_steps
-            ledger.seconds["morph"] -= found.seconds - found.within_steps
-            ledger.searches.append(found.record())
-        if len(attached.history) > len(ledger.history) or self.batch_size != ledger.stages[-1].batch_size:
-            self._open_stage(number)
+            self.books.add_search(found)
+        if self.books.is_behind or self.batch_size != ledger.stages[-1].batch_size:
+            self.books.open_stage(number, self.batch_size)
         if receipt is not None:
             with FeatureMaps(attached.network, self.result, receipt.before) as maps:
                 before, (after, _) = ledger.epochs[-1].accuracy, self._evaluate()
-            ledger.morphs.append(
-                MorphEvent(number, before, after, receipt.seconds, ledger.training_seconds, maps.correlations())
-            )
-            old, new = receipt.before, receipt.after
-            resized = (old.channels, old.blocks) == (new.channels, new.blocks)  # falls, and comes back in an epoch
-            if before - after > self.recipe.warn_drop and not resized:
-                warnings.warn(
-                    f"epoch {number}: {ledger.metric} fell from {before:.1f} to {after:.1f} % at a change of size, by "
-                    f"more than warn_drop={self.recipe.warn_drop:g} points; more stages or another operator lose less",
-                    stacklevel=2,
-                )
+            self.books.add_morph(number, before, after, receipt, maps.correlations())
 
     def _rescue(self, error: DivergedError) -> None:
         """Go back to before the morph that began the epoch, and begin it otherwise; where nothing is left to try,
@@ -335,7 +273,8 @@ class Run:
             raise CheckpointError(f"the checkpoint is damaged ({first_line(error)})") from error
         with self._random.active():
             self.attached.load_state_dict(attached)
-        self._at, self.ledger = _Position(epoch, step, losses), ledger
+        self._at = _Position(epoch, step, losses)
+        self.ledger.become(ledger)
         self.ledger.stopped = None
         if len(random) == ranks():
             self._random.state = random[rank()]
@@ -357,22 +296,15 @@ class Run:
         with self._random.active(), ledger.clock("morph", self.device):
             receipt = self.attached.end()
         if receipt is not None:
-            self._open_stage(self.total_epochs)
+            self.books.open_stage(self.total_epochs, self.batch_size)
             before, (last.accuracy, last.figures) = last.accuracy, self._evaluate()
             last.seconds = ledger.training_seconds
-            ledger.morphs.append(
-                MorphEvent(self.total_epochs, before, last.accuracy, receipt.seconds, ledger.training_seconds)
-            )
-        if self.recipe.test_size is not None:
-            with self._random.active(), ledger.clock("evaluation", self.device):
-                ledger.tested_at = self._evaluate_at(self.recipe.test_size)
-        if ledger.pruned is not None:
-            with self._random.active(), ledger.clock("accounting", self.device), self._precision():
-                ledger.pruned.density = densities(self.attached.network, ledger.pruned.threshold)
-                with suppress(RuntimeError):  # out of memory; a finished run is not lost to a figure
-                    ledger.pruned.inference = inference_speeds(
-                        self._dense_model(), self.result, self._example, self.device
-                    )
+            self.books.add_morph(self.total_epochs, before, last.accuracy, receipt)
+        with self._random.active():
+            if self.recipe.test_size is not None:
+                with ledger.clock("evaluation", self.device):
+                    ledger.tested_at = self.tester.figures_at(self.result, self.recipe.test_size)
+            self.books.close(self._dense_model, self.result, self.tester.example)
 
     def _train_epoch(self, number: int) -> float:
         """One pass over the data, or what is left of it; returns the mean loss."""
@@ -391,12 +323,7 @@ class Run:
                 self._step_is_over()
             at.losses = _of_all_ranks(at.losses)
             check_finite(at.losses, number, 0)
-        with self.ledger.clock("accounting", self.device):
-            stage = self.ledger.stages[-1]
-            flops = sum(
-                self._costs.of_step(self.attached.runs(step), count).training for step, count in enumerate(counts)
-            )
-            stage.add(len(counts), sum(counts), flops)
+        self.books.add_steps(counts)
         return float(torch.stack(at.losses).mean())
 
     def _step_is_over(self) -> None:
@@ -478,9 +405,6 @@ class Run:
                 return
             yield batch
 
-    def _precision(self) -> AbstractContextManager[None]:
-        return precision_of(self.recipe, self.device)
-
     def _evaluate(self) -> tuple[float, dict[str, float]]:
         """The task's figure in percent, of the network that rank 0 saves, and what else its test tells; of several
         averages the best one's."""
@@ -488,49 +412,11 @@ class Run:
         with self.ledger.clock("evaluation", self.device):
             for model in [average.module for average in self.averages] or [self.model]:
                 spread(model.buffers())  # running statistics are each rank's own
-                found.append(self._tested(model, size, self.data.task.evaluate, self.device))
+                found.append(self.tester.figures(model, size))
         best = max(range(len(found)), key=lambda number: found[number][metric])
         if self.averages:
             self.ledger.average = self.recipe.decays[best]
         return found[best].pop(metric), found[best]
-
-    def _evaluate_at(self, side: int) -> dict[str, Any]:
-        """The same of the finished network on images of another size, without training there (AutoProg, Table 2).
-
-        Raises:
-            SubNetworkError: the model cannot run at this size.
-        """
-        model = copy.deepcopy(self.result).eval()
-        network = trace(model, self._example(2))
-        morph(network, network.subnetwork(resolution=(side, side)))
-        figures = self._tested(model, (side, side), self.data.task.evaluate, self.device)
-        return {"size": side, "shown": self.data.shown(side), "accuracy": figures[self.ledger.metric]}
-
-    def _tested(self, model: nn.Module, size: Size | None, test: Callable[..., T], *arguments: Any) -> T:
-        """What a function of the task makes of a network and the test images at a size."""
-        model.eval()
-        with torch.inference_mode(), self._precision():
-            batches = self.data.test_batches(size)
-            return test(lambda images: model(laid_out(images, self.recipe)), batches, *arguments)
-
-    def draw(self, folder: Path) -> list[Path]:
-        """Write pictures of predictions, where the task has any."""
-        size, statistics = self.attached.network.current.resolution, {"mean": self.data.mean, "std": self.data.std}
-        return self._tested(self.result, size, self.data.task.draw, statistics, folder, self.data.classes)
-
-    def _open_stage(self, epoch: int) -> None:
-        """Enter the sub-network that trains from here on."""
-        network = self.attached.network
-        with self.ledger.clock("accounting", self.device):
-            searching = self._searching is not None
-            stage = self._costs.of_stage(epoch, network.current, self.batch_size, searching)
-            if self._prune is not None:
-                policy = self._prune.policy
-                stage.gated = gated_share(network, stage.inference_flops, policy.threshold, folded=policy.folded)
-            self.ledger.stages.append(stage)
-            self.ledger.history = [
-                {"epoch": at, "subnetwork": subnetwork.to_dict()} for at, subnetwork in self.attached.history
-            ]
 
     def _dense_model(self) -> nn.Module:
         """The recipe's model, made anew on the device."""
@@ -538,36 +424,6 @@ class Run:
         if self.recipe.channels_last:
             model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
         return model
-
-    def _example(self, batch_size: int) -> torch.Tensor:
-        return laid_out(self.data.example(batch_size).to(self.device), self.recipe)
-
-    def save(self, path: Path) -> None:
-        """Write the weights, the sub-network they belong to, and what a method keeps: momentum network, coefficient.
-
-        A file already there stays until the new one is whole; `morphogen export` reads it.
-
-        Raises:
-            ExportError: a weight or buffer is not finite, or the file cannot be written.
-        """
-        check_finite_network(self.result)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        notes = {
-            "model": self.recipe.model,
-            "num_classes": f"{self.data.num_classes}",
-            "drop_path": f"{self.recipe.drop_path}",
-            "mean": json.dumps(self.data.mean.tolist()),  # of the images, by channel, from 0 to 1
-            "std": json.dumps(self.data.std.tolist()),
-            "classes": json.dumps(list(self.data.classes)),
-            **self.data.framing(max(self.attached.network.current.resolution or self.data.size)),
-        }
-        content = {"state_dict": self.result.state_dict(), **metadata_of(self.attached.network, notes)}
-        for average in self.attached.averages:
-            content["momentum"] = average.state_dict()
-        if self._prune is not None:
-            content["penalty_coefficient"] = self._prune.pruner.coefficient
-        with replaced(path) as file:
-            torch.save(content, file)
 
 
 def _of_all_ranks(losses: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ from math import prod
 
 from ...dense.subnet import Role
 from ..axes import divide_groups
+from ..numbers import Number, Times
 from .table import Axes, Call, rule
 
 
@@ -20,7 +21,7 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
     if groups == 1:
         call.reads(x, channel, weight.axes[in_axis])
         out = weight.axes[out_axis]
-    elif x.axes[channel] is None or first is None:
+    elif x.axes[channel] is None or first is None or any(map(_is_product, call.numbers(groups))):
         for axis in (first, second):
             slots.fix(axis, "a grouped convolution of fixed channels")
         slots.fix(x.axes[channel], "a grouped convolution with fixed weights")
@@ -57,6 +58,11 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
         else:
             slots.fix(x.axes[dim], "convolved along it")
     return tuple(axes)
+
+
+def _is_product(number: int | None) -> bool:
+    """Whether the code multiplies groups with something else: with the batch, where every example has weights."""
+    return isinstance(number, Number) and isinstance(number.origin, Times)
 
 
 @rule("conv1d", "conv2d", "conv3d")

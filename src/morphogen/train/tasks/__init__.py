@@ -11,7 +11,8 @@ from .segmentation import Segmentation
 from .task import Task
 from .token_labelling import TokenLabelling
 
-__all__ = ["Task", "Classification", "TokenLabelling", "Segmentation", "Detection", "classification_of", "metric_of", "task_of"]
+__all__ = ["Task", "Classification", "TokenLabelling", "Segmentation", "Detection"]
+__all__ += ["classification_of", "metric_of", "task_of"]
 
 BY_DATA: dict[str, type[Task]] = {
     "segmentation": Segmentation,

@@ -26,8 +26,8 @@ GROUND = "background"
 """The name of class 0, which no box has; torchvision's detectors count from 1."""
 
 Objects = dict[str, Tensor]
-"""Of one image as torchvision has it: `boxes` (K, 4), float32, left, top, right, bottom in pixels, `labels` (K,), int64;
-of a prediction `scores` (K,), of the truth in tests `iscrowd` (K,)."""
+"""Of one image as torchvision has it: `boxes` (K, 4), float32, left, top, right, bottom in pixels, and `labels` (K,),
+int64; of a prediction `scores` (K,), of the truth in tests `iscrowd` (K,)."""
 
 
 class Boxes(NamedTuple):
@@ -71,9 +71,7 @@ class Boxes(NamedTuple):
     def in_pixels(self, height: int, width: int) -> list[Objects]:
         """Of each image, as torchvision has them."""
         sides = torch.tensor([width, height, width, height], device=self.boxes.device)
-        return [
-            {"boxes": one.boxes * sides, "labels": one.labels, "iscrowd": one.crowd.long()} for one in self.each()
-        ]
+        return [{"boxes": one.boxes * sides, "labels": one.labels, "iscrowd": one.crowd.long()} for one in self.each()]
 
 
 class AsGiven(GeneralizedRCNNTransform):
@@ -119,14 +117,14 @@ class Detection(Task):
         truth = targets.in_pixels(*images.shape[-2:])
         learnt = [{name: each[name][each["iscrowd"] == 0] for name in ("boxes", "labels")} for each in truth]
         losses = model(list(images), learnt)
-        if not (isinstance(losses, Mapping) and losses and all(isinstance(each, Tensor) for each in losses.values())):
+        if not (isinstance(losses, Mapping) and losses and all(_is_number(each) for each in losses.values())):
             raise ConfigError(
                 "the detector returns no losses in training",
                 where=type(model).__name__,
-                expected="a dictionary of tensors, from detector(images, targets)",
+                expected="a dictionary of numbers, from detector(images, targets)",
                 found=type(losses).__name__,
             )
-        return torch.stack([each.float().mean() for each in losses.values()]).sum()
+        return torch.stack([each.float() for each in losses.values()]).sum()
 
     def pieces(self, targets: Boxes, count: int) -> list[Boxes]:
         """The boxes of the same images."""
@@ -141,7 +139,7 @@ class Detection(Task):
         found: list[tuple[Objects, Objects]] = []
         for images, targets in batches:
             truth = targets.in_pixels(*images.shape[-2:])
-            found += [tuple(map(_on_cpu, pair)) for pair in zip(predict(images), truth, strict=True)]
+            found += [(_on_cpu(said), _on_cpu(true)) for said, true in zip(_said(predict, images), truth, strict=True)]
         figures = mean_average_precision([pair for part in gathered(found) for pair in part])
         return {self.metric: 100 * figures["map"], "mAP at 0.5": 100 * figures["map_50"]}
 
@@ -157,7 +155,7 @@ class Detection(Task):
         rows: list[list[Drawn]] = []
         for images, targets in batches:
             truth = targets.in_pixels(*images.shape[-2:])
-            for image, true, said in zip(images.cpu(), truth, predict(images), strict=True):
+            for image, true, said in zip(images.cpu(), truth, _said(predict, images), strict=True):
                 rows.append([Drawn(image, **labelled(_on_cpu(each), names)) for each in (true, said)])
             if len(rows) >= SHOWN:
                 break
@@ -195,5 +193,22 @@ def labelled(objects: Objects, names: Sequence[str]) -> dict[str, Any]:
     return {"boxes": objects["boxes"][sure], "words": words}
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 0
+
+
+def _said(predict: Predict, images: Tensor) -> list[Objects]:
+    """What a detector finds in each image; raises ConfigError where it returns anything else."""
+    found = predict(images)
+    keys = {"boxes", "labels", "scores"}
+    if not (isinstance(found, list) and all(isinstance(each, dict) and keys <= each.keys() for each in found)):
+        raise ConfigError(
+            "the detector names no boxes in evaluation",
+            expected="a list of dictionaries, one an image, with boxes, labels and scores",
+            found=type(found).__name__,
+        )
+    return found
+
+
 def _on_cpu(objects: Objects) -> Objects:
-    return {name: tensor.detach().float().cpu() if name == "boxes" else tensor.cpu() for name, tensor in objects.items()}
+    return {name: (t.float() if t.is_floating_point() else t).cpu() for name, t in objects.items()}

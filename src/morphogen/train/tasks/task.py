@@ -45,7 +45,7 @@ class Task(ABC):
     classes: int
     smoothing: float = 0.0
 
-    @staticmethod
+    @staticmethod  # noqa: B027  (most tasks take models as they are)
     def prepare(model: nn.Module) -> None:
         """Fit a model to the task, in place, when it is built.
 

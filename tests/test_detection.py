@@ -172,6 +172,8 @@ def test_settings_that_cannot_be_are_one_message():
     for model, words in (("resnet8", "no detector"), ("test_detection:Silent", "returns no losses")):
         with pytest.raises(ConfigError, match=words):
             [*Run(recipe(model=model), data, build_method("Dense"), "Dense", 0).epochs()]
+    with pytest.raises(ConfigError, match="masks or keypoints"):
+        Detection.prepare(build_model("torchvision:maskrcnn_resnet50_fpn", 2))
     with pytest.raises(ConfigError, match="only the backbone"):
         measured_step(recipe(), data)
 
@@ -231,6 +233,19 @@ def test_the_backbone_grows_inside_the_detector_and_the_heads_stay():
     held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in run.model.parameters()}
     assert len(run.ledger.stages) == 2 and run.ledger.morphs[0].correlations is not None
+
+
+def test_heads_count_in_the_flops_by_hand():
+    """At 32 x 32 pixels the two maps have 8 x 8 and 4 x 4 places. At each the heads have two towers of four
+    convolutions of 8 channels, 9 anchors of 11 classes and 9 of 4 sides; backward costs twice as much."""
+    model = build_model(TINY, 11)
+    Detection.prepare(model)
+    forward = (64 + 16) * 2 * 9 * 8 * (2 * 4 * 8 + 9 * 11 + 9 * 4)
+    before = torch.random.get_rng_state()
+    beside = Detection(11).beside(model, (32, 32))
+    assert (beside.forward, beside.training) == (forward, 3 * forward)
+    assert beside.parameters == sum(p.numel() for p in model.head.parameters())
+    assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_images_and_boxes_change_their_resolution_together():

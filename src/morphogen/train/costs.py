@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cache
 
 from ..cost.flops import Cost, cost
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
 from ..parts import Batch, Prune
+from ..parts.resizing import Size
 from ..report.ledger import StageCost
 from ..run.run import Run
+from .tasks.task import Beside
 
 
 class Costs:
     """The costs of one run's steps."""
 
-    def __init__(self, attached: Run, precision: Callable[[], AbstractContextManager[None]]):
-        """`precision` surrounds a forward pass, as in training."""
-        self._attached, self._precision = attached, precision
+    def __init__(
+        self,
+        attached: Run,
+        precision: Callable[[], AbstractContextManager[None]],
+        beside: Callable[[Size | None], Beside],
+    ):
+        """`precision` surrounds a forward pass, as in training; `beside` is what images of a size (height, width) cost
+        besides, see `Task.beside`."""
+        self._attached, self._precision, self._beside = attached, precision, cache(beside)
         self._known: dict[tuple[SubNetwork, int, frozenset[str]], Cost] = {}
 
     def of_step(self, subnetwork: SubNetwork, batch_size: int) -> Cost:
@@ -26,7 +36,13 @@ class Costs:
         key = subnetwork, batch_size, self._attached.network.frozen
         if key not in self._known:
             with self._precision():
-                self._known[key] = cost(self._attached.network, subnetwork, batch_size)
+                traced, more = cost(self._attached.network, subnetwork, batch_size), self._beside(subnetwork.resolution)
+            self._known[key] = replace(
+                traced,
+                parameters=traced.parameters + more.parameters,
+                forward=traced.forward + batch_size * more.forward,
+                training=traced.training + batch_size * more.training,
+            )
         return self._known[key]
 
     def of_stage(self, epoch: int, subnetwork: SubNetwork, batch_size: int, searching: bool = False) -> StageCost:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -135,7 +136,8 @@ class Run:
             if rank():  # dropout of its own from here on
                 torch.manual_seed(hash((seed, rank())) % 2**63)
             self._follow()
-            self.books = Books(self.ledger, self.attached, recipe, self.device, self.steps, self.batch_size)
+            beside = partial(data.task.beside, self.model)
+            self.books = Books(self.ledger, self.attached, recipe, self.device, self.steps, self.batch_size, beside)
 
     @property
     def total_epochs(self) -> int:

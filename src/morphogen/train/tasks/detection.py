@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,13 +11,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ...dense.network import Network
 from ...errors import ConfigError
+from ...machine.randomness import own_random
 from ...machine.ranks import gathered
 from ...report.predictions import Drawn, draw_boxes
-from .task import Predict, Swapped, Task
+from .task import Beside, Predict, Swapped, Task
 
 PICTURE = "prediction.png"
 SHOWN, SURE = 4, 0.3
@@ -24,6 +27,9 @@ SHOWN, SURE = 4, 0.3
 
 GROUND = "background"
 """The name of class 0, which no box has; torchvision's detectors count from 1."""
+
+MORE = ("mask", "keypoint")
+"""What else torchvision's detectors may learn."""
 
 Objects = dict[str, Tensor]
 """Of one image as torchvision has it: `boxes` (K, 4), float32, left, top, right, bottom in pixels, and `labels` (K,),
@@ -106,6 +112,12 @@ class Detection(Task):
                 found=", ".join(f"{name} {kind.__name__}" for name, kind in found.items()),
                 todo="Try --model retinanet_resnet8, or torchvision:fasterrcnn_mobilenet_v3_large_320_fpn",
             )
+        if any(getattr(model, "roi_heads", None) and getattr(model.roi_heads, f"has_{what}")() for what in MORE):
+            raise ConfigError(
+                "the model learns masks or keypoints too, and the data have boxes alone",
+                where=type(model).__name__,
+                todo="Take the Faster R-CNN of the same backbone",
+            )
         theirs: Any = model.transform
         model.transform = AsGiven(0, 0, theirs.image_mean, theirs.image_std, size_divisible=1)
 
@@ -125,6 +137,20 @@ class Detection(Task):
                 found=type(losses).__name__,
             )
         return torch.stack([each.float() for each in losses.values()]).sum()
+
+    def beside(self, model: nn.Module, size: tuple[int, int] | None) -> Beside:
+        """Heads, counted in a step of a copy on two images of noise with a box each. What a head does with boxes that
+        it proposes itself depends on the images a little."""
+        model, side = copy.deepcopy(model).train(), size or (0, 0)
+        device = next(model.parameters()).device
+        box = torch.tensor([[0.25, 0.25, 0.75, 0.75]] * 2)
+        targets = Boxes(torch.tensor([1, 1]), box, torch.tensor([1, 1]), torch.zeros(2, dtype=torch.bool)).to(device)
+        with own_random(device), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            loss = self.loss(model, torch.rand(2, 3, *side, device=device), targets)
+            forward = _outside(counter, model)
+            loss.backward()
+        parameters = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(f"{self.part}."))
+        return Beside(parameters, forward // 2, _outside(counter, model) // 2)
 
     def pieces(self, targets: Boxes, count: int) -> list[Boxes]:
         """The boxes of the same images."""
@@ -191,6 +217,12 @@ def labelled(objects: Objects, names: Sequence[str]) -> dict[str, Any]:
     if scores is not None:
         words = [f"{word} {100 * score:.0f} %" for word, score in zip(words, scores[sure].tolist(), strict=True)]
     return {"boxes": objects["boxes"][sure], "words": words}
+
+
+def _outside(counter: FlopCounterMode, model: nn.Module) -> int:
+    """FLOPs counted so far, without those of the backbone."""
+    counts = {module: sum(ops.values()) for module, ops in counter.get_flop_counts().items()}
+    return counts["Global"] - counts.get(f"{type(model).__name__}.{Detection.part}", 0)
 
 
 def _is_number(value: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,20 @@ ONE_VALUE = "Expected more than 1 value per channel"
 """How PyTorch's batch norm refuses one value in training."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class Beside(NamedTuple):
+    """What a step costs beside the module that is traced.
+
+    Attributes:
+        parameters: there.
+        forward: FLOPs of one image in the forward pass of training.
+        training: FLOPs of one image in forward and backward pass.
+    """
+
+    parameters: int = 0
+    forward: int = 0
+    training: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,10 @@ class Task(ABC):
             batches: images and targets of this rank's part of the test set.
             device: they are on.
         """
+
+    def beside(self, model: nn.Module, size: tuple[int, int] | None) -> Beside:
+        """What training on images of a size (height, width) costs beside what is traced; by default all is traced."""
+        return Beside()
 
     def pieces(self, targets: Any, count: int) -> list[Any]:
         """The targets of a batch cut as `Tensor.chunk` cuts its images."""

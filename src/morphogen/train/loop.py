@@ -274,7 +274,7 @@ class Run:
             if any(len(each) != len(self._random.state) for each in random):
                 raise CheckpointError("the checkpoint is of a run on another kind of device", where="device")
             attached, stepper = state["attached"], dict(state["stepper"])
-            beside = list(state["beside"])
+            beside = list(state.get("beside", [{} for _ in self._models]))  # earlier checkpoints have none
             self._check_beside(beside)
             if step is not None and epoch != attached["progress"]["epoch"]:
                 raise ValueError("the run and its network are at different epochs")

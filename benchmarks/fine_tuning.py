@@ -1,11 +1,13 @@
 """Fine-tuning: a network trained on the first half of the classes of an image folder, then on the others.
 
-    python benchmarks/fine_tuning.py --data FOLDER [--seeds 3] [--work runs/fine_tuning] [--output FOLDER]
+    python benchmarks/fine_tuning.py --data FOLDER [--seeds 3] [--studies fine_tuning ...] [--work runs/fine_tuning]
+                                     [--output FOLDER]
 
-FOLDER has train/CLASS and test/CLASS (CIFAR-10 as JPEG). The first network is trained once, into the work folder. Then
-`fine_tuning.yaml` (methods, complete runs of several lengths) and `fine_tuning_ablation.yaml` (how channels are chosen,
-and what fills them when they come back) are compared, seed by seed; finished runs are kept, so that it goes on where it
-was stopped. Half an hour of one core, all of it.
+FOLDER has train/CLASS and test/CLASS (CIFAR-10 as JPEG). The first networks are trained once, into the work folder.
+Then `fine_tuning.yaml` (methods, complete runs of several lengths), `fine_tuning_ablation.yaml` (how channels are
+chosen, and what fills them when they come back) and `fine_tuning_vit.yaml` (unfreezing, given and searched) are
+compared, seed by seed; finished runs are kept, so that it goes on where it was stopped. Three quarters of an hour of
+one core, all of it.
 """
 
 from __future__ import annotations
@@ -17,10 +19,19 @@ from pathlib import Path
 from morphogen.cli import main as morphogen
 
 HERE = Path(__file__).parent
-FIRST = (
-    "--model resnet8(width=16) --epochs 4 --batch_size 128 --lr 0.1 --lr_schedule wsd --warmup_epochs 1 "
-    "--precision bfloat16 --method Dense --resume true"
-).split()
+FIRST = {
+    "network": "--model resnet8(width=16) --epochs 4 --batch_size 128 --lr 0.1 --precision bfloat16",
+    "vit": "--model timm:vit_tiny_patch16_224(img_size=24,patch_size=4,embed_dim=64,depth=6,num_heads=2) "
+    "--image_size 24 --images 10000 --epochs 6 --batch_size 64 --optimizer adamw --lr 0.001 --weight_decay 0.05",
+}
+"""The networks that are fine-tuned."""
+
+STUDIES = {
+    "fine_tuning": ("network", ""),
+    "fine_tuning_ablation": ("network", "ablation"),
+    "fine_tuning_vit": ("vit", "vit"),
+}
+"""For each study its network, and the folder that its results go to."""
 
 
 def split(data: Path, work: Path) -> tuple[Path, Path]:
@@ -43,16 +54,27 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/fine_tuning"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "fine_tuning")
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=[*STUDIES])
     options = parser.parse_args()
     first, rest = split(options.data, options.work)
-    weights = str(options.work / "network" / "model.pt")
-    train = ["train", *FIRST, "--data", str(first), "--output", str(options.work / "network")]
-    commands = [] if Path(weights).exists() else [train]
+    weights = {name: options.work / name / "model.pt" for name in FIRST}
+    commands = []
+    for name in dict.fromkeys(STUDIES[study][0] for study in options.studies):
+        if not weights[name].exists():
+            settings = f"{FIRST[name]} --lr_schedule wsd --warmup_epochs 1 --method Dense --resume true".split()
+            commands.append(["train", *settings, "--data", str(first), "--output", str(options.work / name)])
     for seeds in range(1, options.seeds + 1):
-        for name, folder in (("fine_tuning", ""), ("fine_tuning_ablation", "ablation")):
-            output = options.output / folder
-            settings = ["--config", str(HERE / f"{name}.yaml"), "--data", str(rest), "--pretrained", weights]
-            commands.append(["compare", *settings, "--seeds", str(seeds), "--output", str(output)])
+        for study in options.studies:
+            name, folder = STUDIES[study]
+            settings = [
+                "--config",
+                str(HERE / f"{study}.yaml"),
+                "--data",
+                str(rest),
+                "--pretrained",
+                str(weights[name]),
+            ]
+            commands.append(["compare", *settings, "--seeds", str(seeds), "--output", str(options.output / folder)])
     for command in commands:
         if code := morphogen(command):
             raise SystemExit(code)

@@ -146,6 +146,7 @@ METHODS = [
     MethodRow(morphogen.ProgStack(depth_operator="mostack"), blocks=(1, 2, 2, 4, 4, 4, 4, 4)),
     MethodRow(morphogen.EfficientTrain(), side=(3, 3, 3, 3, 6, 6, 6, 8)),
     MethodRow(morphogen.ProgressiveUnfreezing()),
+    MethodRow(morphogen.AutoProgZero(), found=((12, 4, 8),) * 3),
     MethodRow(morphogen.ProgressiveResizing(stages=2), side=(4, 4, 4, 4, 8, 8, 8, 8)),
     MethodRow(
         morphogen.Combined((morphogen.Prog(stages=2), morphogen.NetworkExpansion(width=0.5, stages=4))),

@@ -60,7 +60,7 @@ TRACED_ONCE = frozenset(
         lasso lengths memory methods_bad_input mini_batch morph operators optimizer_states own_loops part plan
         proximal prunetrain pruning rates readme recipe recipes rescue resolution restore resume rezero room savings
         search segmentation shares_of_sizes space stepper structured_init subnet token_label_training trackers train
-        trainers_ranks unfreezing widening
+        trainers_ranks unfreezing widening zero_cost
     """.split()
 )
 """Tests of what is done with a structure, not of how it is found."""

@@ -133,6 +133,7 @@ RUNS = {
     "ProgStack": Golden("ProgStack", {"model": TOWER}),
     "ProgressiveResizing": Golden("ProgressiveResizing(stages=3)", {"model": "nets:Residual", "ema": 0.9}),
     "ProgressiveUnfreezing": Golden("ProgressiveUnfreezing(shares=(0.5, 1.0))", {"model": "nets:Residual", "ema": 0.9}),
+    "AutoProgZero": Golden("AutoProgZero(shares=(0.3, 0.6, 1.0), stages=3)", {"model": VIT, **ADAMW}),
     "PruneTrain": Golden("PruneTrain(interval=2, threshold=0.012)", PRUNED),
     "PruneTrain proximal": Golden(PROXIMAL, {**PRUNED_MORE, **ADAMW}),
     "PruneTrain to a target": Golden(TARGET, {**PRUNED, "ema": 0.9}),

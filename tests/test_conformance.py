@@ -11,7 +11,7 @@ from morphogen.dense.depth import nested
 from morphogen.methods import METHODS as REGISTERED_METHODS
 from morphogen.morph.entry import DEPTH_OPERATORS as REGISTERED_DEPTH_OPERATORS
 from morphogen.morph.growth import OPERATORS as REGISTERED_OPERATORS
-from morphogen.parts import Average, Search
+from morphogen.parts import Average, Choose
 
 from checks import (
     assert_optimizer_holds_model,
@@ -124,7 +124,7 @@ def test_method_follows_its_schedule_and_replays(row, hooks, tmp_path, monkeypat
     model = Tower()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     fresh = Tower().state_dict()
-    probe = Planted(model, row.found).probe
+    probe = Planted(model, row.found, batches=2).probe
     run = morphogen.attach(
         model, optimizer, method, example=image(), epochs=8, steps_per_epoch=9, probe=probe, batch_size=2, hooks=hooks
     )
@@ -149,7 +149,7 @@ def test_method_follows_its_schedule_and_replays(row, hooks, tmp_path, monkeypat
     assert run.ended == hooks
     run.end()
     assert seen == list(zip(row.channels, row.blocks, row.side, strict=True))
-    search, average = run.part(Search), run.part(Average)
+    search, average = run.part(Choose), run.part(Average)
     assert len(search.searches if search else ()) == len(row.found)
     assert (average is None or average.network is None) and (search is None or search.searching is None)
     assert {name: value.shape for name, value in model.state_dict().items()} == {

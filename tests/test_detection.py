@@ -136,6 +136,7 @@ BAD = {
     "three": (lambda f: f["annotations"][1].update(bbox=[5, 5, 9]), r"1\.png: .*unpack"),
     "elsewhere": (lambda f: f["images"][0].update(file_name="../val/0.png"), r"0\.png: no such image file"),
     "absolute": (lambda f: f["images"][0].update(file_name="/etc/passwd"), r"no such image file"),
+    "long": (lambda f: f["images"][0].update(file_name="a" * 5000), r"aaa: .*File name too long"),
     "huge": (lambda f: f["images"][0].update(width=10**9), r"0\.png: 1000000000 where a whole number"),
     "category": (lambda f: f["annotations"][0].update(category_id=8), r"category 8, of which one is not there"),
     "unhashable": (lambda f: f["annotations"][0].update(image_id=[1]), r"no annotations as COCO has them"),

@@ -31,6 +31,7 @@ def work(rank: int, folder: str) -> None:
     with traced_once():
         torch.save(restore(rank), f"{folder}/restore{rank}.pt")
         torch.save(unfreeze(rank), f"{folder}/unfreeze{rank}.pt")
+        torch.save(search_shares(rank), f"{folder}/search shares{rank}.pt")
     mocks = {name: mock.Mock(side_effect=getattr(distributed, name)) for name in COLLECTIVES.split()}
     for proximal in (True, False):
         result = prune(rank, proximal, lambda: mock.patch.multiple(distributed, **mocks))
@@ -87,6 +88,9 @@ def test_two_ranks_sample_search_extract_and_prune_the_same(tmp_path):
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
     assert not one[0][1]["stem.weight"].requires_grad and one[1][1]["stem.weight"].requires_grad
     assert not torch.equal(one[0][1]["stem.weight"], one[1][1]["stem.weight"])  # trained in the end
+    one, two = (torch.load(tmp_path / f"search shares{rank}.pt", weights_only=False) for rank in (0, 1))
+    assert one[0] == two[0] and len(one[0]) >= 1
+    assert all(torch.equal(value, two[1][name]) or "running" in name for name, value in one[1].items())
     the_same_channels_left_and_returned(*(torch.load(tmp_path / f"restore{rank}.pt") for rank in (0, 1)))
     prune_the_same_and_talk_once_while_they_train(tmp_path)
 
@@ -126,6 +130,27 @@ def unfreeze(rank: int):
             optimizer.step()
         seen.append((epoch, copy.deepcopy(dict(model.named_parameters()))))
     return seen
+
+
+def search_shares(rank: int):
+    """The loss goes through the wrapper, whose reducer takes no part in what is compared."""
+    torch.manual_seed(0)
+    model = Residual()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = morphogen.AutoProgZero(shares=(0.3, 0.6, 1.0), stages=3)
+    numbers = torch.Generator().manual_seed(1 + rank)  # each its own data
+    data = [(torch.randn(4, 3, 8, 8, generator=numbers), None) for _ in range(2)]
+    probe = morphogen.Probe(lambda images, _: wrapped(images).square().mean(), data)
+    run = morphogen.attach(model, optimizer, method, example=image(4), epochs=6, steps_per_epoch=2, probe=probe)
+    wrapped = DistributedDataParallel(model)
+    for epoch in range(6):
+        run.begin_epoch(epoch)
+        for images, _ in data:
+            optimizer.zero_grad()
+            wrapped(images).square().mean().backward()
+            optimizer.step()
+    seen = [(found.chosen, found.candidates) for found in run.part(morphogen.parts.SearchShares).searches]
+    return seen, model.state_dict()
 
 
 def the_same_channels_left_and_returned(one, two):

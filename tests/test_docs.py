@@ -65,7 +65,11 @@ WITH_CODE = [path for path in PAGES if path.name not in ELSEWHERE and python_blo
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", WITH_CODE, ids=named)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.nightly if path.name == "recommend.md" else []) for path in WITH_CODE],
+    ids=named,
+)
 def test_the_code_of_a_page_runs(path, tmp_path, monkeypatch):
     """Its blocks in order, as one script."""
     monkeypatch.chdir(tmp_path)

@@ -135,7 +135,7 @@ def check_candidates(name, start):
         net.model.load_state_dict(state)
 
 
-@pytest.mark.parametrize("name", each("resnet"))
+@pytest.mark.parametrize("name", each("resnet", "swin"))
 def test_a_candidate_inside_equals_the_extracted_sub_network(name):
     check_candidates(name, "dense")
 

@@ -912,8 +912,15 @@ def alone():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("late", [True, False])
-@pytest.mark.parametrize("wrap", [compiled, nn.parallel.DistributedDataParallel])
+@pytest.mark.parametrize(
+    ("wrap", "late"),
+    [
+        (compiled, False),
+        (nn.parallel.DistributedDataParallel, True),
+        pytest.param(compiled, True, marks=pytest.mark.nightly),
+        pytest.param(nn.parallel.DistributedDataParallel, False, marks=pytest.mark.nightly),
+    ],
+)
 def test_averages_around_wrappers_follow(wrap, late, alone):
     make = torch.optim.swa_utils.AveragedModel
     model = seeded(Residual)

@@ -224,7 +224,7 @@ FINE_TUNING = (Path(__file__).parent.parent / "docs" / "fine_tuning.md").read_te
 
 def test_the_methods_of_the_page_on_fine_tuning_can_be_made():
     commands = re.findall(r"^morphogen (.*)$", FINE_TUNING, re.MULTILINE)
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         _, config = _parse(shlex.split(command))
         assert config.pretrained

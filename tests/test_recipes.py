@@ -201,7 +201,6 @@ class Enough(Exception):
 
 RUN = {name: row for name, row in ROWS.items() if "Retrain" not in row.settings["method"]}
 IN_EVERY_RUN = (
-    "network-expansion/1/resnet32-cifar10-expansion",
     "autoprog/2/deit-tiny-300-original",
     "prunetrain/1/cifar100-vgg11",
 )
@@ -233,7 +232,7 @@ def test_a_recipe_takes_two_steps_at_full_shape(name, tmp_path):
     assert run.total_epochs == row.settings["epochs"] and len(run.averages) == len(settings.decays)
 
 
-SMALL = ("network-expansion/1/resnet32-cifar10-expansion", "prunetrain/1/cifar10-vgg11")
+SMALL = ("prunetrain/1/cifar10-vgg11",)
 
 
 @pytest.mark.parametrize(

@@ -352,6 +352,7 @@ def test_a_plan_of_segmentation_needs_masks(capsys):
     assert "planned on images with masks" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_two_ranks_test_and_train_together(streets, tmp_path):
     """The figure is of all ranks' images: as one process has it for the same weights."""
     folder = tmp_path / "run"

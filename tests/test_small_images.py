@@ -97,7 +97,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=settings().max_examples // 20, deadline=None)
 @given(data=st.data())
 def test_a_narrow_network_with_padded_shortcuts_equals_the_masked_dense_one(name, data):
     model = NETS[name]()

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from morphogen.cli import main
 from morphogen.commands.watching import Watching
 from morphogen.dense.subnet import SubNetwork
-from morphogen.methods import NetworkExpansion
+from morphogen.methods import NetworkExpansion, ProgressiveUnfreezing
 from morphogen.report.confusion import write_confusion
 from morphogen.report.training import extent_of
 from morphogen.train.best import is_best, waited
@@ -104,6 +104,12 @@ def test_epochs_left_count_what_is_to_come_as_large_as_it_will_be():
     run = Run(recipe, load_data(recipe), NetworkExpansion(stages=2), "x", seed=0)
     assert epochs_left(run, 1) == pytest.approx(1 + 2 / flop_share(run))  # one more narrow epoch, two of the whole
     assert epochs_left(run, 4) == 0 and run.position == (0, 0, 2)
+
+
+def test_frozen_layers_cost_less_than_the_whole():
+    recipe = Recipe(data="digits", model="resnet8(width=8)", epochs=4, batch_size=64, images=128, image_size=8)
+    run = Run(recipe, load_data(recipe), ProgressiveUnfreezing(), "x", seed=0)
+    assert 1 / 3 < flop_share(run) < 0.6  # the whole forward pass, and little of the backward pass
 
 
 def test_patience_counts_from_the_last_change_of_size_and_not_while_one_is_to_come():

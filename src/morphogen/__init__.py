@@ -28,6 +28,7 @@ from .methods import (
     SSL,
     AdaptRates,
     AutoProg,
+    AutoProgZero,
     Bert2BERT,
     Dense,
     DynamicBatch,
@@ -60,6 +61,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptRates",
     "AutoProg",
+    "AutoProgZero",
     "Bert2BERT",
     "Dense",
     "DynamicBatch",

@@ -33,24 +33,25 @@ class Cost:
     layers: int
 
 
-def cost(network: Network, subnetwork: SubNetwork, batch_size: int = 1) -> Cost:
-    """Count one sub-network at a batch size, what is frozen now without its backward pass; nothing is computed and the
-    model is not touched.
+def cost(network: Network, subnetwork: SubNetwork, batch_size: int = 1, frozen: frozenset[str] | None = None) -> Cost:
+    """Count one sub-network at a batch size, what is frozen (by default: now) without its backward pass; nothing is
+    computed and the model is not touched.
 
     Under autocast, bytes are those of its types.
     """
+    frozen = network.frozen if frozen is None else frozen
     device = network.fake.device.type
     types = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    key = "cost", subnetwork, batch_size, types, network.frozen
+    key = "cost", subnetwork, batch_size, types, frozen
     if key not in network.answers:
-        network.answers[key] = _counted(network, subnetwork, batch_size)
+        network.answers[key] = _counted(network, subnetwork, batch_size, frozen)
     return network.answers[key]
 
 
-def _counted(network: Network, subnetwork: SubNetwork, batch_size: int) -> Cost:
+def _counted(network: Network, subnetwork: SubNetwork, batch_size: int, frozen: frozenset[str]) -> Cost:
     fake = network.sketch(subnetwork)
     for name, parameter in fake.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and name not in network.frozen)
+        parameter.requires_grad_(parameter.requires_grad and name not in frozen)
     with FlopCounterMode(display=False) as counter:
         with NormalisationTraffic() as traffic:
             output = network.fake.run(fake, subnetwork.resolution, batch_size)

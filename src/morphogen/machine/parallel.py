@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -74,6 +75,21 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
 def joins(model: nn.Module) -> bool:
     """Whether the ranks may have different numbers of batches, and some of them none any more."""
     return _connected() and any(map(joined, _around(model, collect=False)))
+
+
+@contextmanager
+def unsynchronised(model: nn.Module) -> Iterator[None]:
+    """Wrappers around a model take no part in what is computed in here: gradients stay each rank's own."""
+    wrappers = _around(model, collect=False) if _connected() else []
+    synchronised = [wrapper.require_forward_param_sync for wrapper in wrappers]
+    try:
+        with ExitStack() as stack:
+            for wrapper in wrappers:
+                stack.enter_context(wrapper.no_sync())
+            yield
+    finally:  # a forward pass without synchronisation leaves the buffers of the next one alone too
+        for wrapper, before in zip(wrappers, synchronised, strict=True):
+            wrapper.require_forward_param_sync = before
 
 
 def _connected() -> bool:

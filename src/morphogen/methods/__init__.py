@@ -5,6 +5,7 @@ import re
 from ..spec import build
 from .adapt_rates import AdaptRates
 from .autoprog import AutoProg, Supernet
+from .autoprog_zero import AutoProgZero
 from .combined import Combined
 from .dynamic_batch import DynamicBatch
 from .grow_once import GrowOnce
@@ -19,6 +20,7 @@ from .schedules import Bert2BERT, Dense, EfficientTrain, Net2Net, ProgressiveRes
 METHODS: dict[str, type[Method]] = {
     "AdaptRates": AdaptRates,
     "AutoProg": AutoProg,
+    "AutoProgZero": AutoProgZero,
     "Bert2BERT": Bert2BERT,
     "Dense": Dense,
     "DynamicBatch": DynamicBatch,
@@ -56,6 +58,7 @@ __all__ = [
     "SSL",
     "AdaptRates",
     "AutoProg",
+    "AutoProgZero",
     "Bert2BERT",
     "Combined",
     "Dense",

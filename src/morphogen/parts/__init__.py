@@ -2,12 +2,26 @@
 
 from .average import Average
 from .batch import Batch
+from .choose import Choose
 from .grow import Grow
 from .prune import Prune
 from .rates import Rates
 from .regularise import Regularise
 from .resize import Resize
 from .search import Search
+from .search_shares import SearchShares
 from .unfreeze import Unfreeze
 
-__all__ = ["Average", "Batch", "Grow", "Prune", "Rates", "Regularise", "Resize", "Search", "Unfreeze"]
+__all__ = [
+    "Average",
+    "Batch",
+    "Choose",
+    "Grow",
+    "Prune",
+    "Rates",
+    "Regularise",
+    "Resize",
+    "Search",
+    "SearchShares",
+    "Unfreeze",
+]

@@ -16,25 +16,28 @@ from ..morph.entry import DepthOperator, depth_named
 from ..morph.optimizer import begin_together
 from ..morph.rezero import fold_factors
 from ..run.assembly import distinct
-from ..run.part import Call, Part
+from ..run.part import Call
 from ..run.run import Run
 from ..run.state import Snapshot
 from ..schedule.stages import Stage
 from ..search.candidates import Found, Probe
 from ..search.searching import Searching
 from .average import Average
-from .resize import Resize
+from .choose import Choose
+
+LEAST_SUBSET = 512
+"""Images on which a search compares losses where one in 25, as of the paper's ImageNet, is fewer."""
 
 Continued = Callable[[Network, int, Sequence[SubNetwork]], Sequence[Stage]]
 """A network, a number of epochs and what searches found so far, to the stages as far as they are known."""
 
 
-class Search(Part):
+class Search(Choose):
     """In a stage with candidates every step trains another one; where the stage says so, the best is chosen.
 
     Attributes:
         recycle: whether the epochs of a search are epochs of the run; otherwise they are thrown away.
-        subset: training images to compare candidates on; None leaves it to the loop.
+        subset: training images to compare candidates on; None is one in 25, and 512 at least.
         fitted: whether candidates are compared by a model of their losses, measured several times with an average of
             the supernet; otherwise by their losses at the end, with the weights as they are.
         searching: the elastic supernet at work, in a stage with candidates.
@@ -68,11 +71,10 @@ class Search(Part):
         """
         if depth_operator is not None:
             depth_named(depth_operator)
-        self.depth_operator, self.recycle, self.subset, self.fitted = depth_operator, recycle, subset, fitted
+        super().__init__(subset)
+        self.depth_operator, self.recycle, self.fitted = depth_operator, recycle, fitted
         self._continued, self._everything = continued, everything
         self._stages: list[Stage] = []
-        self.searching: Searching | None = None
-        self.searches: list[Found] = []
         self._stage: Stage | None = None
         self._kept: Snapshot | None = None
 
@@ -104,15 +106,13 @@ class Search(Part):
         """Whether anything is ever chosen."""
         return any(stage.choose_at is not None for stage in self._stages) or bool(self.searches)
 
+    def images_of(self, images: int, batch_size: int) -> int:
+        """See `Choose`."""
+        return self.subset or min(max(LEAST_SUBSET, images // 25), images)
+
     def begin(self, run: Run) -> None:
         """Raises ConfigError where there is nothing to compare candidates with, or too few steps for them."""
         super().begin(run)
-        if self.chooses and run.probe is None:
-            raise ConfigError(
-                "this method compares sub-networks while it trains, and has nothing to compare them with",
-                where=run.who,
-                expected="attach(..., probe=morphogen.Probe(loss=..., subset=...))",
-            )
         for stage in self._stages:
             self._check_steps(stage)
 
@@ -262,10 +262,9 @@ class Search(Part):
     @property
     def _measured_with(self) -> tuple[Probe, Callable[..., torch.Tensor], nn.Module | None]:
         """The loop's loss and data, what makes images smaller, and what is measured in place of the weights."""
-        assert self.run.probe is not None
-        resize, average = self.run.part(Resize) or Resize(), self.run.part(Average)
+        average = self.run.part(Average)
         network = None if average is None or not self.fitted else average.network
-        return self.run.probe, resize.resized, None if network is None else network.module
+        return *self.probe, None if network is None else network.module
 
     def _decide(self) -> None:
         """Measure the candidates; the stages that follow from the best one are known then.

@@ -41,6 +41,7 @@ class Unfreeze(Part):
                 "shares out of range", where=self.name, expected="rising, each in (0, 1]", found=f"{[*shares]}"
             )
         self.shares = tuple(shares)
+        self._count = len(shares)
         self._stage: int | None = None
 
     def settings(self) -> tuple[Any, ...]:
@@ -49,14 +50,14 @@ class Unfreeze(Part):
 
     def plan(self, network: Network, epochs: int) -> None:
         """Find out what is frozen in each stage; raises ConfigError where there are more stages than epochs."""
-        if epochs < len(self.shares):
+        if epochs < self._count:
             raise ConfigError(
                 "a stage needs at least one epoch",
                 where=self.name,
                 expected=f"at most {epochs} stages",
-                found=f"{len(self.shares)}",
+                found=f"{self._count}",
             )
-        self._starts = equal_starts(epochs, len(self.shares))
+        self._starts = equal_starts(epochs, self._count)
         self._frozen = [frozen_first(network, share) for share in self.shares]
 
     def begin(self, run: Run) -> None:
@@ -68,12 +69,17 @@ class Unfreeze(Part):
                 where=run.who,
                 expected="unfreezing alone, or beside growth and resizing",
             )
+        if sum(isinstance(part, Unfreeze) for part in run.assembly) > 1:
+            raise ConfigError("only one of several methods can unfreeze", where=run.who, expected="one of them")
 
     def before_epoch(self, epoch: int) -> bool:
         """Look the stage of the epoch up."""
-        before = self._stage
-        self._stage = max(number for number, start in enumerate(self._starts) if start <= epoch)
+        before, self._stage = self._stage, self._of(epoch)
         return self._stage != before
+
+    def _of(self, epoch: int) -> int:
+        """The number of an epoch's stage."""
+        return max(number for number, start in enumerate(self._starts) if start <= epoch)
 
     def begin_epoch(self, epoch: int) -> None:
         """Freeze what the stage does not train."""

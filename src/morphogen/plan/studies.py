@@ -76,6 +76,16 @@ def _of_vit(method: str, ours: tuple[float, ...]) -> Study:
 STUDIES = (
     _on_gpu(CNN, _RESNET, (84.40, 84.62), (85.18,)),
     _on_gpu(VIT, _VIT, (68.40, 68.11), (69.23,)),
+    Study(
+        CNN,
+        "GrowOnce",
+        "ResNet-8 of 32 to 128 channels",
+        "CIFAR-10, 10,000 images",
+        12,
+        (69.80, 69.21, 70.26, 70.31, 69.26),
+        (69.54, 68.88, 68.80, 70.52, 69.46),
+        "benchmarks/results/grow_once_resnet",
+    ),
     _of_vit("ProgressiveResizing", (39.60, 41.44, 42.60)),
     _of_vit("EfficientTrain", (37.56, 41.16, 40.96)),
     _of_vit("Prog", (38.64, 40.68, 40.20)),

@@ -10,7 +10,24 @@ Record = dict[str, Any]
 
 
 def search_rows(search: Record) -> list[dict[str, str]]:
-    """One row a candidate of a search (`Found.record`): its size, loss, time, score, and whether it was chosen."""
+    """One row a candidate of a search (`Found.record`): its size, loss, time, score, and whether it was chosen.
+
+    Of a search without training: how many of the layers train, both proxies, FLOPs and score.
+    """
+    if is_without_training(search):
+        return [
+            {
+                "share trained": f"{zero['share']:g}",
+                "NTK condition number": _rounded(zero["condition"], ",.1f"),
+                "ZiCo": _rounded(zero["zico"], ".2f"),
+                "MFLOPs an image": f"{zero['flops'] / 1e6:,.1f}",
+                "proxies": _rounded(candidate["loss"], ".4f"),
+                "score": _rounded(candidate["score"], ".4g"),
+                "chosen": "yes" if number == search["chosen"] else "",
+            }
+            for number, candidate in enumerate(search["candidates"])
+            for zero in [candidate["zero_cost"]]
+        ]
     return [
         {
             "blocks": str(candidate["blocks"]),
@@ -28,7 +45,32 @@ def search_rows(search: Record) -> list[dict[str, str]]:
 
 def search_title(search: Record) -> str:
     """What a table of candidates is headed by."""
-    return f"search before epoch {search['epoch']}: loss x time^{search['exponent']:.3f}, {search['seconds']:.1f} s"
+    what = "proxies x FLOPs" if is_without_training(search) else "loss x time"
+    return f"search before epoch {search['epoch']}: {what}^{search['exponent']:.3f}, {search['seconds']:.1f} s"
+
+
+def is_without_training(search: Record) -> bool:
+    """Whether a search compared its candidates by what tells without training."""
+    return all("zero_cost" in candidate for candidate in search["candidates"])
+
+
+def point_of(candidate: Record) -> tuple[float, str]:
+    """What a step of a candidate costs, in ms or MFLOPs, and in a word what it is: its blocks, or the share trained."""
+    zero = candidate.get("zero_cost")
+    if zero is None:
+        return 1000 * candidate["seconds"], str(candidate["blocks"])
+    return zero["flops"] / 1e6, f"{zero['share']:g}"
+
+
+def axes_of(search: Record) -> tuple[str, str]:
+    """What a picture of a search has along its axes."""
+    if is_without_training(search):
+        return "training step (MFLOPs an image)", "proxies: trainability and convergence"
+    return "training step (ms)", "loss on the subset"
+
+
+def _rounded(value: float | None, style: str) -> str:
+    return "not finite" if value is None else format(value, style)
 
 
 def draw_searches(searches: Sequence[Record], path: Path) -> None:
@@ -44,23 +86,24 @@ def draw_searches(searches: Sequence[Record], path: Path) -> None:
         for number, size in enumerate(sizes):
             of_size = [c for c in finite if _size(c["resolution"]) == size]
             axes.scatter(
-                [1000 * c["seconds"] for c in of_size], [c["loss"] for c in of_size], color=f"C{number}", label=size
+                [point_of(c)[0] for c in of_size], [c["loss"] for c in of_size], color=f"C{number}", label=size
             )
             for c in of_size:
                 axes.annotate(
-                    str(c["blocks"]),
-                    (1000 * c["seconds"], c["loss"]),
+                    point_of(c)[1],
+                    (point_of(c)[0], c["loss"]),
                     textcoords="offset points",
                     xytext=(4, 3),
                     fontsize=7,
                 )
-        axes.scatter([1000 * best["seconds"]], [best["loss"]], marker="*", s=180, facecolor="none", edgecolor="k")
-        times = sorted(c["seconds"] for c in finite)
+        axes.scatter([point_of(best)[0]], [best["loss"]], marker="*", s=180, facecolor="none", edgecolor="k")
+        times = sorted(point_of(c)[0] for c in finite)
         steps = [times[0] + (times[-1] - times[0]) * i / 50 for i in range(51)]
-        axes.plot([1000 * t for t in steps], [best["score"] / t ** search["exponent"] for t in steps], "k:", lw=1)
+        at, exponent = point_of(best)[0], search["exponent"]
+        axes.plot(steps, [best["fitted"] * (at / t) ** exponent for t in steps], "k:", lw=1)
         axes.set_title(f"before epoch {search['epoch']}, exponent {search['exponent']:.3f}", fontsize=9)
-        axes.set_xlabel("training step (ms)")
-        axes.set_ylabel("loss on the subset")
+        axes.set_xlabel(axes_of(search)[0])
+        axes.set_ylabel(axes_of(search)[1])
         axes.grid(alpha=0.3)
         axes.legend(title="input", fontsize=7, title_fontsize=7)
     figure.savefig(path, dpi=130)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import length_hint
 from typing import Any
 
@@ -48,16 +48,49 @@ Resize = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
 
 
 @dataclass(frozen=True)
+class ZeroCost:
+    """What a search without training saw of a candidate, see `search/zero_cost.py`.
+
+    Attributes:
+        share: of the layers that are trained, the last ones.
+        condition: number of the neural tangent kernel, the geometric mean over batches; low is easy to train.
+        zico: high is fast to converge.
+        flops: of a training step with one image.
+    """
+
+    share: float
+    condition: float
+    zico: float
+    flops: float
+
+    def record(self) -> dict[str, float | None]:
+        """A dictionary of JSON types; what is not finite is None."""
+        return {key: value if math.isfinite(value) else None for key, value in asdict(self).items()}
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> ZeroCost:
+        """The inverse of `record`, but that what is not finite has become NaN."""
+        share, flops = float(record["share"]), float(record["flops"])
+        return ZeroCost(share, number(record["condition"]), number(record["zico"]), flops)
+
+
+def number(value: float | None) -> float:
+    """Of a record, where None is what was not finite."""
+    return math.nan if value is None else float(value)
+
+
+@dataclass(frozen=True)
 class Candidate:
     """What a search saw of one sub-network.
 
     Attributes:
         subnetwork: which.
-        loss: on the subset; not finite where the candidate was dropped.
+        loss: on the subset, or what stands for it without training; not finite where the candidate was dropped.
         fitted: the loss that the model of all losses gives it; the same where there is none.
-        seconds: of a training step, on this device.
-        score: fitted loss x seconds ^ exponent.
+        seconds: of a training step, on this device; 0 where it was not measured.
+        score: fitted loss x seconds ^ exponent (without training x share of the largest's FLOPs ^ exponent).
         error: standard error of the difference between its score and the least one.
+        zero_cost: what was seen of it without training, in such a search.
     """
 
     subnetwork: SubNetwork
@@ -66,6 +99,7 @@ class Candidate:
     seconds: float
     score: float
     error: float
+    zero_cost: ZeroCost | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +148,7 @@ class Found:
                     "score": c.score if math.isfinite(c.score) else None,
                     "error": c.error,
                     "subnetwork": c.subnetwork.to_dict(),
+                    **({} if c.zero_cost is None else {"zero_cost": c.zero_cost.record()}),
                 }
                 for c in self.candidates
             ],
@@ -122,9 +157,6 @@ class Found:
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> Found:
         """The inverse of `record`, but that a loss that is not finite has become NaN."""
-
-        def number(value: float | None) -> float:
-            return math.nan if value is None else float(value)
 
         return Found(
             int(record["epoch"]),
@@ -137,6 +169,7 @@ class Found:
                     number(c["seconds"]),
                     number(c["score"]),
                     number(c["error"]),
+                    ZeroCost.from_record(c["zero_cost"]) if "zero_cost" in c else None,
                 )
                 for c in record["candidates"]
             ),

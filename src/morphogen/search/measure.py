@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
-import random
 import statistics
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
-from ..dense.network import Network
 from ..dense.subnet import SubNetwork, contains
 from ..errors import ConfigError
 from ..machine.averages import averaged_and_copied, put
-from ..machine.private import DropoutBase
-from ..machine.randomness import own_random
 from ..machine.ranks import gathered
 from .candidates import Candidate, Found, Probe, Resize, describe, no_batch
 from .fit import fit_losses
 from .score import choose, standard_errors
 from .supernet import ElasticSupernet
+from .undisturbed import as_number, seed, undisturbed, without_dropout
 
 Losses = list[list[float]]
 """Of each candidate on every batch of the subset."""
@@ -44,7 +39,7 @@ def measured(supernet: ElasticSupernet, probe: Probe, resize: Resize, average: n
     """
     network = supernet.network
     try:
-        with _undisturbed(network, next(network.model.parameters()).device), _averaged(network.model, average):
+        with undisturbed(network, next(network.model.parameters()).device), _averaged(network.model, average):
             return _losses(supernet, probe, resize)
     finally:
         supernet.run_as(None)
@@ -142,16 +137,16 @@ def _losses(supernet: ElasticSupernet, probe: Probe, resize: Resize) -> Losses:
     """For each candidate its loss on every batch, in training mode but without dropout."""
     losses: Losses = [[] for _ in supernet.candidates]
     supernet.network.model.train()
-    _without_dropout(supernet.network)
-    _seed(0)
+    without_dropout(supernet.network)
+    seed(0)
     for batch, (images, labels) in enumerate(probe.subset):
         for number, candidate in enumerate(supernet.candidates):
             supernet.run_as(number)
             sized = images if candidate.resolution is None else resize(images, candidate.resolution)
-            _seed(batch)  # whatever the loss draws, all candidates draw alike
+            seed(batch)  # whatever the loss draws, all candidates draw alike
             with torch.no_grad():
-                losses[number].append(_number(probe.loss(sized, labels)))
-        _seed(batch)  # and the next batch is augmented as in every search
+                losses[number].append(as_number(probe.loss(sized, labels)))
+        seed(batch)  # and the next batch is augmented as in every search
     if not losses[0]:
         raise no_batch()
     return losses
@@ -164,38 +159,6 @@ def _agreed(losses: Losses, seconds: list[float]) -> tuple[Losses, list[float]]:
     candidates = zip(*(own for own, _ in of_ranks), strict=True)
     of_all = [[statistics.fmean(parts) for parts in zip(*own, strict=True)] for own in candidates]
     return of_all, [max(times) for times in zip(*(own for _, own in of_ranks), strict=True)]
-
-
-def _without_dropout(network: Network) -> None:
-    """Stochastic depth would weigh on deep candidates more than on shallow ones."""
-    drops = [*network.structure.drop_path, *(d for s in network.stacks for unit in s.drop_path for d in unit)]
-    paths = {drop.path for drop in drops}
-    for path, module in network.model.named_modules():
-        if path in paths or isinstance(module, DropoutBase):
-            module.eval()
-
-
-def _number(loss: Any) -> float:
-    try:
-        return float(loss)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            "the probe's loss cannot be used",
-            where="Probe",
-            expected="the mean loss of a batch, a tensor of one number",
-            found=f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__,
-        ) from error
-
-
-def _seed(seed: int) -> None:
-    """PyTorch's random numbers, Python's, and NumPy's where it is in use (timm mixes tokens by them)."""
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:  # without the call that PyTorch queues, with its place in the code, for a device there might be one day
-        torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed)
 
 
 @contextmanager
@@ -211,28 +174,3 @@ def _averaged(model: nn.Module, average: nn.Module | None) -> Iterator[None]:
         yield
     finally:
         put(ours, own)
-
-
-@contextmanager
-def _undisturbed(network: Network, device: torch.device) -> Iterator[None]:
-    """Afterwards buffers (running statistics), gradients, modes and random numbers are what they were."""
-    model = network.model
-    modes = [(module, module.training) for module in model.modules()]
-    places = [(module._buffers, name) for module in model.modules() for name in module._buffers]
-    buffers = [(place, name, b, None if b is None else b.clone()) for place, name in places for b in [place[name]]]
-    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in grads:
-        parameter.grad = None
-    try:
-        with own_random(device):
-            yield
-    finally:
-        for place, name, buffer, value in buffers:
-            place[name] = buffer
-            if buffer is not None and value is not None and not torch.equal(buffer, value):
-                with torch.no_grad():
-                    buffer.copy_(value)
-        for parameter, grad in grads:
-            parameter.grad = grad
-        for module, training in modes:
-            module.training = training

@@ -14,7 +14,7 @@ from torch import nn
 from ..cost.inference import inference_speeds
 from ..dense.subnet import SubNetwork
 from ..morph.commit import Receipt
-from ..parts import Prune, Search
+from ..parts import Choose, Prune
 from ..parts.resizing import Size
 from ..report.gating import gated_share
 from ..report.ledger import Ledger, MorphEvent, PrunedRun
@@ -52,7 +52,7 @@ class Books:
         """
         self._ledger, self._attached, self._recipe, self._device = ledger, attached, recipe, device
         self._costs = Costs(attached, lambda: precision_of(recipe, device), beside)
-        self._prune, self._search = attached.part(Prune), attached.part(Search)
+        self._prune, self._search = attached.part(Prune), attached.part(Choose)
         network = attached.network
         ledger.dense = network.dense.to_dict()
         self.open_stage(0, batch_size)
@@ -62,10 +62,10 @@ class Books:
             ledger.pruned = PrunedRun(price, self._prune.policy.threshold)
             self._mapped = mapped_layers(network, recipe.sparsity_map)
 
-    def flops_of(self, subnetwork: SubNetwork, batch_size: int) -> float:
-        """Training FLOPs of an image of a step of so many."""
+    def flops_of(self, subnetwork: SubNetwork, batch_size: int, frozen: frozenset[str] | None = None) -> float:
+        """Training FLOPs of an image of a step of so many, with what is frozen (by default: now)."""
         with self._ledger.clock("accounting", self._device):
-            return self._costs.of_step(subnetwork, batch_size).training / batch_size
+            return self._costs.of_step(subnetwork, batch_size, frozen).training / batch_size
 
     def open_stage(self, epoch: int, batch_size: int) -> None:
         """Enter the sub-network that trains from here on."""
@@ -92,12 +92,12 @@ class Books:
             runs = [self._costs.of_step(self._attached.runs(step), count) for step, count in enumerate(counts)]
             self._ledger.stages[-1].add(len(counts), sum(counts), sum(cost.training for cost in runs))
 
-    def add_search(self, found: Found) -> None:
-        """A search is over; its time goes from the steps and morphs it was part of to its own account."""
+    def add_search(self, found: Found, within: str) -> None:
+        """A search is over; its time goes from its steps, and from the cause that it was part of, to its own."""
         ledger = self._ledger
         ledger.seconds["search"] += found.seconds
         ledger.seconds["step"] -= found.within_steps
-        ledger.seconds["morph"] -= found.seconds - found.within_steps
+        ledger.seconds[within] -= found.seconds - found.within_steps
         ledger.searches.append(found.record())
 
     def add_morph(

@@ -113,7 +113,7 @@ def _image(folder: Path, image: Any, annotations: Sequence[Any], labels: dict[in
         path = _inside(folder, word(image["file_name"]))
         boxes = [_box(each["bbox"], size) for each in annotations]
         crowd = [bool(whole(each.get("iscrowd", 0), 0, 1)) for each in annotations]
-    except MALFORMED as error:
+    except (OSError, *MALFORMED) as error:
         raise ConfigError(_reason(error), where=f"{folder / ANNOTATIONS}, {name}") from error
     return Annotated(
         path,

@@ -1,4 +1,4 @@
-"""What the stages of a run cost: FLOPs, parameters and memory of a step, each sub-network counted once."""
+"""What the stages of a run cost: FLOPs, parameters and memory of a step."""
 
 from __future__ import annotations
 
@@ -29,21 +29,18 @@ class Costs:
         """`precision` surrounds a forward pass, as in training; `beside` is what images of a size (height, width) cost
         besides, see `Task.beside`."""
         self._attached, self._precision, self._beside = attached, precision, cache(beside)
-        self._known: dict[tuple[SubNetwork, int, frozenset[str]], Cost] = {}
 
-    def of_step(self, subnetwork: SubNetwork, batch_size: int) -> Cost:
-        """What a training step of so many images costs."""
-        key = subnetwork, batch_size, self._attached.network.frozen
-        if key not in self._known:
-            with self._precision():
-                traced, more = cost(self._attached.network, subnetwork, batch_size), self._beside(subnetwork.resolution)
-            self._known[key] = replace(
-                traced,
-                parameters=traced.parameters + more.parameters,
-                forward=traced.forward + batch_size * more.forward,
-                training=traced.training + batch_size * more.training,
-            )
-        return self._known[key]
+    def of_step(self, subnetwork: SubNetwork, batch_size: int, frozen: frozenset[str] | None = None) -> Cost:
+        """What a training step of so many images costs, with what is frozen (by default: now)."""
+        with self._precision():
+            traced = cost(self._attached.network, subnetwork, batch_size, frozen)
+            more = self._beside(subnetwork.resolution)
+        return replace(
+            traced,
+            parameters=traced.parameters + more.parameters,
+            forward=traced.forward + batch_size * more.forward,
+            training=traced.training + batch_size * more.training,
+        )
 
     def of_stage(self, epoch: int, subnetwork: SubNetwork, batch_size: int, searching: bool = False) -> StageCost:
         """What a stage of this sub-network costs, before its first step."""

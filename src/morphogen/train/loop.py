@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import CheckpointError, ConfigError, DivergedError, first_line
 from ..machine.ranks import gathered, mean, rank, ranks, spread
 from ..methods import Method
-from ..parts import Batch, Resize, Search
+from ..parts import Batch, Choose, Resize
 from ..report.correlations import FeatureMaps
 from ..report.ledger import Epoch, Ledger
 from ..report.outcome import predicted_speedup, saved_schedule
@@ -44,10 +44,6 @@ T = TypeVar("T")
 
 CHECK_EVERY = 50
 """Steps between looks at the loss: often enough to stop early, seldom enough not to wait for a GPU."""
-
-LEAST_SUBSET = 512
-"""Images on which a search compares losses where one in 25, as of the paper's ImageNet, is fewer."""
-
 
 TOLD = {"smaller": "half of what it added enters now", "later": "which is an epoch later"}
 """What is tried where the loss is not finite after it."""
@@ -118,7 +114,6 @@ class Run:
                     method,
                     example=example,
                     epochs=epochs,
-                    start_epoch=0,
                     steps_per_epoch=data.steps,
                     ema=[self.traced(average.module) for average in self.averages] if part else self.averages,
                     probe=Probe(self.stepper.loss, _Subset(self)),
@@ -127,10 +122,12 @@ class Run:
                     autocast=recipe.autocast,
                     hooks=False,
                 )
-            self._search = self.attached.part(Search)
+            self._search = self.attached.part(Choose)
             if self._search is not None and self._search.chooses:
                 self.subset()  # one that the data are too few for is refused now
+            self._follow()  # a search may come before the first step
             with self.ledger.clock("trace", self.device):
+                self.attached.begin_epoch(0)
                 warn_of_lack(self.attached, images, self.device)
             data.task.check(self.attached.network, images)
             if rank():  # dropout of its own from here on
@@ -138,6 +135,8 @@ class Run:
             self._follow()
             beside = partial(data.task.beside, self.model)
             self.books = Books(self.ledger, self.attached, recipe, self.device, self.steps, self.batch_size, beside)
+            for found in self._searches:
+                self.books.add_search(found, "trace")
 
     @property
     def total_epochs(self) -> int:
@@ -219,7 +218,7 @@ class Run:
             if receipt is not None or self._searching is not searching or self.batch_size != batch_size:
                 self._follow()
         for found in self._searches[searched:]:
-            self.books.add_search(found)
+            self.books.add_search(found, "morph")
         if self.books.is_behind or self.batch_size != ledger.stages[-1].batch_size:
             self.books.open_stage(number, self.batch_size)
         if receipt is not None:
@@ -411,7 +410,7 @@ class Run:
     def subset(self) -> Iterable[TrainBatch]:
         """What a search compares candidates on: the same images every time, as in the epoch of training before."""
         assert self._search is not None
-        count = self._search.subset or min(max(LEAST_SUBSET, self.data.images // 25), self.data.images)
+        count = self._search.images_of(self.data.images, self.recipe.batch_size)
         return self.data.subset(count, self.seed, self.attached.regularisation(max(0, self.attached.epoch)))
 
     @property

@@ -6,8 +6,8 @@ from .loop import Run
 
 
 def flop_share(run: Run) -> float:
-    """Training FLOPs of an image now, of those of the dense network."""
-    return _flops(run) / run.books.flops_of(run.attached.network.dense, run.batch_size)
+    """Training FLOPs of an image now, of those of the dense network with nothing frozen by the method."""
+    return _flops(run) / run.books.flops_of(run.attached.network.dense, run.batch_size, frozenset())
 
 
 def epochs_left(run: Run, epoch: int) -> float:

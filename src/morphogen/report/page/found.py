@@ -8,7 +8,7 @@ from typing import TypeVar
 from xml.etree.ElementTree import Element
 
 from ..records import Record
-from ..searches import search_rows, search_title
+from ..searches import axes_of, is_without_training, point_of, search_rows, search_title
 from .chart import Chart
 from .elements import details, el, table
 from .heat import heat_map
@@ -29,7 +29,7 @@ def draw_searches(searches: Sequence[Record]) -> Element:
 
 
 def _search(search: Record) -> Element:
-    """Markers are resolutions, numbers are blocks, the ring is what was chosen."""
+    """Markers are resolutions, numbers are blocks or shares of the layers, the ring is what was chosen."""
     finite = [each for each in search["candidates"] if each["loss"] is not None]
     sizes = list(dict.fromkeys(_sides(each) for each in finite))
     looks = {
@@ -40,24 +40,29 @@ def _search(search: Record) -> Element:
         return el("p", f"{title}: no candidate had a finite loss.")
     chart = Chart(
         title,
-        ("training step (ms)", [1000 * each["seconds"] for each in finite]),
-        ("loss on the subset", [each["loss"] for each in finite]),
+        (axes_of(search)[0], [point_of(each)[0] for each in finite]),
+        (axes_of(search)[1], [each["loss"] for each in finite]),
         labels=sizes if any(sizes) else (),
     )
+    what, seen, number_is = "blocks", "loss", "of blocks"
+    if is_without_training(search):
+        what, seen, number_is = "of the layers", "proxies", "the share of the layers that train"
     named = set[str]()
     for number, each in enumerate(search["candidates"]):
         if each["loss"] is None:
             continue
-        x, y, size = 1000 * each["seconds"], each["loss"], _sides(each)
+        (x, name), y, size = point_of(each), each["loss"], _sides(each)
         if number == search["chosen"]:
             chart.ring(x, y)
-        chart.dot(x, y, looks[size], f"{each['blocks']} blocks {size}, loss {y:.4f}")
-        chart.named(x, y, str(each["blocks"]))
+        chart.dot(x, y, looks[size], f"{name} {what} {size}, {seen} {y:.4f}")
+        chart.named(x, y, name)
         if size and size not in named:
             named.add(size)
-            last = max((c for c in finite if _sides(c) == size), key=lambda c: c["seconds"])
-            chart.label(1000 * last["seconds"], last["loss"], size, looks[size].look)
-    return chart.element("The number is of blocks, the marker is the input's size. The ring is the one that went on.")
+            last = max((c for c in finite if _sides(c) == size), key=lambda c: point_of(c)[0])
+            chart.label(point_of(last)[0], last["loss"], size, looks[size].look)
+    return chart.element(
+        f"The number is {number_is}, the marker is the input's size. The ring is the one that went on."
+    )
 
 
 def _sides(candidate: Record) -> str:

@@ -112,7 +112,7 @@ class Trained:
         return file.getvalue()
 
     def load(self):
-        network, _ = load_run(self.path)
+        network, *_ = load_run(self.path)
         assert same(dict(torch.load(self.path, weights_only=True)["state_dict"]), dict(network.model.state_dict()))
 
 

@@ -96,14 +96,20 @@ def test_adamw_shrinks_by_the_mean_of_what_it_divides_by():
     torch.testing.assert_close(stepped[:, 1:], before[:, 1:] - 0.01)
     steps = proximal_steps(lasso.weights, [optimizer], 0.2)
     assert steps["conv1.weight"].length == pytest.approx(0.002)
-    torch.testing.assert_close(steps["conv1.weight"].scale[:, 1:], torch.full((12, 7, 3, 3), 0.5))
+
+    def root(square, weight):  # with the mean square of the penalty's own gradient, w / norm
+        return (square + 0.2**2 * weight.shape[0] / weight.numel()) ** 0.5
+
+    own, dead = (root(square, model.conv1.weight) for square in (0.25, 0.0))
+    torch.testing.assert_close(steps["conv1.weight"].scale[:, 1:], torch.full((12, 7, 3, 3), own))
     # The dead input channel goes at the rate of the mean over all weights.
-    entries = sum(weight.numel() for weight in lasso.weights.values())
-    least = 0.5 * (1 - 12 * 9 / entries)
+    weights = list(lasso.weights.values())
+    total = sum(weight.numel() * root(0.25, weight) for weight in weights) - 12 * 9 * (own - dead)
+    least = total / sum(weight.numel() for weight in weights)
     torch.testing.assert_close(steps["conv1.weight"].scale[:, 0], torch.full((12, 3, 3), least))
     lasso.shrink(steps)
-    out = stepped * (1 - 0.002 / ((7 * 0.5 + least) / 8) / norms(stepped, 0))[:, None, None, None]
-    scales = torch.full((8,), 0.5).index_fill(0, torch.tensor([0]), least)
+    out = stepped * (1 - 0.002 / ((7 * own + least) / 8) / norms(stepped, 0))[:, None, None, None]
+    scales = torch.full((8,), own).index_fill(0, torch.tensor([0]), least)
     expected = out * (1 - 0.002 / scales / norms(out, 1))[None, :, None, None]
     torch.testing.assert_close(model.conv1.weight, expected)
 
@@ -121,6 +127,21 @@ def test_branches_that_begin_silent_are_not_gone_after_a_step(make):
     optimizer.step()
     assert run.part(Prune).pruner.coefficient is not None
     assert model.conv1.weight.norm() > 0.5 * before  # RMSprop's first step is ten times as long as its later ones
+
+
+def test_weights_that_the_loss_hardly_moves_shrink_as_slowly_as_under_the_optimizer():
+    """A detector's heads begin small, and what is behind them has next to no gradient. An entry moves by no more than
+    the learning rate: Adam's own step, were the penalty alone in the loss."""
+    model = Residual()
+    lasso = lasso_of(model)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-9)
+    optimizer.step()
+    steps = proximal_steps(lasso.weights, [optimizer], 0.2)
+    for name, weight in lasso.weights.items():
+        most = 0.01 * (weight.numel() / weight.shape[0]) ** 0.5
+        assert float(steps[name].length / steps[name].scale.mean()) <= most * 1.001
 
 
 def test_the_momentum_of_rmsprop_counts_and_optimizers_without_second_moments_are_refused():

@@ -180,7 +180,7 @@ def test_what_masks_cannot_follow_is_refused(streets):
     for settings in ({"randaugment": 5.0}, {"mixup": 0.2}, {"erasing": 0.1}):
         with pytest.raises(ConfigError, match=f"{next(iter(settings))}: masks cannot follow it"):
             load_data(recipe(streets, **settings))
-    with pytest.raises(ConfigError, match=r"base_size: .*segmentation, and the data are images with classes"):
+    with pytest.raises(ConfigError, match=r"base_size: .*segmentation, and the data have no masks"):
         load_data(Recipe(base_size=100))
 
 

@@ -1,4 +1,4 @@
-"""`morphogen predict`: the classes of images by a trained network."""
+"""`morphogen predict`: what a trained network says of images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from dataclasses import asdict
 from ..errors import TrainingError
 from ..machine.files import write_text
 from ..train.config import PredictConfig
-from ..train.predict import Prediction, predict
+from ..train.predict import predict
+from ..train.predictions import Detected, Prediction
 from .command import Command
+
+Found = list[Prediction | Detected]
 
 
 def run_predict(config: PredictConfig) -> int:
-    """Name the classes of images, the best first; from a run, or from the ONNX file that was exported of it."""
+    """Name the classes of images, the best first, or the objects in them; from a run, or from its ONNX file."""
     found, failures = predict(config)
     text = {"text": _text, "json": _json, "csv": _csv}[config.format](found)
     if config.output is None:
@@ -27,26 +30,23 @@ def run_predict(config: PredictConfig) -> int:
     return 0
 
 
-def _text(found: list[Prediction]) -> str:
+def _text(found: Found) -> str:
     """A line an image, without what would command a terminal."""
-    lines = (
-        f"{each.image}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in each.classes) for each in found
-    )
+    lines = (f"{each.image}: " + ", ".join(each.words()) for each in found)
     return "".join("".join(c if c.isprintable() else " " for c in line) + "\n" for line in lines)
 
 
-def _json(found: list[Prediction]) -> str:
+def _json(found: Found) -> str:
     return json.dumps([asdict(each) for each in found], indent=1) + "\n"
 
 
-def _csv(found: list[Prediction]) -> str:
-    """A row for each class of each image."""
+def _csv(found: Found) -> str:
+    """A row for each class, or object, of each image."""
     file = io.StringIO()
     writer = csv.writer(file)
-    writer.writerow(["image", "rank", "class", "probability"])
+    writer.writerows([found[0].columns] if found else [Prediction.columns])
     for each in found:
-        for place, (name, share) in enumerate(each.classes, 1):
-            writer.writerow([each.image, place, name, f"{share:.6f}"])
+        writer.writerows(each.rows())
     return file.getvalue()
 
 

@@ -40,6 +40,7 @@ def save(
     *,
     ema: Any = None,
     notes: Mapping[str, str] | None = None,
+    inside: nn.Module | None = None,
 ) -> None:
     """Write the model as it is now to a safetensors file, with its sub-network in the metadata; see `load`.
 
@@ -50,9 +51,11 @@ def save(
         path: the file, by custom `*.safetensors`.
         ema: an averaged copy of the model whose weights to write instead, as for `morph`.
         notes: more to keep in the metadata, by name.
+        inside: a larger model that the traced one is a part of (a detector whose backbone it is), to write whole.
 
     Raises:
-        ExportError: a weight or buffer is not finite, the file cannot be written, or safetensors is not installed.
+        ExportError: `inside` does not hold the model, a weight or buffer is not finite, the file cannot be written, or
+            safetensors is not installed.
         SubNetworkError: the tensors are not those of the network's current sub-network, as while a method keeps
             something of its own in the model (before `run.end()`).
     """
@@ -60,16 +63,17 @@ def save(
         from safetensors.torch import save as to_bytes
 
     model = next((averaged(each, network.model) for each in several_averages(ema, network.model)), network.model)
-    check_finite(model)
-    tensors = model.state_dict()
-    check_tensors(tensors, network, network.current)
+    path_inside = "" if inside is None else _place(inside, model)
+    tensors = (inside or model).state_dict()
+    check_finite(inside or model)
+    check_tensors(_of_part(tensors, path_inside), network, network.current)
     # Copies, because tied weights are one tensor under two names, which safetensors refuses.
     copies = {
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, tensor in tensors.items()
     }
     with replaced(Path(path)) as file:
-        file.write(to_bytes(copies, {**metadata_of(network, notes), "format": "pt"}))
+        file.write(to_bytes(copies, {**metadata_of(network, notes, path_inside), "format": "pt"}))
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], *, example: Example | None = None) -> nn.Module:
@@ -88,11 +92,18 @@ def load(model: nn.Module, path: str | os.PathLike[str], *, example: Example | N
     Raises:
         ExportError: the file cannot be read, or it does not fit this model; the model is then as it was.
     """
-    return restore(model, *read(Path(path)), where=str(path), example=example).model
+    restore(model, *read(Path(path)), where=str(path), example=example)
+    return model
 
 
-def metadata_of(network: Network, notes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What brings the dense model to its present sub-network, as text by name."""
+def metadata_of(network: Network, notes: Mapping[str, str] | None = None, part: str = "") -> dict[str, str]:
+    """What brings the dense model to its present sub-network, as text by name.
+
+    Args:
+        network: the traced model.
+        notes: more to say.
+        part: path of the traced model inside the one whose weights are written; empty where it is the same.
+    """
     from .. import __version__
 
     args, kwargs = network.fake.inputs(None)
@@ -101,6 +112,8 @@ def metadata_of(network: Network, notes: Mapping[str, str] | None = None) -> dic
         "morphogen": __version__,
         "subnetwork": network.current.to_json(),
     }
+    if part:
+        found["part"] = part
     found["exclude"] = json.dumps(network.structure.exclude)
     if all(isinstance(value, torch.Tensor) for value in [*args, *kwargs.values()]):
         kinds = {name: _kind(value) for name, value in kwargs.items()} or [_kind(value) for value in args]
@@ -147,6 +160,9 @@ def restore(
         where: the file they are from, for errors.
         example: see `load`.
 
+    Returns:
+        The network, of the model or of the part of it that was traced.
+
     Raises:
         ExportError: they do not fit this model, which is then as it was.
     """
@@ -157,7 +173,8 @@ def restore(
             todo="Build it on a device, or call model.to_empty(device=...) first",
         )
     try:
-        subnetwork = SubNetwork.from_json(metadata["subnetwork"])
+        subnetwork, part = SubNetwork.from_json(metadata["subnetwork"]), metadata.get("part", "")
+        traced = model.get_submodule(part)
         exclude = words(parse_json(metadata["exclude"]))
         if example is None:
             example = _example(parse_json(metadata["example"]), model)
@@ -170,9 +187,10 @@ def restore(
         ) from error
     _check_same_kind(model, tensors, where)
     try:
-        network = trace(model, example, exclude=exclude)
+        network = trace(traced, example, exclude=exclude)
         network.check(subnetwork)
-        check_tensors(tensors, network, subnetwork)
+        check_tensors(_of_part(tensors, part), network, subnetwork)
+        _check_others(model, tensors, part)
         morph(network, subnetwork)
     except MorphogenError as error:
         raise ExportError(f"does not fit this {type(model).__name__} ({error})", where=where, todo=REBUILD) from error
@@ -197,6 +215,37 @@ def check_tensors(tensors: Mapping[str, Any], network: Network, subnetwork: SubN
                 where=name,
                 expected=f"shape {expected[name]}" if name in expected else "no such tensor",
                 found=f"shape {found[name]}" if name in found else "none",
+            )
+
+
+def _place(inside: nn.Module, model: nn.Module) -> str:
+    """The path of a module inside another; raises ExportError where it has none."""
+    for path, module in inside.named_modules():
+        if module is model:
+            return path
+    raise ExportError(
+        "the traced model is no part of it",
+        where=type(inside).__name__,
+        expected=f"a model with this {type(model).__name__} in it",
+    )
+
+
+def _of_part(tensors: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Those of a part, by their names in it."""
+    before = f"{part}." if part else ""
+    return {name.removeprefix(before): tensor for name, tensor in tensors.items() if name.startswith(before)}
+
+
+def _check_others(model: nn.Module, tensors: Mapping[str, torch.Tensor], part: str) -> None:
+    """Raise SubNetworkError unless the tensors beside a traced part are there, in the shapes that they have."""
+    own = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(f"{part}.")}
+    for name, shape in own.items() if part else ():
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            raise SubNetworkError(
+                "a tensor beside the traced part is another",
+                where=name,
+                expected=f"shape {shape}",
+                found=f"shape {tuple(tensors[name].shape)}" if name in tensors else "none",
             )
 
 

@@ -45,6 +45,9 @@ def proximal_steps(
     As much as the penalty's gradient would move them in the long run, were it in the loss: the learning rate times the
     coefficient, by 1 - momentum where there is one, by the root of the averaged squared gradient where the optimizer
     divides by that (an adaptive proximal step; Yun, Lozano and Yang, Adaptive proximal gradient methods, NeurIPS 2021).
+    The average has the loss's gradient alone, so the penalty's own is added: no entry moves by more than the learning
+    rate, as under the optimizer. Otherwise weights that the loss hardly moves yet, as behind the small first weights of
+    a detector's heads, would be gone after a few steps whatever the coefficient.
     That root is taken to be no smaller than its mean over all weights: what has next to no gradient yet, because what
     follows it begins at zero or is scaled by 1e-6, would otherwise be gone after the first step.
 
@@ -84,6 +87,8 @@ def _step(optimizer: Optimizer, group: Mapping, parameter: torch.Tensor, coeffic
         if state and any(key in group for key in ADAPTIVE):
             raise _unknown(optimizer)
         return Step(length)
+    # In the loss the penalty's gradient would be in the average too: w / norm, of mean square 1 / entries of a channel.
+    own = coefficient**2 * parameter.shape[0] / parameter.numel()
     # The count may be a tensor on a GPU, which is not waited for.
     bias = 1 - group["betas"][1] ** state["step"] if "betas" in group and "step" in state else 1.0
-    return Step(length, (moment / bias).sqrt_().add_(group.get("eps", 1e-8)))
+    return Step(length, (moment / bias).add_(own).sqrt_().add_(group.get("eps", 1e-8)))

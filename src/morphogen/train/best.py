@@ -29,7 +29,7 @@ def keep_best(run: Run, path: Path) -> None:
     """Write the network of the last epoch, at its size; says so where it is none that could be loaded again."""
     network = run.attached.network
     try:
-        check_tensors(run.result.state_dict(), network, network.current)
+        check_tensors(run.traced(run.result).state_dict(), network, network.current)
     except SubNetworkError as error:
         warnings.warn(
             f"the best network so far is not kept while the method has parts of its own in it ({error})", stacklevel=2

@@ -15,6 +15,7 @@ from ..cost.inference import inference_speeds
 from ..dense.subnet import SubNetwork
 from ..morph.commit import Receipt
 from ..parts import Choose, Prune
+from ..parts.resizing import Size
 from ..report.gating import gated_share
 from ..report.ledger import Ledger, MorphEvent, PrunedRun
 from ..report.sparsity import densities, mapped_layers, output_maxima
@@ -23,13 +24,21 @@ from ..search.candidates import Found
 from .config import Recipe
 from .costs import Costs
 from .objective import precision_of
+from .tasks.task import Beside
 
 
 class Books:
     """Keeps the ledger of one run. Nothing here changes the network or draws a random number."""
 
     def __init__(
-        self, ledger: Ledger, attached: Run, recipe: Recipe, device: torch.device, steps: int, batch_size: int
+        self,
+        ledger: Ledger,
+        attached: Run,
+        recipe: Recipe,
+        device: torch.device,
+        steps: int,
+        batch_size: int,
+        beside: Callable[[Size | None], Beside],
     ):
         """
         Args:
@@ -39,9 +48,10 @@ class Books:
             device: where.
             steps: of the whole run, with the recipe's batch.
             batch_size: images in its first step.
+            beside: see `Costs`.
         """
         self._ledger, self._attached, self._recipe, self._device = ledger, attached, recipe, device
-        self._costs = Costs(attached, lambda: precision_of(recipe, device))
+        self._costs = Costs(attached, lambda: precision_of(recipe, device), beside)
         self._prune, self._search = attached.part(Prune), attached.part(Choose)
         network = attached.network
         ledger.dense = network.dense.to_dict()

@@ -63,12 +63,14 @@ class Recipe:
             as torchvision reads them. `csv:FILE` has the columns path, label and perhaps split; `hf:NAME_OR_FOLDER` is
             a data set of Hugging Face, `wds:/data/train-*.tar` are webdataset's shards. For segmentation
             `segmentation:FOLDER`, with `images/train/NAME.jpg`, `masks/train/NAME.png` and the same in `val` or `test`,
-            or `cityscapes:FOLDER`.
+            or `cityscapes:FOLDER`. For detection `scatter` (embedded, 64 x 64: digits and their boxes) or
+            `detection:FOLDER`, with images and an `annotations.json` as COCO has it, in `train` and in `val` or `test`.
         image_size: side of the square input in pixels; by default the data's own.
         base_size: of segmentation, the shorter side of a whole image in pixels, in tests and where the random scale
             (0.5 to 2) is 1; by default each image's own.
         ignored: of segmentation, the label of pixels that are neither learnt nor tested, beside 255.
-        color_jitter: of segmentation, by how much brightness, contrast and saturation change at random, as a share.
+        color_jitter: of segmentation and detection, by how much brightness, contrast and saturation change at random,
+            as a share.
         images: use only so many training images, the same for every seed.
         test_images: use only so many test images, the same for every seed.
         epochs: passes over the training images.
@@ -517,8 +519,9 @@ class PredictConfig:
         given: output folder of `morphogen train`, or an ONNX file that `export` wrote; then images, or folders of them.
         model: how its model was built, as in train, where that was code of your own: what a file names is not run.
         best: take `best.pt`, which `train --keep_best` left.
-        top: classes of each image, the best first.
-        format: a line an image, or JSON, or a CSV file with a row for each class of each image.
+        top: classes, or objects, of each image, the best first.
+        format: a line an image, or JSON, or a CSV file with a row for each class or object of each image.
+        picture: of a detector, a picture to draw the boxes into that have a score of 0.3 or more (16 images at most).
         output: file to write; by default it is printed.
         batch_size: images at once.
     """
@@ -527,6 +530,7 @@ class PredictConfig:
     model: str | None = None
     best: bool = False
     top: int = 5
+    picture: Path | None = None
     format: Literal["text", "json", "csv"] = "text"
     output: Path | None = None
     batch_size: int = 32

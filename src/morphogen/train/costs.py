@@ -4,26 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cache
 
 from ..cost.flops import Cost, cost
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
 from ..parts import Batch, Prune
+from ..parts.resizing import Size
 from ..report.ledger import StageCost
 from ..run.run import Run
+from .tasks.task import Beside
 
 
 class Costs:
     """The costs of one run's steps."""
 
-    def __init__(self, attached: Run, precision: Callable[[], AbstractContextManager[None]]):
-        """`precision` surrounds a forward pass, as in training."""
-        self._attached, self._precision = attached, precision
+    def __init__(
+        self,
+        attached: Run,
+        precision: Callable[[], AbstractContextManager[None]],
+        beside: Callable[[Size | None], Beside],
+    ):
+        """`precision` surrounds a forward pass, as in training; `beside` is what images of a size (height, width) cost
+        besides, see `Task.beside`."""
+        self._attached, self._precision, self._beside = attached, precision, cache(beside)
 
     def of_step(self, subnetwork: SubNetwork, batch_size: int, frozen: frozenset[str] | None = None) -> Cost:
         """What a training step of so many images costs, with what is frozen (by default: now)."""
         with self._precision():
-            return cost(self._attached.network, subnetwork, batch_size, frozen)
+            traced = cost(self._attached.network, subnetwork, batch_size, frozen)
+            more = self._beside(subnetwork.resolution)
+        return replace(
+            traced,
+            parameters=traced.parameters + more.parameters,
+            forward=traced.forward + batch_size * more.forward,
+            training=traced.training + batch_size * more.training,
+        )
 
     def of_stage(self, epoch: int, subnetwork: SubNetwork, batch_size: int, searching: bool = False) -> StageCost:
         """What a stage of this sub-network costs, before its first step."""

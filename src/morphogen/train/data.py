@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar, cast
 import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.datasets import DatasetFolder
 
 from ..errors import ConfigError
@@ -350,6 +350,11 @@ class MemoryData(Data):
 class FileData(Data):
     """Images decoded when needed, at the size that is needed, by the processes of PyTorch's loader."""
 
+    @staticmethod
+    def collate(items: Sequence[tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
+        """A batch of images and targets."""
+        return default_collate(items)  # pyright: ignore  (of pairs it makes a pair)
+
     def _made_at(self, size: Size) -> Size:
         return size
 
@@ -371,6 +376,7 @@ class FileData(Data):
         loader = DataLoader(
             dataset,
             num_workers=self.recipe.workers,
+            collate_fn=self.collate,
             pin_memory=self.device.type == "cuda",
             **options,
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..dense.network import Network
 from ..errors import ConfigError, ExportError, first_line
@@ -17,10 +18,11 @@ from ..machine.reading import parse_json, read_pickle, within, words
 from .config import ExportConfig
 from .earlier import EXPORTED, found, remove
 from .models import build_model, build_noted
+from .tasks import task_of
 
 NOTES = ("model", "num_classes", "drop_path", "mean", "std")
-MORE_NOTES = ("classes", "crop", "interpolation")
-"""Names of the classes, and how images are framed; files of earlier versions have neither."""
+MORE_NOTES = ("classes", "crop", "interpolation", "metric")
+"""Names of the classes, how images are framed, what the task is measured by; earlier files have none of these."""
 WEIGHTS = ("model.pt", "best.pt")
 """What `train` leaves: the last network, and the best one."""
 MOST_CLASSES = 1_000_000
@@ -35,8 +37,14 @@ def export_run(config: ExportConfig) -> list[Path]:
         ConfigError: its model cannot be built here; the folder cannot be written to, or is another process's, or it
             holds another network and `overwrite` is off.
     """
-    network, notes = load_run(Path(config.run) / WEIGHTS[config.best], config.model)
-    check_finite(network.model)
+    network, model, notes = load_run(Path(config.run) / WEIGHTS[config.best], config.model)
+    check_finite(model)
+    if model is not network.model and (config.onnx or config.program):
+        raise ConfigError(
+            f"how a {type(model).__name__} goes on depends on what it has found, and a program has one course",
+            where="onnx" if config.onnx else "program",
+            expected="the weights alone, which morphogen.load gives a model built as for training",
+        )
     args, _ = network.fake.inputs(None)
     if [getattr(value, "ndim", 0) for value in args] != [4]:
         raise ExportError("the model is not called with images alone", where=config.run, todo=TODO)
@@ -46,7 +54,7 @@ def export_run(config: ExportConfig) -> list[Path]:
         there = found(output, EXPORTED)
         if config.overwrite:
             remove(output, there)
-        elif there and not _holds(output / EXPORTED[0], network):
+        elif there and not _holds(output / EXPORTED[0], model):
             raise ConfigError(
                 "the folder holds another network",
                 where=str(output),
@@ -54,25 +62,26 @@ def export_run(config: ExportConfig) -> list[Path]:
                 todo="Choose another with --output, or replace it with --overwrite, which removes these files",
             )
         example = torch.zeros(2, args[0].shape[1], *(network.current.resolution or ()))
-        save(network, output / EXPORTED[0], notes=notes)
+        save(network, output / EXPORTED[0], notes=notes, inside=model)
         for name, write in (("model.onnx", save_onnx), ("model.pt2", save_program)):
             if name in names:
-                write(network.model, example, output / name, notes=notes)
+                write(model, example, output / name, notes=notes)
     return [output / name for name in names]
 
 
-def _holds(path: Path, network: Network) -> bool:
-    """Whether a file has the weights of a network; it is then written again without a question."""
+def _holds(path: Path, model: nn.Module) -> bool:
+    """Whether a file has the weights of a model; it is then written again without a question."""
     try:
         theirs, _ = read(path)
     except ExportError:
         return False
-    ours = network.model.state_dict()
+    ours = model.state_dict()
     return theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name].cpu()) for name in ours)
 
 
-def load_run(path: Path, model: str | None = None) -> tuple[Network, dict[str, str]]:
-    """The trained network of a `model.pt`, and what it says of how the model was built.
+def load_run(path: Path, model: str | None = None) -> tuple[Network, nn.Module, dict[str, str]]:
+    """The trained network of a `model.pt`, the whole model, which may have more than what was traced, and what the file
+    says of how it was built.
 
     Args:
         path: the file.
@@ -93,6 +102,7 @@ def load_run(path: Path, model: str | None = None) -> tuple[Network, dict[str, s
         for name in ("mean", "std"):
             if len([within(value, 0, 1) for value in parse_json(notes[name])]) != 3:
                 raise ValueError(f"{name} is not that of three channels")
+        task = task_of(notes.get("metric", ""))
         if len(words(parse_json(notes.get("classes", "[]")))) not in (0, classes):
             raise ValueError("another number of names than of classes")
     except (TypeError, ValueError) as error:
@@ -101,7 +111,8 @@ def load_run(path: Path, model: str | None = None) -> tuple[Network, dict[str, s
         built = build_noted(notes["model"], classes, drop_path)
     else:
         built, notes["model"] = build_model(model, classes, drop_path), model
-    return restore(built, tensors, metadata, where=str(path)), notes
+    task.prepare(built)
+    return restore(built, tensors, metadata, where=str(path)), built, notes
 
 
 def _content(path: Path) -> dict[str, Any]:

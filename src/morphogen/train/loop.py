@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -105,16 +106,16 @@ class Run:
             self.averages = [ModelEmaV3(self.model, decay) for decay in recipe.decays]
             self.stepper = Stepper(recipe, data.task, self.model, self.optimizer, self.averages)
             example = data.example(recipe.batch_size).to(self.device)
-            epochs = -(-self.steps // data.steps)
+            epochs, part = -(-self.steps // data.steps), data.task.part
             with self.ledger.clock("trace", self.device):
                 self.attached = attach(
-                    self.model,
+                    self.traced(self.model),
                     self.optimizer,
                     method,
                     example=example,
                     epochs=epochs,
                     steps_per_epoch=data.steps,
-                    ema=self.averages,
+                    ema=[self.traced(average.module) for average in self.averages] if part else self.averages,
                     probe=Probe(self.stepper.loss, _Subset(self)),
                     exclude=recipe.exclude,
                     batch_size=images,
@@ -132,7 +133,8 @@ class Run:
             if rank():  # dropout of its own from here on
                 torch.manual_seed(hash((seed, rank())) % 2**63)
             self._follow()
-            self.books = Books(self.ledger, self.attached, recipe, self.device, self.steps, self.batch_size)
+            beside = partial(data.task.beside, self.model)
+            self.books = Books(self.ledger, self.attached, recipe, self.device, self.steps, self.batch_size, beside)
             for found in self._searches:
                 self.books.add_search(found, "trace")
 
@@ -147,6 +149,10 @@ class Run:
         else the model."""
         best = self.ledger.average
         return self.model if best is None else self.averages[self.recipe.decays.index(best)].module
+
+    def traced(self, model: nn.Module) -> nn.Module:
+        """What changes its size of a model, or of an average of it."""
+        return model.get_submodule(self.data.task.part)
 
     @property
     def position(self) -> tuple[int, int, int]:
@@ -216,7 +222,7 @@ class Run:
         if self.books.is_behind or self.batch_size != ledger.stages[-1].batch_size:
             self.books.open_stage(number, self.batch_size)
         if receipt is not None:
-            with FeatureMaps(attached.network, self.result, receipt.before) as maps:
+            with FeatureMaps(attached.network, self.traced(self.result), receipt.before) as maps:
                 before, (after, _) = ledger.epochs[-1].accuracy, self._evaluate()
             self.books.add_morph(number, before, after, receipt, maps.correlations())
 
@@ -251,6 +257,7 @@ class Run:
             "losses": [float(loss) for loss in _of_all_ranks(self._at.losses)],
             "random": gathered(self._random.now()),
             "attached": self.attached.state_dict(),
+            "beside": [self._beside(model) for model in self._models],
             "stepper": self.stepper.state_dict(),
             "ledger": self.ledger.record(),
         }
@@ -266,12 +273,16 @@ class Run:
             if any(len(each) != len(self._random.state) for each in random):
                 raise CheckpointError("the checkpoint is of a run on another kind of device", where="device")
             attached, stepper = state["attached"], dict(state["stepper"])
+            beside = list(state.get("beside", [{} for _ in self._models]))  # earlier checkpoints have none
+            self._check_beside(beside)
             if step is not None and epoch != attached["progress"]["epoch"]:
                 raise ValueError("the run and its network are at different epochs")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint is damaged ({first_line(error)})") from error
         with self._random.active():
             self.attached.load_state_dict(attached)
+        for model, saved in zip(self._models, beside, strict=True):
+            model.load_state_dict(saved, strict=False)
         self._at = _Position(epoch, step, losses)
         self.ledger.become(ledger)
         self.ledger.stopped = None
@@ -282,6 +293,22 @@ class Run:
                 torch.manual_seed(hash((self.seed, epoch, -1 if step is None else step, rank())) % 2**63)
         self._follow()
         self.stepper.load_state_dict(stepper)
+
+    @property
+    def _models(self) -> list[nn.Module]:
+        """The model and its averages."""
+        return [self.model, *(average.module for average in self.averages)]
+
+    def _beside(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """The tensors of a model that are not of what is traced."""
+        part = self.data.task.part
+        return {n: t for n, t in model.state_dict().items() if not n.startswith(f"{part}.")} if part else {}
+
+    def _check_beside(self, saved: list[dict[str, torch.Tensor]]) -> None:
+        """Raises ValueError where they are not the tensors beside the traced ones."""
+        ours = [{n: (t.shape, t.dtype) for n, t in self._beside(model).items()} for model in self._models]
+        if ours != [{n: (t.shape, t.dtype) for n, t in each.items()} for each in saved]:
+            raise ValueError("the tensors beside the traced ones are another model's")
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
@@ -420,6 +447,7 @@ class Run:
     def _dense_model(self) -> nn.Module:
         """The recipe's model, made anew on the device."""
         model = build_model(self.recipe.model, self.data.num_classes, self.recipe.drop_path).to(self.device)
+        self.data.task.prepare(model)
         if self.recipe.channels_last:
             model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
         return model

@@ -20,8 +20,9 @@ from ..machine.reading import MALFORMED, walk, within
 from ..spec import parse_call, suggest
 from .cifar_resnet import CIFAR_RESNETS
 from .cifar_vgg import CIFAR_VGGS
+from .small_detector import SMALL_DETECTORS
 
-BUILT_IN = CIFAR_RESNETS | CIFAR_VGGS
+BUILT_IN = CIFAR_RESNETS | CIFAR_VGGS | SMALL_DETECTORS
 """The networks for small images, by their bare names."""
 
 OPEN_SOURCES = ("", "timm", "torchvision", "smp")
@@ -56,7 +57,7 @@ def build_model(
     """
     name, arguments = parse_call(text)
     source, _, bare = name.rpartition(":")
-    if trained and (source not in FETCHED or (not source and bare in CIFAR_RESNETS)):
+    if trained and (source not in FETCHED or (not source and bare in BUILT_IN)):
         raise ConfigError("no weights are known of this model", where=text, expected="a file, --pretrained FILE")
     make = _by_name(source, bare, trained) if source in OPEN_SOURCES else _own(source, bare)
     takes = source != "smp" and num_classes is not None and "num_classes" not in arguments

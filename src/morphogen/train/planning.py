@@ -83,6 +83,12 @@ def measured_step(recipe: Recipe, data: Data | None, num_classes: int = 0) -> tu
     """A recipe's model, and its training step on random images; without data, of so many classes."""
     device, side = recipe.torch_device(), recipe.image_size or 224
     classes = data.num_classes if data else num_classes
+    if data is not None and data.task.part:
+        raise ConfigError(
+            f"only the {data.task.part} of such a network is traced, and step times are of networks traced whole",
+            where=recipe.data,
+            todo="Compare with train or compare, without budgets in parallel, which time whole steps",
+        )
     model = build_model(recipe.model, classes, recipe.drop_path).to(device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,17 @@ from torchvision.transforms import v2
 
 from ..errors import ConfigError, ExportError, first_line
 from ..machine.reading import MALFORMED, parse_json, within, words
+from .boxes import FITTED
 from .config import PredictConfig
 from .data import WHOLE
 from .export import WEIGHTS, load_run
+from .find import Finder, draw_found
 from .images import centre_crop, read_image
+from .predictions import Detected, Prediction
+from .tasks import Detection, task_of
 
 ONNX = "model.onnx"
 TODO = "Export it with `morphogen export RUN --onnx`, which keeps them"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The best classes of one image, the best first, with their probabilities."""
-
-    image: str
-    classes: list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -79,38 +75,46 @@ class Predictor:
             )
         return scores[:, : len(self.classes) or None].float().softmax(1)
 
+    def predict(self, images: Mapping[str, Tensor], top: int) -> list[Prediction]:
+        """The best classes of each of the images, which are as `image` gives them."""
+        shares = self.probabilities(torch.stack(list(images.values())))
+        best = shares.topk(min(top, len(self.classes) or top))
+        found: list[Prediction] = []
+        for path, values, numbers in zip(images, best.values.tolist(), best.indices.tolist(), strict=True):
+            names = [self.classes[number] if self.classes else str(number) for number in numbers]
+            found.append(Prediction(path, list(zip(names, values, strict=True))))
+        return found
 
-def predict(config: PredictConfig) -> tuple[list[Prediction], list[str]]:
-    """The best classes of each image; and what went wrong with images that cannot be read, which stop no others.
+
+def predict(config: PredictConfig) -> tuple[list[Prediction | Detected], list[str]]:
+    """What the network says of each image, drawn where a picture is asked for; and what went wrong with images that
+    cannot be read, which stop no others.
 
     Raises:
-        ExportError, ConfigError: the network cannot be read; there are no images.
+        ExportError, ConfigError: the network cannot be read; there are no images; a picture of what has no boxes.
     """
     network, *given = config.given
     predictor = open_predictor(Path(network), best=config.best, model=config.model)
-    found: list[Prediction] = []
+    if config.picture is not None and not isinstance(predictor, Finder):
+        raise ConfigError("only a detector's boxes are drawn", where="picture", expected="none", found=network)
+    found: list[Prediction | Detected] = []
     failures: list[str] = []
     batch = predictor.batch or config.batch_size
     paths = list(_images(given))
     for first in range(0, len(paths), batch):
-        tensors: dict[str, Tensor] = {}
+        images: dict[str, Any] = {}
         for path in paths[first : first + batch]:
             try:
-                tensors[path] = predictor.image(path)
+                images[path] = predictor.image(path)
             except ConfigError as error:
                 failures.append(str(error))
-        if not tensors:
-            continue
-        best = predictor.probabilities(torch.stack(list(tensors.values()))).topk(
-            min(config.top, len(predictor.classes) or config.top)
-        )
-        for path, values, numbers in zip(tensors, best.values.tolist(), best.indices.tolist(), strict=True):
-            names = [predictor.classes[number] if predictor.classes else str(number) for number in numbers]
-            found.append(Prediction(path, list(zip(names, values, strict=True))))
+        found += predictor.predict(images, config.top) if images else []
+    if config.picture is not None:
+        draw_found([each for each in found if isinstance(each, Detected)], config.picture)
     return found, failures
 
 
-def open_predictor(path: Path, *, best: bool = False, model: str | None = None) -> Predictor:
+def open_predictor(path: Path, *, best: bool = False, model: str | None = None) -> Predictor | Finder:
     """A run's folder, or its weights, or an ONNX file that `morphogen export` wrote. No code that a file names is run.
 
     Raises:
@@ -123,20 +127,22 @@ def open_predictor(path: Path, *, best: bool = False, model: str | None = None) 
     return _onnx(path) if path.suffix == ".onnx" else _run(path, model)
 
 
-def _run(path: Path, model: str | None) -> Predictor:
-    network, notes = load_run(path, model)
+def _run(path: Path, model: str | None) -> Predictor | Finder:
+    network, built, notes = load_run(path, model)
     args, _ = network.fake.inputs(None)
     if [getattr(value, "ndim", 0) for value in args] != [4]:
         raise ExportError("the model is not called with images alone", where=str(path))
     size = network.current.resolution or tuple(args[0].shape[-2:])
-    trained = network.model.eval()
+    trained, noted = built.eval(), _noted(notes, str(path))
+    if task_of(notes.get("metric", "")) is Detection:
+        return Finder(trained, (size[0], size[1]), noted["classes"])
 
     def scores(images: Tensor) -> Tensor:
         with torch.inference_mode():
             output = trained(images)
         return output if isinstance(output, Tensor) else torch.empty(0)
 
-    return Predictor(scores, (size[0], size[1]), **_noted(notes, str(path)))
+    return Predictor(scores, (size[0], size[1]), **noted)
 
 
 def _onnx(path: Path) -> Predictor:
@@ -171,7 +177,7 @@ def _noted(notes: dict[str, str], where: str) -> dict[str, Any]:
             raise ValueError("mean and std are not those of three channels")
         classes = words(parse_json(notes.get("classes", "[]")))
         noted = notes.get("crop", WHOLE)
-        crop = None if noted == WHOLE else within(float(noted), 0.01, 1)
+        crop = None if noted in (WHOLE, FITTED) else within(float(noted), 0.01, 1)
         interpolation = v2.InterpolationMode(notes.get("interpolation", "bilinear")).value
     except MALFORMED as error:
         raise ExportError(

@@ -28,13 +28,14 @@ def save_network(run: Run, path: Path) -> None:
     notes = {
         "model": recipe.model,
         "num_classes": f"{data.num_classes}",
+        "metric": data.task.metric,
         "drop_path": f"{recipe.drop_path}",
         "mean": json.dumps(data.mean.tolist()),  # of the images, by channel, from 0 to 1
         "std": json.dumps(data.std.tolist()),
         "classes": json.dumps(list(data.classes)),
         **data.framing(max(attached.network.current.resolution or data.size)),
     }
-    content = {"state_dict": run.result.state_dict(), **metadata_of(attached.network, notes)}
+    content = {"state_dict": run.result.state_dict(), **metadata_of(attached.network, notes, data.task.part)}
     for average in attached.averages:
         content["momentum"] = average.state_dict()
     prune = attached.part(Prune)

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from ..errors import ConfigError, first_line
 from ..spec import near
+from .boxes import BoxFiles, ScatterData
 from .clutter import clutter
 from .config import DENSE_ALONE, Recipe
 from .data import IN_MEMORY, Batch, Data, MemoryData, StreamData, terminal
@@ -23,7 +24,7 @@ from .images import read_image
 from .listed import Listed, of_csv, of_hugging_face, of_shards
 from .masks import CITYSCAPES, MaskData, cityscapes, mask_folder
 
-NAMED = "digits clutter cifar10 cifar100 imagenet segmentation cityscapes csv hf wds".split()
+NAMED = "digits clutter scatter cifar10 cifar100 imagenet segmentation cityscapes detection csv hf wds".split()
 
 
 def load_data(recipe: Recipe) -> Data:
@@ -60,7 +61,12 @@ def _load(recipe: Recipe) -> Data:
         return MaskData(mask_folder(Path(folder), recipe), recipe)
     if kind == CITYSCAPES:
         return MaskData(cityscapes(folder, recipe), recipe)
+    if kind == "detection":
+        _refuse_dense(recipe, but="color_jitter")
+        return BoxFiles(Path(folder), recipe)
     _refuse_dense(recipe)
+    if not kind and folder == "scatter":
+        return ScatterData(recipe)
     if not kind and folder == "digits":
         return _digits(recipe)
     if not kind and folder == "clutter":
@@ -91,13 +97,13 @@ def _load(recipe: Recipe) -> Data:
     return _folder(Path(recipe.data), recipe)
 
 
-def _refuse_dense(recipe: Recipe) -> None:
-    """Raises ConfigError for settings of segmentation where images have classes."""
+def _refuse_dense(recipe: Recipe, but: str = "") -> None:
+    """Raises ConfigError for settings of segmentation, where each pixel does not have a class."""
     plain = Recipe()
     for key in DENSE_ALONE:
-        if getattr(recipe, key) != getattr(plain, key):
+        if key != but and getattr(recipe, key) != getattr(plain, key):
             raise ConfigError(
-                "a setting of segmentation, and the data are images with classes",
+                "a setting of segmentation, and the data have no masks",
                 where=key,
                 expected=f"{getattr(plain, key)}, or data segmentation:FOLDER or cityscapes:FOLDER",
                 found=f"{getattr(recipe, key)}",
@@ -122,8 +128,9 @@ def _folder(root: Path, recipe: Recipe) -> Data:
         raise ConfigError(
             "no such data",
             where=str(root),
-            expected="digits, clutter, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER, segmentation:FOLDER, "
-            "cityscapes:FOLDER, csv:FILE, hf:NAME_OR_FOLDER, wds:PATTERN or an image folder",
+            expected="digits, clutter, scatter, cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER, "
+            "segmentation:FOLDER, cityscapes:FOLDER, detection:FOLDER, csv:FILE, hf:NAME_OR_FOLDER, wds:PATTERN "
+            "or an image folder",
             todo=near(str(root).partition(":")[0], NAMED),
         )
     names = ["train", next((name for name in ("val", "test") if (root / name).is_dir()), "val")]

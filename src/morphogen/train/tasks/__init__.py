@@ -6,19 +6,40 @@ from torch import Tensor
 
 from ..config import Recipe
 from .classification import Classification
+from .detection import Detection
 from .segmentation import Segmentation
 from .task import Task
 from .token_labelling import TokenLabelling
 
-__all__ = ["Task", "Classification", "TokenLabelling", "Segmentation", "classification_of", "metric_of"]
+__all__ = ["Task", "Classification", "TokenLabelling", "Segmentation", "Detection"]
+__all__ += ["classification_of", "metric_of", "task_of"]
 
-BY_DATA: dict[str, type[Task]] = {"segmentation": Segmentation, "cityscapes": Segmentation}
-"""What is learnt on data of a kind (`KIND:FOLDER`); classification on all others."""
+BY_DATA: dict[str, type[Task]] = {
+    "segmentation": Segmentation,
+    "cityscapes": Segmentation,
+    "detection": Detection,
+    "scatter": Detection,
+}
+"""What is learnt on data of a kind (`KIND:FOLDER`, or an embedded set); classification on all others."""
+
+BY_METRIC: dict[str, type[Task]] = {task.metric: task for task in (Classification, Segmentation, Detection)}
+"""Files say what a network was trained for by its figure."""
 
 
 def metric_of(data: str) -> str:
     """What a run on a recipe's `data` is measured by, in percent."""
-    return BY_DATA.get(data.rpartition(":")[0], Classification).metric
+    return BY_DATA.get(data.rpartition(":")[0] or data, Classification).metric
+
+
+def task_of(metric: str) -> type[Task]:
+    """What is measured so; classification where a file says nothing.
+
+    Raises:
+        ValueError: nothing is.
+    """
+    if metric and metric not in BY_METRIC:
+        raise ValueError(f"no task is measured by {metric[:40]!r}")
+    return BY_METRIC.get(metric, Classification)
 
 
 def classification_of(recipe: Recipe, counts: Tensor) -> Task:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,20 @@ ONE_VALUE = "Expected more than 1 value per channel"
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+class Beside(NamedTuple):
+    """What a step costs beside the module that is traced.
+
+    Attributes:
+        parameters: there.
+        forward: FLOPs of one image in the forward pass of training.
+        training: FLOPs of one image in forward and backward pass.
+    """
+
+    parameters: int = 0
+    forward: int = 0
+    training: int = 0
+
+
 @dataclass(frozen=True)
 class Task(ABC):
     """What a network learns to do.
@@ -39,15 +53,26 @@ class Task(ABC):
     metric: ClassVar[str]
     """What the test measures, in percent; the record of a run has it under `accuracy`, whatever it is."""
 
+    part: ClassVar[str] = ""
+    """Path of the module that is traced and changes its size; by default the whole model."""
+
     classes: int
     smoothing: float = 0.0
+
+    @staticmethod  # noqa: B027  (most tasks take models as they are)
+    def prepare(model: nn.Module) -> None:
+        """Fit a model to the task, in place, when it is built.
+
+        Raises:
+            ConfigError: it is no model for this task.
+        """
 
     @abstractmethod
     def check(self, network: Network, images: int) -> None:
         """Refuse a model whose output cannot be learnt from, before it is trained.
 
         Args:
-            network: its model as it is trained.
+            network: its model as it is trained, or what is traced of it.
             images: in a step, on each rank.
 
         Raises:
@@ -76,6 +101,10 @@ class Task(ABC):
             batches: images and targets of this rank's part of the test set.
             device: they are on.
         """
+
+    def beside(self, model: nn.Module, size: tuple[int, int] | None) -> Beside:
+        """What training on images of a size (height, width) costs beside what is traced; by default all is traced."""
+        return Beside()
 
     def pieces(self, targets: Any, count: int) -> list[Any]:
         """The targets of a batch cut as `Tensor.chunk` cuts its images."""

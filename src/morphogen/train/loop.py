@@ -32,6 +32,7 @@ from .config import Recipe
 from .contents import compare_contents
 from .data import Data, TrainBatch
 from .distributed import share
+from .memory_format import in_memory_format
 from .models import build_model
 from .objective import build_optimizer, check_finite, check_pairs
 from .own_random import OwnRandom
@@ -88,7 +89,6 @@ class Run:
         self._shape = shape_named(recipe.lr_schedule)
         self.device, images = recipe.torch_device(), share(recipe.batch_size)
         check_pairs(method, recipe)
-        self.tester = Tester(recipe, data, self.device)
         self.steps = recipe.epochs * data.steps if steps is None else steps
         self.ledger = Ledger(label, recipe.model, data.name, seed, data.task.metric, protocol=data.protocol())
         self.ledger.average = recipe.decays[0] if recipe.decays else None
@@ -100,7 +100,9 @@ class Run:
         self._random = OwnRandom(self.device)
         with self._random.active():
             torch.manual_seed(seed)
-            self.model = self._dense_model().train()
+            self.model, recipe = self._dense_model()
+            self.model.train()
+            self.tester = Tester(recipe, data, self.device)
             begin_with(self.model, recipe.pretrained, recipe.model, data.num_classes)
             self.optimizer = build_optimizer(self.model, recipe)
             self.averages = [ModelEmaV3(self.model, decay) for decay in recipe.decays]
@@ -330,7 +332,7 @@ class Run:
             if self.recipe.test_size is not None:
                 with ledger.clock("evaluation", self.device):
                     ledger.tested_at = self.tester.figures_at(self.result, self.recipe.test_size)
-            self.books.close(self._dense_model, self.result, self.tester.example)
+            self.books.close(lambda: self._dense_model()[0], self.result, self.tester.example)
 
     def _train_epoch(self, number: int) -> float:
         """One pass over the data, or what is left of it; returns the mean loss."""
@@ -444,13 +446,11 @@ class Run:
             self.ledger.average = self.recipe.decays[best]
         return found[best].pop(metric), found[best]
 
-    def _dense_model(self) -> nn.Module:
-        """The recipe's model, made anew on the device."""
+    def _dense_model(self) -> tuple[nn.Module, Recipe]:
+        """The recipe's model, made anew on the device in its memory format, and the recipe as it holds there."""
         model = build_model(self.recipe.model, self.data.num_classes, self.recipe.drop_path).to(self.device)
         self.data.task.prepare(model)
-        if self.recipe.channels_last:
-            model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
-        return model
+        return model, in_memory_format(model, self.recipe, max(self.data.size))
 
 
 def _of_all_ranks(losses: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -20,6 +20,7 @@ from ..plan.recommend import Recommendation, recommended
 from ..run.assembly import Assembly
 from .config import PlanConfig, Recipe, RecommendConfig
 from .data import Data, FileData, loader_throughput
+from .memory_format import in_memory_format
 from .models import build_model
 from .objective import build_optimizer, laid_out, precision_of
 from .sources import load_data
@@ -90,9 +91,9 @@ def measured_step(recipe: Recipe, data: Data | None, num_classes: int = 0) -> tu
             todo="Compare with train or compare, without budgets in parallel, which time whole steps",
         )
     model = build_model(recipe.model, classes, recipe.drop_path).to(device)
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)  # pyright: ignore  (PyTorch's stubs lack it)
-    images = torch.randn(recipe.batch_size, 3, *(data.size if data else (side, side)), device=device)
+    size = data.size if data else (side, side)
+    recipe = in_memory_format(model, recipe, max(size))
+    images = torch.randn(recipe.batch_size, 3, *size, device=device)
     return model, Training(
         images,
         _random_classes(recipe, classes, device) if data is None else next(data.train_batches(0, 0))[1],

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import faulthandler
 import hashlib
 import json
 import os
@@ -63,6 +64,7 @@ def start(arguments: list[str], said: Path) -> int:
     if process:
         return process
     os.setsid()
+    faulthandler.enable()  # a process that aborts says where
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so do we then
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1), os.dup2(file, 2)

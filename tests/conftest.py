@@ -54,13 +54,15 @@ def seeded():
 TRACED_ONCE = frozenset(
     f"test_{name}"
     for name in """
-        accelerate any_config autoprog averages bad_states batches checkpoint checks conformance contents
-        depth_averages depth_identity depth_loops depth_models depth_optimizers depth_tables distributed docs
-        drop_path elastic endings export faults folder frozen gating golden grow_once integrations label_maps
-        lasso lengths memory methods_bad_input mini_batch morph operators optimizer_states own_loops part plan
-        proximal prunetrain pruning rates readme recipe recipes rescue resolution restore resume rezero room savings
-        search segmentation shares_of_sizes space stepper structured_init subnet token_label_training trackers train
-        trainers_ranks unfreezing widening zero_cost
+        accelerate any_config autoprog autoprog_bad autoprog_steps averages bad_states batches checkpoint checks
+        command_line conformance contents depth_averages depth_identity depth_loops depth_models depth_optimizers
+        depth_tables detection distributed docs drop_path elastic endings export faults figures folded folder frozen
+        gating golden grow_once image_sizes integrations label_maps lasso lengths memory methods_bad_input
+        methods_together mini_batch morph operators optimizer_states own_averages own_checkpoints own_endings
+        own_loops own_masks own_tasks part plan pretrained protocol proximal prunetrain pruning rates readme recipe
+        recipes recommend report rescue resolution restore resume retrain rezero room savings search segmentation
+        shares_of_sizes small_images space stepper structured_init subnet token_label_training trackers train
+        trainers_ranks unfreezing watching widening zero_cost
     """.split()
 )
 """Tests of what is done with a structure, not of how it is found."""

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 import morphogen
 from morphogen.extend import Average, ConfigError, Search
 from morphogen.machine import ranks
-from test_own_loops import FOLLOWED, WIDE, attached, seeded, sgd, step
 
 from nets import Residual, image
+from own_loops import FOLLOWED, WIDE, attached, seeded, sgd, step
 from planted import plant_sparse
 
 PRUNES = morphogen.PruneTrain(interval=2)

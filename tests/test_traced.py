@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import morphogen
+from morphogen.cost.memory import StepMemory
 
 from checks import assert_equals_masked_dense, randomise_statistics, tensors
 from nets import NETS, DropPath, Plain, Residual, Tower, image, small
@@ -58,6 +59,24 @@ def test_a_shared_trace_equals_a_fresh_one(name):
         morphogen.morph(net, net.dense, generator=torch.Generator().manual_seed(0), depth_operator="interpolate")
     assert same(tensors(shared.model), tensors(fresh.model))
     assert same(list(shared.grids.known()), list(fresh.grids.known()))
+
+
+def test_a_step_followed_once_has_the_memory_of_one_followed_anew():
+    """Of optimizers that are alike; the state of another counts."""
+
+    def needed(momentum, width, lr=0.1):
+        model = Residual()
+        optimizer = torch.optim.SGD(model.parameters(), lr, momentum)
+        net = morphogen.trace(model, image())
+        return StepMemory(net, [optimizer]).bytes(net.subnetwork(width=width), 4)
+
+    cases = [(momentum, width) for momentum in (0.0, 0.9) for width in (0.5, 1.0)]
+    fresh = [needed(*case) for case in cases]
+    assert len({*fresh}) == 4
+    with traced_once(), pytest.MonkeyPatch.context() as patch:
+        assert [needed(*case) for case in cases] == fresh
+        patch.setattr(StepMemory, "_step", None)  # nothing is followed any more
+        assert [needed(*case, lr=0.2) for case in cases] == fresh
 
 
 def changed(change, make=Residual):

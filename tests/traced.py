@@ -1,10 +1,10 @@
 """Models that are alike are read once: a trace takes a quarter of a second, and a test of a run makes several.
 
 What is shared is the structure, the double on fake tensors and what was found out on it, what was found at other
-resolutions, and the sub-networks that were tried out. Models are alike where nothing but the values of their tensors
-differs: the same code, the same plain attributes, tensors of the same shapes and kinds tied in the same places, the
-same kind of example. If a module keeps anything else (a hook, a tensor that is no buffer, an object), its model is read
-anew.
+resolutions, the sub-networks that were tried out, and the memory of steps. Models are alike where nothing but the
+values of their tensors differs: the same code, the same plain attributes, tensors of the same shapes and kinds tied
+in the same places, the same kind of example. If a module keeps anything else (a hook, a tensor that is no buffer,
+an object), its model is read anew.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 
 import morphogen
+from morphogen.cost.memory import StepMemory
 from morphogen.dense.grid import Grids
 
 reading = importlib.import_module("morphogen.graph.trace")
@@ -74,6 +75,27 @@ def shared_trace(original, model, example, *, exclude=(), outputs=None, images=N
     network.grids = KnownGrids(first.fake, first.structure.resolution, grids)
     network.fits, network.answers = first.fits, first.answers
     return network
+
+
+def shared_memory(original, memory: StepMemory, subnetwork, batch_size: int) -> int:
+    """`original`, which follows a step on fake tensors, done once for optimizers that are alike, too."""
+    about = [(type(each), plain([[*group.items()] for group in groups])) for each, groups in settings_of(memory)]
+    key = "memory", subnetwork, batch_size, memory.copies, memory.autocast, tuple(about)
+    answers = memory.network.answers
+    if key not in answers:
+        answers[key] = original(memory, subnetwork, batch_size)
+    return answers[key]
+
+
+def settings_of(memory: StepMemory) -> Iterator[tuple[torch.optim.Optimizer, list[dict[str, Any]]]]:
+    """Each optimizer, and its groups: names in the place of parameters, and no learning rates, which take no memory."""
+    for optimizer, names in memory._held:
+        groups = [{**group, "params": held} for group, held in zip(optimizer.param_groups, names, strict=True)]
+        for group in groups:
+            for rate in ("lr", "initial_lr"):
+                if not isinstance(group.get(rate), torch.Tensor):
+                    group.pop(rate, None)
+        yield optimizer, groups
 
 
 def likeness(model: nn.Module, example: Any, exclude: tuple[str, ...] = ()) -> Any:
@@ -150,13 +172,24 @@ def traced_once() -> Iterator[None]:
         known = shared_trace if active else call  # a module that was first imported meanwhile has kept this function
         return known(original, model, example, exclude=exclude, outputs=outputs, images=images)
 
+    follow = StepMemory._followed
+
+    @functools.wraps(follow)
+    def followed(self, subnetwork, batch_size):
+        try:
+            return shared_memory(follow, self, subnetwork, batch_size)
+        except Unlike:
+            return follow(self, subnetwork, batch_size)
+
     holders = [module for name, module in [*sys.modules.items()] if name.partition(".")[0] == "morphogen"]
     holders = [module for module in holders if vars(module).get("read") is original]
     for module in holders:
         module.read = read
+    StepMemory._followed = followed
     try:
         yield
     finally:
         active = False
+        StepMemory._followed = follow
         for module in holders:
             module.read = original

@@ -51,6 +51,12 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def timed_briefly(monkeypatch):
+    """How fast a pruned network is, is measured at the end of every run that prunes: three rounds will do."""
+    monkeypatch.setattr("morphogen.cost.inference.SECONDS", 0.0)
+
+
 TRACED_ONCE = frozenset(
     f"test_{name}"
     for name in """

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import pytest
 import timm
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -31,7 +30,6 @@ NETS = {
     "vit": (vit, 32, "blocks", ("patch_embed.proj.weight", "head.bias", "pos_embed")),
     "resnet": (resnet, 32, "layer2", ("conv1.weight", "fc.bias", "layer2.0.conv1.weight")),
 }
-MODELS = ["tower", "vit", pytest.param("resnet", marks=pytest.mark.nightly)]
 STEPS = 6
 
 

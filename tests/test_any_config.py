@@ -24,7 +24,7 @@ from morphogen.train.sources import load_data
 from nets import Tower
 
 EPOCHS = 4
-CONFIGURATIONS = [8, pytest.param(int(os.environ.get("CONFIGURATIONS", "50")), marks=pytest.mark.nightly)]
+CONFIGURATIONS = [5, pytest.param(int(os.environ.get("CONFIGURATIONS", "50")), marks=pytest.mark.nightly)]
 """A hundred take two minutes."""
 
 

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -15,12 +16,15 @@ from morphogen.run.state import Snapshot
 
 from checks import assert_survivors_equal, snapshot
 from nets import Tower, image
+from nightly import often
 from planted import Planted, plant_times
-from prog_loop import MODELS, Loop, plant_choices
+from prog_loop import NETS, Loop, plant_choices
 
 
-@pytest.mark.parametrize("search_epochs", [1, 2])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "search_epochs"),
+    often(product(NETS, (1, 2)), lambda case: case[0] == "tower" or case == ("vit", 2)),
+)
 def test_epochs_trained_are_epochs_asked_to_the_step(name, search_epochs, monkeypatch):
     plant_choices(monkeypatch, 0, 1, 3)
     steps = 9 // search_epochs + 1
@@ -34,8 +38,10 @@ def test_epochs_trained_are_epochs_asked_to_the_step(name, search_epochs, monkey
     loop.assert_whole()
 
 
-@pytest.mark.parametrize("operator", ["interpolate", "mogrow"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    often(product(NETS, ("interpolate", "mogrow")), lambda case: case[0] == "tower" or case == ("vit", "mogrow")),
+)
 def test_what_is_alive_survives_supernet_and_extraction_bit_for_bit(name, operator, monkeypatch):
     """Momentum growth takes the weights, never the moments, from the momentum network, and only where it grows."""
     plant_choices(monkeypatch, 0, 5, 2)
@@ -65,8 +71,9 @@ def test_what_is_alive_survives_supernet_and_extraction_bit_for_bit(name, operat
     loop.assert_whole()
 
 
-@pytest.mark.parametrize("hooks", [True, False])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "hooks"), often(product(NETS, (True, False)), lambda case: case[0] == "tower" or case == ("vit", False))
+)
 def test_blocks_trained_are_blocks_extracted(name, hooks, monkeypatch):
     """In every search each candidate runs once; the layers tell which blocks ran."""
     plant_choices(monkeypatch, 0, 5, 2)

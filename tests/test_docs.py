@@ -24,6 +24,8 @@ from morphogen.methods import METHODS
 from morphogen.morph.entry import DEPTH_OPERATORS
 from morphogen.morph.growth import OPERATORS
 
+from nightly import often
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 CARDS = sorted((ROOT / "src" / "morphogen" / "methods" / "cards").glob("*.md"))
@@ -61,13 +63,15 @@ optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 """What a script has before the lines that a page adds to it; made anew for each section."""
 ADDED_TO_A_SCRIPT = {"own_loops.md", "prunetrain.md", "autoprog.md"}
 ELSEWHERE = {"CONTRIBUTING.md": "test_readme.py", "sharded.md": "test_sharded.py, on two ranks"}
+SLOW = {"recommend.md", "fine_tuning.md", "export.md", "tasks.md", "detection.md"}
+"""What these show on networks of ordinary size is tested on small ones elsewhere; they run at night."""
 WITH_CODE = [path for path in PAGES if path.name not in ELSEWHERE and python_blocks(path.read_text())]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=pytest.mark.nightly if path.name == "recommend.md" else []) for path in WITH_CODE],
+    often(WITH_CODE, lambda path: path.name not in SLOW),
     ids=named,
 )
 def test_the_code_of_a_page_runs(path, tmp_path, monkeypatch):
@@ -239,6 +243,7 @@ def test_pictures_are_of_the_results(tmp_path, monkeypatch):
     assert f"{runs['GrowOnce']['seconds']:.1f} s, {runs['GrowOnce']['accuracy']:.1f} %" in drawn["saving.svg"]
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """Its cells in order, as one script; it needs no network."""

@@ -38,7 +38,7 @@ NETS = {
     "vit": (vit, 32, ("depth", "resolution"), 4),
     "swin": (swin, 64, ("depth", "resolution"), 2),
     "resnet": (resnet, 32, ("depth", "resolution"), 4),
-    "tower": (Tower, 8, ("depth", "resolution", "width"), 4),
+    "tower": (Tower, 8, ("depth", "resolution", "width"), 3),
 }
 """How each is made, its images' size, and the growth space: its dimensions, and how many ratios each has."""
 

@@ -142,7 +142,7 @@ CHANGES = {
     "the end of a search": epochs(morphogen.AutoProg(stages=2, search_epochs=1, dimensions=("depth",)), 1, 1),
     "the end of a run": epochs(PRUNE, EPOCHS, EPOCHS),
 }
-FEW = 4
+FEW = 2
 """Places at which something is raised, in every change; all lines with `pytest -m nightly`."""
 
 

@@ -4,6 +4,7 @@ import re
 import runpy
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import accelerate
@@ -24,6 +25,7 @@ from morphogen.methods import build_method
 from morphogen.parts import Prune
 
 from nets import Residual, deit
+from nightly import often
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
@@ -234,11 +236,13 @@ def with_transformers(text, folder, resume=None, every=None, **settings):
 
 
 LOOPS = {"lightning": with_lightning, "transformers": with_transformers}
+GROWS, SEARCHES = "Prog(stages=2)", "AutoProg(stages=2, search_epochs=1)"
+PRUNES = "PruneTrain(ratio=0.9, interval=2, threshold=0.1)"
 METHODS = [
     "NetworkExpansion(stages=2)",
-    "Prog(stages=2)",
-    pytest.param("AutoProg(stages=2, search_epochs=1)", marks=pytest.mark.nightly),
-    "PruneTrain(ratio=0.9, interval=2, threshold=0.1)",
+    GROWS,
+    SEARCHES,
+    PRUNES,
     "PruneTrain(ratio=0.95, interval=2, threshold=0.1, proximal=True)",
 ]
 
@@ -261,8 +265,10 @@ def expected():
     return lambda text: known.setdefault(text, None) or known.update({text: plain(text)}) or known[text]
 
 
-@pytest.mark.parametrize("text", METHODS)
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    ("loop", "text"),
+    often(product(LOOPS, METHODS), lambda case: case[1] != SEARCHES and case != ("lightning", GROWS)),
+)
 def test_equals_a_plain_loop(loop, text, tmp_path, expected):
     found = LOOPS[loop](text, tmp_path)
     assert_same(found, expected(text))
@@ -275,8 +281,10 @@ def test_equals_a_plain_loop(loop, text, tmp_path, expected):
         Setting(text).net.load_state_dict(here.net.state_dict())
 
 
-@pytest.mark.parametrize("text", METHODS[1:4:2])
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    ("loop", "text"),
+    often(product(LOOPS, (GROWS, PRUNES)), lambda case: case in [("lightning", PRUNES), ("transformers", GROWS)]),
+)
 def test_goes_on_from_a_checkpoint(loop, text, tmp_path):
     whole = LOOPS[loop](text, tmp_path, every=2)
     for step in (2, whole[0].steps * 2 - (whole[0].steps * 2) % 2):

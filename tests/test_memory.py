@@ -97,7 +97,7 @@ def sgd(parameters):
         (slim_resnet, 32, 32, "width", sgd, torch.bfloat16, 0.94),
         # 8 million weights for 16 small images: the convolutions' workspaces, which are not seen, weigh most here
         pytest.param(wide_resnet, 96, 16, "width", sgd, None, 0.82, marks=pytest.mark.nightly),
-        (deit, 32, 32, "depth", torch.optim.AdamW, None, 0.92),
+        pytest.param(deit, 32, 32, "depth", torch.optim.AdamW, None, 0.92, marks=pytest.mark.nightly),
         pytest.param(deit, 32, 32, "depth", torch.optim.AdamW, torch.bfloat16, 0.92, marks=pytest.mark.nightly),
     ],
 )

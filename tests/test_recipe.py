@@ -219,7 +219,7 @@ def test_the_loop_asks_for_what_the_method_says(monkeypatch):
 
 
 def test_a_run_with_everything_on_learns_and_repeats():
-    settings = recipe(**EVERYTHING | {"epochs": 6, "randaugment": 1, "images": None})
+    settings = recipe(**EVERYTHING | {"epochs": 4, "randaugment": 1, "images": None})
     data = load_data(settings)
     runs = [Run(settings, data, METHODS["NetworkExpansion"](stages=2), "x", seed=1) for _ in range(2)]
     epochs = [list(run.epochs()) for run in runs]

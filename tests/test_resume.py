@@ -25,6 +25,7 @@ from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
 
 from nets import Residual, deit
+from nightly import often
 from processes import fresh, run_alone
 
 EPOCHS, STEPS = 8, 5
@@ -125,12 +126,11 @@ RUNS = {
 PLACES = [(0, 2), (1, 5), (3, 3), (4, 5), (6, 1)]
 
 
-NIGHTLY = ("depth from the average", "searched and thrown away")
+KEPT = "width", "pruning by steps", "growth, then pruning, and batches", "depth with factors", "searched"
+"""One of each kind of change, in every run."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.nightly) if name in NIGHTLY else name for name in RUNS]
-)
+@pytest.mark.parametrize("name", often(RUNS, lambda name: name in KEPT))
 def test_goes_on_bit_for_bit(name):
     model, text = RUNS[name]
     method = build_method(text)
@@ -145,8 +145,10 @@ def test_goes_on_bit_for_bit(name):
         assert resumed.run.network.current == expected.run.network.current
 
 
-@pytest.mark.parametrize("place", [(0, 3), (1, 2)])
-@pytest.mark.parametrize("hooks", [True, False])
+@pytest.mark.parametrize(
+    ("hooks", "place"),
+    often(itertools.product((True, False), [(0, 3), (1, 2)]), lambda case: case[0] == (case[1] == (0, 3))),
+)
 def test_steps_that_were_not_told_are_counted_on(hooks, place):
     """The first epoch's average reaches back over a share of the steps so far."""
     method = build_method("Prog(stages=3, horizon=0.4)")

@@ -66,10 +66,7 @@ SETTINGS = {
     "process_group": {},
     "parameters_to_ignore": {},
 }
-ALWAYS = [("growth", switch) for switch in ("static_graph", "find_unused_parameters", "no_sync", "join")] + [
-    ("pruning", "static_graph"),
-    ("search", "join"),
-]
+ALWAYS = [("growth", "find_unused_parameters"), ("growth", "no_sync"), ("pruning", "static_graph"), ("search", "join")]
 """In every run; the others in the nightly one."""
 EPOCHS = {"growth": 3, "pruning": 3, "search": 4}
 BATCHES = 4

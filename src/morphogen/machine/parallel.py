@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,15 +26,7 @@ def check_wrappers(model: nn.Module) -> None:
         ConfigError: a setting, or a communication hook, that cannot follow; its process group leaves out some ranks,
             which would train another network.
     """
-    for wrapper in _around(model, collect=False) if _connected() else ():
-        for found, todo in _fixed(wrapper):
-            raise ConfigError(
-                "this wrapper cannot follow the model's size",
-                where=type(wrapper).__name__,
-                expected="one that knows its parameters by their sizes alone",
-                found=found,
-                todo=todo,
-            )
+    _check(_around(model, collect=False) if _connected() else ())
 
 
 def wrap_anew(model: nn.Module, *, searching: bool) -> None:
@@ -53,14 +45,12 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
     """
     if not _connected():
         return
-    check_wrappers(model)
-    wrappers, counts = [], []
-    for collect in (False, True):  # slow, and rarely needed: one that nobody holds any more has no partner elsewhere
-        wrappers.clear()
-        wrappers += _around(model, collect)
+    wrappers = _around(model, collect=False)
+    _check(wrappers)
+    counts = gathered(len(wrappers))
+    if {*counts} not in ({0}, {1}):  # slow, and rarely so: one that nobody holds any more has no partner elsewhere
+        wrappers = _around(model, collect=True)
         counts = gathered(len(wrappers))
-        if {*counts} in ({0}, {1}):
-            break
     if len({*counts}) > 1:
         raise TrainingError(
             "the ranks have wrapped the model differently",
@@ -109,6 +99,19 @@ def _around(model: nn.Module, collect: bool) -> list[Any]:
     if frozen:
         gc.freeze()
     return [each for each in known if type(each) in kinds and any(part is model for part in each.modules())]
+
+
+def _check(wrappers: Iterable[Any]) -> None:
+    """Raises ConfigError, see `check_wrappers`."""
+    for wrapper in wrappers:
+        for found, todo in _fixed(wrapper):
+            raise ConfigError(
+                "this wrapper cannot follow the model's size",
+                where=type(wrapper).__name__,
+                expected="one that knows its parameters by their sizes alone",
+                found=found,
+                todo=todo,
+            )
 
 
 def _fixed(wrapper: DistributedDataParallel) -> Iterator[tuple[str, str]]:

@@ -51,7 +51,7 @@ def check_moments(
                 raise _unfit(kind, name, f"the same keys and kinds as {first[0]}", different[0])
 
 
-def _check_tensor(kind: str, where: str, value: torch.Tensor, parameter: torch.Tensor | None, of_pytorch: bool) -> None:
+def _check_tensor(kind: str, where: str, value: torch.Tensor, parameter: torch.Tensor | None, same_type: bool) -> None:
     if value.layout != torch.strided or value.is_meta:
         raise _unfit(kind, where, "a dense tensor", f"{value.layout} on {value.device}")
     if parameter is not None and value.numel() > 1 and value.shape != parameter.shape:

@@ -29,6 +29,7 @@ from morphogen.dense.grid import Grids
 
 reading = importlib.import_module("morphogen.graph.trace")
 _known: dict[Any, tuple[morphogen.Network, dict, list[warnings.WarningMessage]]] = {}
+_modules: list[Any] = [0, []]
 HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
 KEPT = {*HOOKS, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
 
@@ -161,6 +162,14 @@ def plain(value: Any) -> Any:
     raise Unlike
 
 
+def modules() -> list[Any]:
+    """Morphogen's own that have been imported; looked up anew when others have come."""
+    if _modules[0] != len(sys.modules):
+        own = [module for name, module in [*sys.modules.items()] if name.partition(".")[0] == "morphogen"]
+        _modules[:] = len(sys.modules), own
+    return _modules[1]
+
+
 @contextmanager
 def traced_once() -> Iterator[None]:
     """While this holds, `trace` and `attach` read models that are alike once, whoever calls them."""
@@ -181,8 +190,7 @@ def traced_once() -> Iterator[None]:
         except Unlike:
             return follow(self, subnetwork, batch_size)
 
-    holders = [module for name, module in [*sys.modules.items()] if name.partition(".")[0] == "morphogen"]
-    holders = [module for module in holders if vars(module).get("read") is original]
+    holders = [module for module in modules() if vars(module).get("read") is original]
     for module in holders:
         module.read = read
     StepMemory._followed = followed

@@ -60,7 +60,7 @@ class Allocations(TorchDispatchMode):
     ) -> Any:
         """Run an operation and note what it returns."""
         outputs = func(*args, **(kwargs or {}))
-        for output in tree_leaves(outputs):
+        for output in (outputs,) if isinstance(outputs, torch.Tensor) else tree_leaves(outputs):
             if isinstance(output, torch.Tensor):
                 self._note(output)
         return outputs

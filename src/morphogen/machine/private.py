@@ -205,6 +205,8 @@ class Constants(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op for real, or in the mode of fake tensors."""
+        if any(isinstance(argument, FakeTensor) for argument in args):  # nearly always, and quick to see
+            return func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         real = tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors)
         writes = func._schema.is_mutable and any(tensor.numel() > self.WRITABLE for tensor in tensors)

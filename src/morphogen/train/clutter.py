@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .digits import load_digits
+
 SIDE = 24
 """Pixels of the square images."""
 
@@ -24,9 +26,7 @@ PIECES = 2
 
 def clutter() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Training and test set: images (N, 3, 24, 24), uint8, and their classes (N,), int64. Always the same ones."""
-    from sklearn.datasets import load_digits
-
-    pixels, targets = load_digits(return_X_y=True)
+    pixels, targets = load_digits()
     digits, labels = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16, torch.from_numpy(targets).long()
     testing = torch.arange(len(labels)) % 5 == 0  # as of the set `digits`
     return (

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .digits import load_digits
 from .tasks.detection import Boxes
 
 SIDE = 64
@@ -36,9 +37,7 @@ Scattered = tuple[Tensor, list[Boxes]]
 @cache
 def scatter() -> tuple[Scattered, Scattered]:
     """Training and test set. Always the same ones, made once, and not to be changed."""
-    from sklearn.datasets import load_digits
-
-    pixels, targets = load_digits(return_X_y=True)
+    pixels, targets = load_digits()
     digits, labels = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16, torch.from_numpy(targets).long()
     testing = torch.arange(len(labels)) % 5 == 0  # as of the set `digits`
     parts = ((~testing, TRAINING, 0), (testing, TESTING, 1))

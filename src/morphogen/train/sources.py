@@ -19,6 +19,7 @@ from ..spec import near
 from .boxes import BoxFiles, ScatterData
 from .clutter import clutter
 from .data import IN_MEMORY, Batch, Data, MemoryData, StreamData, terminal
+from .digits import load_digits
 from .images import read_image
 from .listed import Listed, of_csv, of_hugging_face, of_shards
 from .masks import CITYSCAPES, MaskData, cityscapes, mask_folder
@@ -112,9 +113,7 @@ def _refuse_dense(recipe: Recipe, but: str = "") -> None:
 
 def _digits(recipe: Recipe) -> Data:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 grey, enlarged to 16 x 16; every fifth is for testing."""
-    from sklearn.datasets import load_digits
-
-    pixels, targets = load_digits(return_X_y=True)
+    pixels, targets = load_digits()
     grey = torch.from_numpy(pixels).view(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8)
     images, labels = grey.expand(-1, 3, -1, -1), torch.from_numpy(targets).long()
     testing = torch.arange(len(labels)) % 5 == 0

@@ -51,10 +51,12 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def timed_briefly(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def timed_briefly():
     """How fast a pruned network is, is measured at the end of every run that prunes: three rounds will do."""
-    monkeypatch.setattr("morphogen.cost.inference.SECONDS", 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("morphogen.cost.inference.SECONDS", 0.0)
+        yield
 
 
 TRACED_ONCE = frozenset(

@@ -49,7 +49,8 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
     _check(wrappers)
     counts = gathered(len(wrappers))
     if {*counts} not in ({0}, {1}):  # slow, and rarely so: one that nobody holds any more has no partner elsewhere
-        wrappers = _around(model, collect=True)
+        wrappers.clear()  # or they would be held here
+        wrappers += _around(model, collect=True)
         counts = gathered(len(wrappers))
     if len({*counts}) > 1:
         raise TrainingError(

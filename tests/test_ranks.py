@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.distributed import BuiltinCommHookType
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from morphogen.cli import main
@@ -316,6 +317,7 @@ def refuse_wrappers():
         ({"process_group": half}, lambda w: None, "a process group of 1 of 2 ranks"),
         ({}, lambda w: setattr(w, "mixed_precision", "fp16"), "mixed_precision"),  # which no CPU can
         ({}, lambda w: w.register_comm_hook(stateful, lambda state, bucket: hook(None, bucket)), "state holds tensors"),
+        ({}, lambda w: w.register_comm_hook(PowerSGDState(None), powerSGD_hook), "PowerSGD in a search"),
         ({}, lambda w: w._register_builtin_comm_hook(BuiltinCommHookType.ALLREDUCE), "PyTorch's own"),
         ({"ignore": ["0.weight"]}, lambda w: None, "0.weight, which is trained and ignored"),
         ({"delay": True}, lambda w: None, "delay_all_reduce_named_params"),
@@ -329,9 +331,9 @@ def refuse_wrappers():
         wrapper = DistributedDataParallel(model, **own)
         make(wrapper)
         reducer = vars(wrapper).get("reducer")
-        for check in (check_wrappers, lambda m: wrap_anew(m, searching=False)):
+        for check in (check_wrappers, wrap_anew):
             with pytest.raises(ConfigError, match=f"DistributedDataParallel: .*{found}"):
-                check(model)
+                check(model, searching="search" in found)
         assert vars(wrapper).get("reducer") is reducer
 
 

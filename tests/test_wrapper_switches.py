@@ -68,6 +68,7 @@ SETTINGS = {
 }
 ALWAYS = [("growth", "find_unused_parameters"), ("growth", "no_sync"), ("pruning", "static_graph"), ("search", "join")]
 """In every run; the others in the nightly one."""
+REFUSED = [("search", "powerSGD_hook")]
 EPOCHS = {"growth": 3, "pruning": 3, "search": 4}
 BATCHES = 4
 
@@ -193,4 +194,4 @@ def test_gradients_are_the_mean_of_the_ranks_in_every_step(tmp_path):
 
 @pytest.mark.nightly
 def test_gradients_are_the_mean_with_every_switch_and_every_kind_of_morph(tmp_path):
-    several(work, tmp_path, [case for case in itertools.product(METHODS, SETTINGS) if case not in ALWAYS])
+    several(work, tmp_path, [case for case in itertools.product(METHODS, SETTINGS) if case not in ALWAYS + REFUSED])

@@ -19,14 +19,18 @@ OF_BUCKETS = ("error_dict", "p_memory_dict", "q_memory_dict")
 """What PowerSGD keeps of each bucket of gradients; its buckets are others after a morph, so that it begins anew."""
 
 
-def check_wrappers(model: nn.Module) -> None:
+def check_wrappers(model: nn.Module, *, searching: bool) -> None:
     """Refuse, before anything is changed, what a DistributedDataParallel around a model could not do at another size.
+
+    Args:
+        model: the wrapped module, or a part of it.
+        searching: whether it is an elastic supernet now, see `wrap_anew`.
 
     Raises:
         ConfigError: a setting, or a communication hook, that cannot follow; its process group leaves out some ranks,
             which would train another network.
     """
-    _check(_around(model, collect=False) if _connected() else ())
+    _check(_around(model, collect=False) if _connected() else (), searching)
 
 
 def wrap_anew(model: nn.Module, *, searching: bool) -> None:
@@ -46,7 +50,7 @@ def wrap_anew(model: nn.Module, *, searching: bool) -> None:
     if not _connected():
         return
     wrappers = _around(model, collect=False)
-    _check(wrappers)
+    _check(wrappers, searching)
     counts = gathered(len(wrappers))
     if {*counts} not in ({0}, {1}):  # slow, and rarely so: one that nobody holds any more has no partner elsewhere
         wrappers.clear()  # or they would be held here
@@ -102,10 +106,10 @@ def _around(model: nn.Module, collect: bool) -> list[Any]:
     return [each for each in known if type(each) in kinds and any(part is model for part in each.modules())]
 
 
-def _check(wrappers: Iterable[Any]) -> None:
+def _check(wrappers: Iterable[Any], searching: bool) -> None:
     """Raises ConfigError, see `check_wrappers`."""
     for wrapper in wrappers:
-        for found, todo in _fixed(wrapper):
+        for found, todo in _fixed(wrapper, searching):
             raise ConfigError(
                 "this wrapper cannot follow the model's size",
                 where=type(wrapper).__name__,
@@ -115,7 +119,7 @@ def _check(wrappers: Iterable[Any]) -> None:
             )
 
 
-def _fixed(wrapper: DistributedDataParallel) -> Iterator[tuple[str, str]]:
+def _fixed(wrapper: DistributedDataParallel, searching: bool) -> Iterator[tuple[str, str]]:
     """What of a wrapper cannot follow, and what to do instead."""
     size, everybody = distributed.get_world_size(wrapper.process_group), distributed.get_world_size()
     if size != everybody:
@@ -131,11 +135,18 @@ def _fixed(wrapper: DistributedDataParallel) -> Iterator[tuple[str, str]]:
         if _tensors_in([state, *(getattr(state, name, None) for name in names)]):
             name = getattr(hook, "__qualname__", type(hook).__qualname__)
             yield f"the hook {name}, whose state holds tensors", "Use a hook without, or PyTorch's PowerSGD"
+        elif searching and _compresses(state):  # PyTorch's own calls of both cross, and the ranks wait for ever
+            yield "PowerSGD in a search, which needs find_unused_parameters", "Register it when the search is over"
 
 
 def _hooks(wrapper: DistributedDataParallel) -> Sequence[tuple[Any, Any]]:
     """Those that communicate gradients, each with its state."""
     return vars(wrapper).get("_comm_hooks", ())
+
+
+def _compresses(state: Any) -> bool:
+    """Whether it is the state of PowerSGD."""
+    return any(hasattr(state, name) for name in OF_BUCKETS)
 
 
 def _tensors_in(values: Sequence[Any]) -> bool:
@@ -155,7 +166,7 @@ def _rebuild(wrapper: DistributedDataParallel, searching: bool) -> None:
     if searching:
         vars(wrapper)["_asked_before_the_search"] = asked
     for _, state in _hooks(wrapper):
-        if any(hasattr(state, name) for name in OF_BUCKETS):
+        if _compresses(state):
             for name in OF_BUCKETS:
                 getattr(state, name, {}).clear()
             state.iter = 0  # it waits until the buckets are settled before it compresses

@@ -72,7 +72,7 @@ class Followers:
             sources, averages = [], [*averages, *sources]
         with self.gathered():
             with as_one({"morph": target.to_json()}):
-                check_wrappers(self._network.model)
+                check_wrappers(self._network.model, searching=self._assembly.busy)
                 receipt = morph(
                     self._network,
                     target,
@@ -117,7 +117,7 @@ class Followers:
     def check_wrappers(self) -> None:
         """Refuse wrappers that could not follow, where anything is to change; see `check_wrappers`."""
         if self._assembly.prunes or any(possible != self._network.dense for possible in self._assembly.possible):
-            check_wrappers(self._network.model)
+            check_wrappers(self._network.model, searching=self._assembly.busy)
 
     @contextmanager
     def as_one(self, run: Run, epoch: object) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,10 +34,22 @@ def tell_savings(records: Sequence[dict[str, Any]]) -> None:
 
 @contextmanager
 def measuring() -> Iterator[Callable[[int, int], None]]:
-    """A bar while sub-networks are measured; gives what to tell how many are, and how many there will be."""
+    """A bar while sub-networks are measured, a line now and then without a terminal; gives what to tell how many are
+    measured, and how many there will be."""
     err = Console(stderr=True)
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    told = float("-inf")
+
+    def line(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > QUIET:
+            told = time.monotonic()
+            print(f"measuring: {done} of {total} sub-networks", file=sys.stderr, flush=True)
+
+    if not err.is_terminal:
+        yield line
+        return
+    with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("measuring", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -1,0 +1,98 @@
+"""What stopped a newcomer in the first hours, each mended."""
+
+import time
+
+import pytest
+import torch
+
+import morphogen
+from morphogen.commands.terminal import measuring
+from morphogen.errors import MorphError
+from morphogen.plan.planner import Plan
+from morphogen.plan.recommend import ranked
+from morphogen.plan.steps import Bench
+from morphogen.plan.studies import CNN, OTHER, Study, studied
+from test_recommend import plan_of, stage
+
+from nets import Tower, image
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Sub-networks that were measured, with whole batches."""
+    found = []
+    monkeypatch.setattr(Bench, "fit_batch", lambda self, seconds: None)
+    monkeypatch.setattr(
+        Bench, "_measured", lambda bench, part, real=Bench._measured: found.append(part) or real(bench, part)
+    )
+    return found
+
+
+def test_recommend_measures_what_trains_and_nothing_else(measured):
+    told = []
+    morphogen.recommend(
+        Tower(),
+        image(4),
+        epochs=9,
+        methods=["GrowOnce", "PruneTrain"],
+        seconds=0.01,
+        progress=lambda *n: told.append(n),
+    )
+    # The dense network, and the smaller one of GrowOnce: no other numbers of channels, nothing such as pruning leaves.
+    assert len(measured) == 2 and told == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_recommend_times_the_loss_it_is_given(measured):
+    seen = set()
+
+    def loss(model, images, labels):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(images)
+        seen.add((outputs.dtype, labels.dtype))
+        return outputs.float().square().mean()
+
+    labels = torch.zeros(4, dtype=torch.int16)
+    morphogen.recommend(Tower(), image(4), labels=labels, loss=loss, epochs=9, methods=["GrowOnce"], seconds=0.01)
+    assert seen == {(torch.bfloat16, torch.int16)}
+
+
+def test_recommend_ends_with_the_lines_to_use():
+    lines = str(ranked(OTHER, {"Prog(stages=2)": plan_of(2.0), "GrowOnce": plan_of(3.0)}, 9)).splitlines()
+    assert lines[-4:] == [
+        "the first one in a loop of your own:",
+        "  method = morphogen.GrowOnce()",
+        "  run = morphogen.attach(model, optimizer, method, example=images, epochs=9)",
+        "  run.begin_epoch(epoch)  # at the head of every epoch",
+    ]
+    assert "  method = morphogen.Prog(stages=2)" in str(ranked(OTHER, {"Prog(stages=2)": plan_of(2.0)}, 9))
+    assert "attach" not in str(ranked(CNN, {"GrowOnce": plan_of(1.0)}, 9))  # dense training is best
+
+
+def test_recommend_gives_a_reason_once():
+    found = ranked(CNN, {"Prog": MorphError("no stack"), "StackBERT": MorphError("no stack"), "X": MorphError("y")}, 9)
+    assert [line for line in found.lines() if "fit" in line] == [
+        "Prog, StackBERT do not fit: no stack",
+        "X does not fit: y",
+    ]
+
+
+def test_a_method_whose_time_is_not_known_is_not_what_to_try():
+    prunes = "PruneTrain(ratio=0.7, interval=3, proximal=True)"  # gains accuracy in its study
+    runs = plan_of(3.0).runs
+    found = ranked(CNN, {prunes: Plan(runs, stage(), 9, 8, 0.1, None, (), prunes=True), "Prog": plan_of(2.0)}, 9)
+    assert [each.verdict for each in found.candidates] == ["accuracy not measured", "time known in training"]
+    assert found.best is not None and found.best.method == "Prog"
+
+
+def test_the_study_nearest_in_length_speaks():
+    long, short = (Study(CNN, "M", "net", "data", epochs, (1.0,), (2.0,), "here") for epochs in (40, 10))
+    assert [studied(CNN, "M", epochs, [long, short]) for epochs in (5, 19, 21, 300)] == [short, short, long, long]
+
+
+def test_measuring_says_a_line_now_and_then_without_a_terminal(capsys, monkeypatch):
+    clock = iter([0.0, 0.0, 5.0, 11.0, 11.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with measuring() as tell:
+        for done in range(3):
+            tell(done, 3)
+    assert capsys.readouterr().err == "measuring: 0 of 3 sub-networks\nmeasuring: 2 of 3 sub-networks\n"

@@ -1,18 +1,23 @@
 """What stopped a newcomer in the first hours, each mended."""
 
+import csv
+import json
 import time
 
 import pytest
 import torch
 
 import morphogen
-from morphogen.commands.terminal import measuring
+from morphogen.cli import main
+from morphogen.commands import watching
+from morphogen.commands.terminal import measuring, told_file
 from morphogen.errors import MorphError
 from morphogen.plan.planner import Plan
 from morphogen.plan.recommend import ranked
 from morphogen.plan.steps import Bench
 from morphogen.plan.studies import CNN, OTHER, Study, studied
 from test_recommend import plan_of, stage
+from test_train import SMALL
 
 from nets import Tower, image
 
@@ -96,3 +101,38 @@ def test_measuring_says_a_line_now_and_then_without_a_terminal(capsys, monkeypat
         for done in range(3):
             tell(done, 3)
     assert capsys.readouterr().err == "measuring: 0 of 3 sub-networks\nmeasuring: 2 of 3 sub-networks\n"
+
+
+@pytest.mark.parametrize("parallel", ["1", "2"])
+def test_of_several_lengths_a_method_that_does_not_fit_one_is_left_out_and_said(parallel, tmp_path, capsys):
+    unfit, fits = "NetworkExpansion(stages=3)", "ProgressiveResizing(ratio=0.75, stages=2)"
+    settings = ["--epochs", "4", "--budgets", "[0.5, 1]", "--parallel", parallel, "--output", str(tmp_path)]
+    assert main(["compare", *SMALL, *settings, "--methods", f"[{unfit}, '{fits}']"]) == 2
+    error = capsys.readouterr().err
+    assert f"left out, {unfit}, " in error and "0.5 of the length: " in error
+    runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").open()]
+    assert sorted((run["method"], run["budget"]) for run in runs) == [
+        ("Dense", 0.5),
+        ("Dense", 1.0),
+        (fits, 0.5),
+        (fits, 1.0),
+    ]
+    assert {row["method"] for row in csv.DictReader((tmp_path / "fronts.csv").open())} == {"Dense", fits}
+
+
+def test_train_names_the_next_commands_and_a_run_of_enough_steps_gets_no_advice(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(watching, "FEW", 8)  # two epochs of four steps
+    assert main(["train", *SMALL, "--epochs", "2", "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "few to learn in" not in out
+    assert out.splitlines()[-3:] == [
+        f"  morphogen report {tmp_path}",
+        f"  morphogen predict {tmp_path} IMAGE",
+        f"  morphogen export {tmp_path} --onnx",
+    ]
+
+
+def test_a_small_file_has_its_size_in_kilobytes(tmp_path):
+    for size, said in ((12_400, "12 kB"), (999_000, "999 kB"), (1_250_000, "1.2 MB")):
+        (tmp_path / "f").write_bytes(bytes(size))
+        assert told_file(tmp_path / "f") == f"{tmp_path / 'f'}, {said}"

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -30,6 +31,12 @@ def tell_savings(records: Sequence[dict[str, Any]]) -> None:
     rows = saving_rows(records)
     if rows:
         console().print(as_table(rows, "what pruning left, in % of the dense network", narrow=True))
+
+
+def told_file(path: Path) -> str:
+    """A file that was written, and its size."""
+    size = path.stat().st_size
+    return f"{path}, {size / 1e6:.1f} MB" if size >= 1e6 else f"{path}, {size / 1e3:.0f} kB"
 
 
 @contextmanager

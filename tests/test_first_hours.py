@@ -136,3 +136,26 @@ def test_a_small_file_has_its_size_in_kilobytes(tmp_path):
     for size, said in ((12_400, "12 kB"), (999_000, "999 kB"), (1_250_000, "1.2 MB")):
         (tmp_path / "f").write_bytes(bytes(size))
         assert told_file(tmp_path / "f") == f"{tmp_path / 'f'}, {said}"
+
+
+def test_a_run_of_a_comparison_says_when_it_begins(capsys, tmp_path):
+    arguments = [
+        "compare",
+        *SMALL,
+        "--epochs",
+        "2",
+        "--methods",
+        "NetworkExpansion(stages=2)",
+        "--output",
+        str(tmp_path),
+    ]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["Dense, seed 0: 2 epochs to go", "NetworkExpansion(stages=2), seed 0: 2 epochs to go"]
+    assert lines[2].startswith("Dense, seed 0: epoch 1 of 2 is over, accuracy ")
+
+
+def test_recipes_name_the_command_that_trains_the_table(capsys):
+    assert main(["recipes", "network-expansion/4/0.5"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.endswith("morphogen compare --table network-expansion/4 --data FOLDER --scale 0.02")

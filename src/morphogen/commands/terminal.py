@@ -62,8 +62,8 @@ def measuring() -> Iterator[Callable[[int, int], None]]:
 
 
 class EpochProgress:
-    """A progress bar for each run; where there is no terminal, a line after the first epoch of each, and then every few
-    seconds."""
+    """A progress bar for each run; where there is no terminal, a line when it begins, one after its first epoch, and
+    then every few seconds."""
 
     def __init__(self, metric: str):
         """`metric` is what the figures are of, in percent."""
@@ -80,17 +80,25 @@ class EpochProgress:
         )
         self.progress = Progress(*columns, console=self.console, disable=rank() > 0 or not self.console.is_terminal)
         self.progress.start()
-        self.tasks, self.told = {}, time.monotonic()
+        self.tasks, self.told, self.first = {}, time.monotonic(), set()
         return self.tell
 
-    def tell(self, label: str, done: int, total: int, accuracy: float) -> None:
-        """An epoch of a run is over."""
-        if self.progress.disable and rank() == 0 and (label not in self.tasks or time.monotonic() - self.told > QUIET):
-            print(f"{label}: epoch {done} of {total} is over, {self.metric} {accuracy:.2f} %", flush=True)
-            self.told = time.monotonic()
+    def tell(self, label: str, done: int, total: int, accuracy: float | None) -> None:
+        """An epoch of a run is over, or the run begins: then there is no accuracy."""
         if label not in self.tasks:
             self.tasks[label] = self.progress.add_task(label, total=total, accuracy=0.0)
+        if accuracy is None:
+            self._say(f"{label}: {total - done} epochs to go")
+            return
+        if label not in self.first or time.monotonic() - self.told > QUIET:
+            self._say(f"{label}: epoch {done} of {total} is over, {self.metric} {accuracy:.2f} %")
+            self.first.add(label)
+            self.told = time.monotonic()
         self.progress.update(self.tasks[label], completed=done, accuracy=accuracy)
+
+    def _say(self, line: str) -> None:
+        if self.progress.disable and rank() == 0:
+            print(line, flush=True)
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()

@@ -20,8 +20,9 @@ from .data import Data
 from .finished import Finished, Key
 from .loop import Run
 
-Progress = Callable[[str, int, int, float], None]
-"""Told after every epoch: the run's name, epochs done, epochs in all, accuracy."""
+Progress = Callable[[str, int, int, float | None], None]
+"""Told after every epoch, and when a run begins: its name, epochs done, epochs in all, and the epoch's accuracy; None
+at the beginning."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def in_turn(
                 continue
             try:
                 going.append((run, run.begin(data)))
+                progress(f"{run.planned}", len(run.run.ledger.epochs), run.run.total_epochs, None)
             except CheckpointError:
                 raise
             except MorphogenError as error:

@@ -1,11 +1,13 @@
 """What stopped a newcomer in the first hours, each mended."""
 
 import csv
+import io
 import json
 import time
 
 import pytest
 import torch
+from rich.console import Console
 
 import morphogen
 from morphogen.cli import main
@@ -16,6 +18,7 @@ from morphogen.plan.planner import Plan
 from morphogen.plan.recommend import ranked
 from morphogen.plan.steps import Bench
 from morphogen.plan.studies import CNN, OTHER, Study, studied
+from morphogen.report.render import as_table, fitted
 from test_recommend import plan_of, stage
 from test_train import SMALL
 
@@ -159,3 +162,31 @@ def test_recipes_name_the_command_that_trains_the_table(capsys):
     assert main(["recipes", "network-expansion/4/0.5"]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.endswith("morphogen compare --table network-expansion/4 --data FOLDER --scale 0.02")
+
+
+def test_the_table_of_a_comparison_breaks_no_word_at_80_columns():
+    names = (
+        "method",
+        "accuracy %",
+        "best epoch %",
+        "gap (points)",
+        "top-5 %",
+        "seconds",
+        "speedup",
+        "FLOP speedup",
+        "realised",
+    )
+    rows = [
+        dict(zip(names, values.split(","), strict=True))
+        for values in (
+            "GrowOnce,23.00 ± 0.25,23.00,+4.00,71.20,14.1,1.66x,1.63x,1.05",
+            "  dense in the same time,12.00 ± 0.31,12.00,-7.00,52.20,16.0,1.46x,1.67x,",
+        )
+    ]
+    kept = ("accuracy %", "gap (points)", "seconds", "speedup", "FLOP speedup")
+    assert fitted(rows, 140, kept) == rows
+    assert list(fitted(rows, 80, kept)[0]) == ["method", *kept]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(as_table(fitted(rows, 80, kept), narrow=True))
+    text = console.file.getvalue()
+    assert all(word in text for word in ("GrowOnce", "accuracy", "23.00 ± 0.25", "seconds", "(points)", "dense in the"))

@@ -20,10 +20,14 @@ QUIET = 10.0
 """Seconds without a line, at least, where progress goes to a file: one that grows by the second is not read."""
 
 
+WIDE = 140
+"""Characters that a table may take where it is printed to no terminal."""
+
+
 def console() -> Console:
     """Standard output; wide enough for a table where it is no terminal."""
     found = Console()
-    return found if found.is_terminal else Console(width=140)
+    return found if found.is_terminal else Console(width=WIDE)
 
 
 def tell_savings(records: Sequence[dict[str, Any]]) -> None:

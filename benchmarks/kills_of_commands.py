@@ -159,7 +159,8 @@ def moment(command: str, way: str, seed: int, alone: str, takes: float, where: P
     codes = stop(arguments, said, moments, names, together)
     lines = [line for line in said.read_text().splitlines() if "morphogen: " in line or "Traceback" in line]
     code = end(start(arguments, said))
-    last = said.read_text().strip().splitlines()[-1:]
+    said_again = said.read_text().strip().splitlines()
+    last = [line for line in said_again if "what():" in line] + said_again[-1:]
     equal = code == 0 and outcome(command, folder) == alone
     parts = [path.name for path in folder.rglob("*.part")] if folder.exists() else []
     silent = sum(code not in (0, -signal.SIGKILL) for code in codes)

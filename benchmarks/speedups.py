@@ -26,8 +26,8 @@ from morphogen.machine.private import compilations
 from morphogen.methods import build_method
 from morphogen.report.ledger import Epoch, environment
 from morphogen.report.render import as_table
-from morphogen.train.config import Recipe
 from morphogen.train.loop import Run
+from morphogen.train.recipe import Recipe
 from morphogen.train.sources import load_data
 
 SWITCHES: dict[str, dict[str, Any]] = {

@@ -23,8 +23,8 @@ from torchvision.io import write_jpeg
 
 import morphogen
 from morphogen.report.ledger import environment
-from morphogen.train.config import Recipe
 from morphogen.train.data import loader_throughput
+from morphogen.train.recipe import Recipe
 from morphogen.train.sources import load_data
 
 SMALL = {

@@ -3,8 +3,8 @@
 import torch
 from torch.utils.data import DataLoader
 
-from morphogen.train.config import Recipe
 from morphogen.train.images import RandomCrops
+from morphogen.train.recipe import Recipe
 from morphogen.train.sources import load_data
 
 EVERYTHING = {

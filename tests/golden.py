@@ -39,9 +39,9 @@ from morphogen.machine.timing import StepClock
 from morphogen.methods import build_method
 from morphogen.parts import Search
 from morphogen.train import books
-from morphogen.train.config import Recipe
 from morphogen.train.loop import Run
 from morphogen.train.models import build_model
+from morphogen.train.recipe import Recipe
 from morphogen.train.sources import load_data
 
 FILE = Path(__file__).with_name("golden.json")

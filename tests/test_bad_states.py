@@ -152,8 +152,15 @@ def test_a_state_is_loaded_as_it_is_or_refused_with_nothing_changed(name, count)
     assert ended["refused"] > count / 2
 
 
+def turned_moment(state, dtype):
+    entry = state["optimizers"][0]["state"]["conv1.weight"]
+    entry["exp_avg"] = entry["exp_avg"].to(dtype)
+
+
 BAD = {
     "a moment of another shape": lambda s: s["optimizers"][0]["state"]["conv1.weight"].update(exp_avg=torch.zeros(2)),
+    "a moment of another type": lambda s: turned_moment(s, torch.float64),
+    "a parameter twice": lambda s: s["optimizers"][0]["groups"][0]["parameters"].append("conv1.weight"),
     "a state that is a number": lambda s: s["optimizers"][0]["state"].update({"conv1.weight": 7}),
     "a moment less": lambda s: s["optimizers"][0]["state"]["conv1.weight"].pop("exp_avg"),
     "an unknown buffer": lambda s: s["trees"][0]["buffers"].update(q=torch.zeros(1)),
@@ -179,6 +186,28 @@ def test_what_cannot_train_is_refused(name):
     with pytest.raises(CheckpointError):
         other.run.load_state_dict(state)
     assert other.all_of_it() == before, difference(before, other.all_of_it())
+    other.step()
+
+
+def test_a_setting_that_one_state_has_does_not_stay_when_another_is_loaded():
+    loop = Loop(METHODS["growth"], 2)
+    state = saved(loop)
+    more = copy.deepcopy(state)
+    more["optimizers"][0]["groups"][0]["settings"]["of_mine"] = 3.0
+    loop.run.load_state_dict(more)
+    assert loop.optimizer.param_groups[0]["of_mine"] == 3.0
+    loop.run.load_state_dict(state)
+    assert "of_mine" not in loop.optimizer.param_groups[0]
+    loop.step()
+
+
+def test_moments_of_another_type_in_a_scripts_checkpoint_are_cast_as_pytorch_casts_them():
+    loop, other = Loop(METHODS["growth"], 2), Loop(METHODS["growth"], 3)
+    state = copy.deepcopy(loop.optimizer.state_dict())
+    state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"].double()
+    other.model.load_state_dict(loop.model.state_dict())
+    other.optimizer.load_state_dict(state)
+    assert next(iter(other.optimizer.state.values()))["exp_avg"].dtype == torch.float32
     other.step()
 
 

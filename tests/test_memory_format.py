@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from morphogen.train.config import Recipe
 from morphogen.train.memory_format import in_memory_format
+from morphogen.train.recipe import Recipe
 
 
 def net(width, kernel=1, stride=2, groups=1):

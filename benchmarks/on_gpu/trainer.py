@@ -16,10 +16,10 @@ from torchvision.io import write_jpeg
 from morphogen.machine.private import compilations
 from morphogen.methods import build_method
 from morphogen.train.checkpoint import Checkpoints
-from morphogen.train.config import Recipe
 from morphogen.train.data import Data, MemoryData, StreamData
 from morphogen.train.images import read_image
 from morphogen.train.loop import Run
+from morphogen.train.recipe import Recipe
 
 from .common import check_channels_last, check_held, deterministic
 from .harness import Bench, check

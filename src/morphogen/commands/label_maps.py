@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..machine.device import find_device
 from ..machine.folder import owned
-from ..train.config import LabelMapsConfig, find_device
+from ..train.config import LabelMapsConfig
 from ..train.sources import training_images
 from ..train.token_labels.teacher import load_teacher, make_label_maps
 from .command import Command

@@ -199,7 +199,7 @@ class FollowedOptimizer:
         for group in state.get("param_groups", []):
             numbers = [number for number in group["params"] if number < len(parameters)]
             entries = {f"parameter {n}": (state.get("state", {}).get(n), parameters[n]) for n in numbers}
-            check_moments(self._optimizer, entries)
+            check_moments(self._optimizer, entries, cast=True)
 
 
 def _is_of(run: Run, notes: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -91,6 +92,8 @@ def load_optimizer(optimizer: Optimizer, names: Mapping[nn.Parameter, str], stat
             elif isinstance(value, torch.Tensor):
                 optimizer.state[parameter][key] = value.to(optimizer.state[parameter][key].device, copy=True)
     for group, loaded in zip(groups, optimizer.param_groups, strict=True):
+        for key in [key for key in group if key not in ("params", "param_names")]:
+            del group[key]  # as PyTorch does: what the state does not have is gone
         group.update({key: value for key, value in loaded.items() if key not in ("params", "param_names")})
     optimizer.param_groups[:] = groups
 
@@ -168,6 +171,10 @@ def check_optimizer(
             expected=f"{len(state['groups'])}, as they were saved",
             found=f"{len(optimizer.param_groups)}",
         )
+    counts = Counter(str(name) for group in state["groups"] for name in group["parameters"])
+    for name, count in counts.items():
+        if count > 1:
+            raise CheckpointError(f"{kind} has this parameter twice", where=name, expected="1", found=f"{count}")
     saved = {name: number for number, group in enumerate(state["groups"]) for name in group["parameters"]}
     here = {names[p]: number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     for name in sorted(saved.keys() | here.keys()) if whole else saved.keys() & here.keys():

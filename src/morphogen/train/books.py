@@ -21,9 +21,9 @@ from ..report.ledger import Ledger, MorphEvent, PrunedRun
 from ..report.sparsity import densities, mapped_layers, output_maxima
 from ..run.run import Run
 from ..search.candidates import Found
-from .config import Recipe
 from .costs import Costs
 from .objective import precision_of
+from .recipe import Recipe
 from .tasks.task import Beside
 
 

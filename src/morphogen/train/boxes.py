@@ -18,10 +18,10 @@ from ..machine.ranks import rank, ranks
 from ..parts.resizing import Size
 from .augment import Augments, image_order, seeded
 from .coco import Annotated, class_counts, read_coco
-from .config import Recipe
 from .contents import Contents, of_arrays, of_files
 from .data import IMAGENET_MEAN, Batch, Data, FileData, Pass, chosen_of
 from .images import read_image
+from .recipe import Recipe
 from .scatter import SIDE, scatter
 from .tasks import Detection
 from .tasks.detection import GROUND, Boxes

@@ -22,11 +22,11 @@ from ..parts.resizing import Size, resized
 from ..schedule.mini_batch import step_sizes
 from ..schedule.stages import Regularisation
 from .augment import Augments, augmented, crop_and_flip, erased, image_order, rand_augment, seeded
-from .config import Recipe
 from .contents import Contents, of_arrays, of_files
 from .images import CentreCrops, MapCrops, RandomCrops, Sample
 from .listed import Listed
 from .models import crop_of
+from .recipe import Recipe
 from .tasks import Task, classification_of
 from .token_labels.label_maps import LabelMaps, image_root
 

@@ -28,7 +28,6 @@ from ..search.candidates import Found, Probe
 from ..search.searching import Searching
 from .books import Books
 from .checkpoint import Checkpoints, compare_runs
-from .config import Recipe
 from .contents import compare_contents
 from .data import Data, TrainBatch
 from .distributed import share
@@ -37,6 +36,7 @@ from .models import build_model
 from .objective import build_optimizer, check_finite, check_pairs
 from .own_random import OwnRandom
 from .pretrained import begin_with
+from .recipe import Recipe
 from .room import warn_of_lack
 from .stepper import Stepper
 from .testing import Tester

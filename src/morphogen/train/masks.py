@@ -22,10 +22,10 @@ from ..machine.ranks import rank, ranks
 from ..parts.resizing import Size
 from ..run.images import nearest
 from .augment import Augments, seeded
-from .config import Recipe
 from .contents import Contents, of_files
 from .data import Batch, FileData, Pass, chosen_of, terminal
 from .images import read_image, read_mask, size_of
+from .recipe import Recipe
 from .tasks import Segmentation
 from .tasks.segmentation import IGNORED, SIDE
 

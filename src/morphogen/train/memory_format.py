@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from .config import Recipe
+from .recipe import Recipe
 
 VECTOR = 16
 """Numbers of float32 in an AVX-512 register."""

@@ -13,8 +13,8 @@ from ..errors import ConfigError, DivergedError
 from ..methods import Method
 from ..parts import Batch
 from ..run.assembly import Assembly
-from .config import Recipe
 from .distributed import share
+from .recipe import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -18,11 +18,12 @@ from ..plan import Plan, Supply, Training, plan
 from ..plan.planner import Progress
 from ..plan.recommend import Recommendation, recommended
 from ..run.assembly import Assembly
-from .config import PlanConfig, Recipe, RecommendConfig
+from .config import PlanConfig, RecommendConfig
 from .data import Data, FileData, loader_throughput
 from .memory_format import in_memory_format
 from .models import build_model
 from .objective import build_optimizer, laid_out, precision_of
+from .recipe import Recipe
 from .sources import load_data
 from .tasks import Task, classification_of
 

@@ -18,11 +18,11 @@ from ..errors import ConfigError, first_line
 from ..spec import near
 from .boxes import BoxFiles, ScatterData
 from .clutter import clutter
-from .config import DENSE_ALONE, Recipe
 from .data import IN_MEMORY, Batch, Data, MemoryData, StreamData, terminal
 from .images import read_image
 from .listed import Listed, of_csv, of_hugging_face, of_shards
 from .masks import CITYSCAPES, MaskData, cityscapes, mask_folder
+from .recipe import DENSE_ALONE, Recipe
 
 NAMED = "digits clutter scatter cifar10 cifar100 imagenet segmentation cityscapes detection csv hf wds".split()
 

@@ -15,9 +15,9 @@ from ..plan.paths import Span, keeps_momentum, spans_if
 from ..plan.predict import Part, predict, step_with_data
 from ..plan.steps import Bench
 from ..run.assembly import Assembly
-from .config import Recipe
 from .data import Data
 from .planning import measured_step, supply_of
+from .recipe import Recipe
 
 WINDOW = 2.0
 """Seconds to spend on one sub-network, or three steps of it and of the dense network where they take longer."""

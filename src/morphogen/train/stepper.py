@@ -18,9 +18,9 @@ from ..machine.ranks import ranks
 from ..parts import Search
 from ..run.run import Run
 from .compiled import compiled, settings
-from .config import Recipe
 from .distributed import wrapped
 from .objective import laid_out, precision_of
+from .recipe import Recipe
 from .tasks import Task
 from .tasks.task import ONE_VALUE
 

@@ -14,9 +14,9 @@ from ..errors import ConfigError
 from ..graph.trace import trace
 from ..morph.commit import morph
 from ..parts.resizing import Size
-from .config import Recipe
 from .data import Data
 from .objective import laid_out, precision_of
+from .recipe import Recipe
 from .tasks.classification import Classification
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..config import Recipe
+from ..recipe import Recipe
 from .classification import Classification
 from .detection import Detection
 from .segmentation import Segmentation

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from morphogen.cli import main
-from morphogen.errors import ConfigError
+from morphogen.errors import TrainingError
 from morphogen.methods import Dense, ProgressiveResizing
 from morphogen.plan import Supply
 from morphogen.train import lengths, step_times, turns
@@ -136,7 +136,7 @@ def test_runs_beside_each_other_equal_those_alone_and_are_timed_apart(alone, tmp
     monkeypatch.setattr(lengths.StepTimes, "measure", None)  # kept, so not called
     assert compare_lengths(config(tmp_path)).points == found.points
     before = (tmp_path / "runs.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match=r"PruneTrain: it prunes.*in another folder"):  # there they cannot be timed
+    with pytest.raises(TrainingError, match=r"PruneTrain: it prunes.*in another folder"):  # there they cannot be timed
         compare_lengths(config(tmp_path, methods=["PruneTrain"]))
     assert (tmp_path / "runs.jsonl").read_bytes() == before
 

@@ -107,7 +107,7 @@ def test_a_gap_has_the_error_of_its_seeds():
     study = Study(CNN, "M", "net", "data", 9, (10.0, 12.0), (13.0, 15.0), "here")
     assert study.gap == 3.0 and study.error == pytest.approx(2**0.5)  # two variances of 2, two seeds each
     assert str(study) == "+3.0 ± 1.4 points (net, data, 9 epochs, 2 seeds)"
-    assert studied(CNN, "M", [study]) is study and studied(VIT, "M", [study]) is None
+    assert studied(CNN, "M", 9, [study]) is study and studied(VIT, "M", 9, [study]) is None
 
 
 def test_the_kind_of_a_network():

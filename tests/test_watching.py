@@ -76,7 +76,8 @@ def watched(console):
 def test_without_a_terminal_there_is_a_line_for_each_epoch_and_each_morph():
     console = Console(file=io.StringIO(), soft_wrap=True)
     run = watched(console)
-    began, first, morph, second = console.file.getvalue().splitlines()
+    began, few, first, morph, second = console.file.getvalue().splitlines()
+    assert few.startswith("4 steps in all are few to learn in: a smaller --batch_size or more --epochs")
     assert began.endswith("2 epochs of 2 steps to go, network at 0.50 width, full from epoch 2")
     assert first.startswith("epoch 1 of 2: loss ") and f"accuracy {run.ledger.epochs[0].accuracy:.2f} %" in first
     assert "size 0.50 width" in first and "images/s" in first and first.endswith(" left")
@@ -89,6 +90,7 @@ def test_in_a_terminal_there_is_a_table_of_80_columns():
     watched(console)
     text = console.file.getvalue()
     assert all(word in text for word in ("loss", "accuracy %", "images/s", "left", "0.50 width -> full", "2/2"))
+    assert "step 2 of 2" not in text.splitlines()[-1] and "epoch 3" not in text  # no epoch is at work at the end
 
 
 def test_extents_by_hand():

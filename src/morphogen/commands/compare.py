@@ -9,7 +9,7 @@ from ..machine.folder import owned
 from ..recipes.use import what_changed, with_recipe
 from ..report.fronts import speedups_at_equal_accuracy
 from ..report.headline import front_rows, headline_rows, write_headline
-from ..report.render import as_table, one_protocol, summary, write_results
+from ..report.render import as_table, fitted, one_protocol, summary, write_results
 from ..report.searches import search_rows, search_title
 from ..train.compare import compare
 from ..train.config import CompareConfig
@@ -17,7 +17,7 @@ from ..train.lengths import compare_lengths
 from ..train.tables import TableComparison, footnote, run_table, table_comparison, table_rows
 from ..train.tasks import metric_of
 from .command import Command
-from .terminal import EpochProgress, console, tell_savings
+from .terminal import WIDE, EpochProgress, console, tell_savings
 
 
 def configure(given: dict[str, Any]) -> CompareConfig | TableComparison:
@@ -67,7 +67,10 @@ def _compare(config: CompareConfig) -> int:
     for record in records:
         for search in record.get("searches", ()) if record["seed"] == config.first_seed else ():
             console().print(as_table(search_rows(search), f"{record['method']}, {search_title(search)}"))
-    console().print(as_table(summary(records), f"{config.model} on {records[0]['data']}, {config.epochs} epochs"))
+    kept = (f"{metric_of(config.data)} %", "gap (points)", "seconds", "speedup", "FLOP speedup")
+    rows = fitted(summary(records), console().width, kept)  # all are in summary.md
+    title = f"{config.model} on {records[0]['data']}, {config.epochs} epochs"
+    console().print(as_table(rows, title, narrow=console().width < WIDE))
     print(f"tested on {one_protocol(records)}")
     tell_savings(records)
     print(f"results.json, results.csv, summary.md and accuracy.png are in {config.output}")

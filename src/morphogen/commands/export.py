@@ -5,12 +5,13 @@ from __future__ import annotations
 from ..train.config import ExportConfig
 from ..train.export import export_run
 from .command import Command
+from .terminal import told_file
 
 
 def run_export(config: ExportConfig) -> int:
     """Write a trained network as safetensors with its sub-network; as ONNX and for `torch.export` too if asked for."""
     for path in export_run(config):
-        print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+        print(told_file(path))
     return 0
 
 

@@ -50,6 +50,7 @@ def run_recipes(config: RecipesConfig) -> int:
             print(f"  {key}: {value}")
         for told in [f"needs --{key}: {what}" for key, what in row.needs.items()] + ([row.note] if row.note else []):
             print(f"  # {told}")
+    print(f"\nto train the table small, on a CPU: morphogen compare --table {table.name} --data FOLDER --scale 0.02")
     return 0
 
 

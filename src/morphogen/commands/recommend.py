@@ -36,11 +36,8 @@ def run_recommend(config: RecommendConfig) -> int:
     method = f'"{found.best.method}"' if "(" in found.best.method else found.best.method
     print("\nto train with the first one:")
     print(f"  morphogen train --model {model}{asked} --epochs {config.epochs} --method {method}")
-    print("or in a loop of your own:")
-    brackets = "" if "(" in found.best.method else "()"
-    print(f"  method = morphogen.{found.best.method}{brackets}")
-    print(f"  run = morphogen.attach(model, optimizer, method, example=images, epochs={config.epochs})")
-    print("  run.begin_epoch(epoch)  # at the head of every epoch")
+    for line in found.loop():
+        print(line)
     return 0
 
 

@@ -10,6 +10,7 @@ from ..machine.files import write_text
 from ..report.outputs import read_output
 from ..report.page.page import report
 from .command import Command
+from .terminal import told_file
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def run_report(config: ReportConfig) -> int:
     page = report([read_output(Path(run)) for run in config.runs])
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(config.output, page)
-    print(f"{config.output}, {config.output.stat().st_size / 1e6:.1f} MB; it needs no network and no script")
+    print(f"{told_file(config.output)}; it needs no network and no script")
     return 0
 
 

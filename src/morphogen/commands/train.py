@@ -102,7 +102,9 @@ def _train(config: TrainConfig) -> int:
     tell_savings([run.ledger.record()])
     if run.ledger.predicted_speedup:
         print(f"by the step times in its searches, {run.ledger.predicted_speedup:.2f}x as fast as dense training")
-    print(f"weights, ledger and schedule are in {config.output}")
+    print(f"weights, ledger and schedule are in {config.output}; next:")
+    for verb, rest in (("report", ""), ("predict", " IMAGE"), ("export", " --onnx")):
+        print(f"  morphogen {verb} {config.output}{rest}")
     return 0
 
 

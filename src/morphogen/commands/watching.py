@@ -20,6 +20,9 @@ from ..report.training import extent_of
 from ..train.loop import Run
 from ..train.progress import epochs_left, flop_share
 
+FEW = 100
+"""Steps of a whole run below which a network learns next to nothing, unless it begins with learnt weights."""
+
 SHOWN = 12
 """Epochs of the live table; earlier ones scroll out of it."""
 
@@ -38,6 +41,7 @@ class Watching:
         self._rows: list[dict[str, str] | str] = []
         self._morphs, self._images = len(run.ledger.morphs), run.ledger.samples
         self._began, self._stepped = time.monotonic(), self._stepping
+        self._over = False
         self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=2)
 
     @property
@@ -58,11 +62,17 @@ class Watching:
             f"{run.recipe.model} on {run.data.name}: {left} epochs of {run.data.steps} steps to go, "
             f"network at {self._now()}{self._next()}"
         )
+        if (steps := run.total_epochs * run.data.steps) < FEW and not run.recipe.pretrained:
+            self._say(
+                f"{steps} steps in all are few to learn in: a smaller --batch_size or more --epochs gives more, "
+                "--pretrained begins with learnt weights"
+            )
         if self._is_live:
             self._live.start()
         return self.tell
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._over = kind is None
         if self._live.is_started:
             self._live.stop()
 
@@ -136,6 +146,7 @@ class Watching:
         for row in rows:
             table.add_row(*row.values())
         epoch, step, steps = self._run.position
-        state = f"epoch {epoch + 1}: step {step} of {steps}; network at {self._now()}{self._next()}"
+        at_work = f"epoch {epoch + 1}: step {step} of {steps}; network at {self._now()}{self._next()}"
+        state = [] if self._over else [Text(at_work, style="dim")]
         said = [Text(row) for row in self._rows if isinstance(row, str)][-SHOWN:]
-        return Group(*said, *([table] if rows else []), Text(state, style="dim"))
+        return Group(*said, *([table] if rows else []), *state)

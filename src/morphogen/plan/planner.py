@@ -120,8 +120,9 @@ class Plan:
         batch_size: images in a measured step; fewer than in a step of the run where `notes` say so.
         trace_seconds: reading the model, and trying the schedule out on fake tensors.
         widths: what pruned networks would cost, and at which multiple their channel counts should stay; None where
-            the method does not prune.
+            the method does not prune, or multiples are not measured.
         notes: what was left out or done otherwise than asked.
+        prunes: whether the method prunes.
     """
 
     runs: tuple[Run, ...]
@@ -131,6 +132,7 @@ class Plan:
     trace_seconds: float
     widths: Widths | None
     notes: tuple[str, ...]
+    prunes: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -200,8 +202,11 @@ def plans(
     seconds: float = 60.0,
     exclude: Sequence[str] = (),
     progress: Progress = lambda done, total: None,
+    multiples: bool = True,
 ) -> dict[str, Plan | MorphogenError]:
     """As `plan` for several methods, by name: the model is read once, what several methods train is measured once.
+
+    Without `multiples` only what trains is measured, not what other numbers of channels would cost.
 
     Returns:
         What each would save, or why it does not fit.
@@ -226,7 +231,7 @@ def plans(
         assembly = Assembly(method)
         try:
             assembly.plan(network, epochs)
-            planners[name] = _Planner(assembly, bench, epochs, steps_per_epoch, supply)
+            planners[name] = _Planner(assembly, bench, epochs, steps_per_epoch, supply, multiples)
         except (ConfigError, MorphError) as error:
             found[name] = error
     todo = {network.dense}.union(*(planner.todo for planner in planners.values()))
@@ -255,12 +260,19 @@ class _Planner:
 
     Attributes:
         paths: the stages of each way the run can go, by what its searches are taken to find.
-        pruned: sub-networks such as pruning leaves, by share and multiple; empty where the method does not prune.
+        pruned: sub-networks such as pruning leaves, by share and multiple; empty where the method does not prune, or
+            multiples are not measured.
         rehearsal: seconds that trying the schedule out on fake tensors took.
     """
 
     def __init__(
-        self, assembly: Assembly, bench: Bench, epochs: int, steps_per_epoch: int | None, supply: Supply | None
+        self,
+        assembly: Assembly,
+        bench: Bench,
+        epochs: int,
+        steps_per_epoch: int | None,
+        supply: Supply | None,
+        multiples: bool,
     ):
         self.assembly, self.bench, self.network = assembly, bench, bench.network
         self.epochs, self.steps_per_epoch, self.supply = epochs, steps_per_epoch, supply
@@ -271,7 +283,8 @@ class _Planner:
         # Before anything is measured, FLOPs stand in for time.
         smallest, largest = self._spans_if(self._smallest), self._spans_if(self._largest)
         self.paths = {"": largest} if smallest == largest else {FASTEST: smallest, LARGEST: largest}
-        self.pruned = pruned_networks(self.network) if assembly.of(Prune) is not None else {}
+        self.prunes, self.multiples = assembly.of(Prune) is not None, MULTIPLES if multiples else ()
+        self.pruned = pruned_networks(self.network) if self.prunes and multiples else {}
         self._supplied: dict[tuple[int, int] | None, float] = {}
 
     @property
@@ -329,10 +342,10 @@ class _Planner:
             notes.append("the backward passes that frozen layers save are left out: all steps train all layers")
         if bench.device.type != "cuda":
             notes.append("memory is that of the tensors of a step; what operations need inside themselves is left out")
-        if self.pruned:
+        if self.prunes:
             notes.append("what pruning takes out is known only in training: stages and speedup are without it")
         runs = tuple(self.run(found, spans, traced) for found, spans in self.paths.items())
-        return Plan(runs, self.dense, self.epochs, bench.batch_size, seconds, self.widths, tuple(notes))
+        return Plan(runs, self.dense, self.epochs, bench.batch_size, seconds, self.widths, tuple(notes), self.prunes)
 
     def run(self, found: str, spans: Sequence[Span], traced: float) -> Run:
         """One way the run can go, from what was measured."""
@@ -451,7 +464,7 @@ class _Planner:
     def _rounded(self, stage: Stage) -> dict[int, SubNetwork]:
         """A stage's sub-network with other numbers of channels, by what they are multiples of."""
         others: dict[int, SubNetwork] = {}
-        for multiple in MULTIPLES if not stage.candidates else ():
+        for multiple in self.multiples if not stage.candidates else ():
             other = rounded_up(self.network, stage.subnetwork, multiple)
             if other not in (stage.subnetwork, *others.values()):
                 others[multiple] = other

@@ -70,10 +70,19 @@ class Candidate:
             return "saves nothing here"
         if self.study is None:
             return "accuracy not measured"
-        return "loses accuracy" if self.study.gap < LOSES else "try it"
+        if self.study.gap < LOSES:
+            return "loses accuracy"
+        return "try it" if self.speedup is not None else "time known in training"
 
 
-ORDER = ("try it", "accuracy not measured", "loses accuracy", "saves nothing here", "does not fit")
+ORDER = (
+    "try it",
+    "accuracy not measured",
+    "time known in training",
+    "loses accuracy",
+    "saves nothing here",
+    "does not fit",
+)
 """Best first; within one, the fastest first."""
 
 
@@ -118,7 +127,12 @@ class Recommendation:
     def lines(self) -> list[str]:
         """Where the accuracies were measured, what does not fit and why, and what the figures leave out."""
         told = [f"{each.method}: {each.study}, {each.study.where}" for each in self.candidates if each.study]
-        told += [f"{each.method} does not fit: {each.refused}" for each in self.candidates if each.refused]
+        refused = dict[str, list[str]]()
+        for each in self.candidates:
+            if each.refused:
+                refused.setdefault(each.refused, []).append(each.method)
+        for reason, names in refused.items():
+            told.append(f"{', '.join(names)} {'does' if len(names) == 1 else 'do'} not fit: {reason}")
         if not any(each.study for each in self.candidates):
             told.append(f"no study is about a network of this kind ({self.kind}); compare before you trust a method")
         return [*told, *(f"note: {note}" for note in self.notes)]
@@ -128,7 +142,19 @@ class Recommendation:
         widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]} if rows else {}
         table = [widths and {key: key for key in widths}, *rows] if rows else []
         lines = ["  ".join(row[key].ljust(widths[key]) for key in widths).rstrip() for row in table]
-        return "\n".join([f"{self.kind}, {self.epochs} epochs", *lines, *self.lines()])
+        return "\n".join([f"{self.kind}, {self.epochs} epochs", *lines, *self.lines(), *self.loop()])
+
+    def loop(self) -> list[str]:
+        """The lines that a loop of one's own needs for the best method; none where dense training is best."""
+        if self.best is None:
+            return []
+        brackets = "" if "(" in self.best.method else "()"
+        return [
+            "the first one in a loop of your own:",
+            f"  method = morphogen.{self.best.method}{brackets}",
+            f"  run = morphogen.attach(model, optimizer, method, example=images, epochs={self.epochs})",
+            "  run.begin_epoch(epoch)  # at the head of every epoch",
+        ]
 
 
 def recommend(
@@ -137,11 +163,13 @@ def recommend(
     *,
     epochs: int,
     labels: Any = None,
+    loss: Callable[[nn.Module, torch.Tensor, Any], torch.Tensor] | None = None,
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
     steps_per_epoch: int | None = None,
     methods: Sequence[str] = CANDIDATES,
     seconds: float = 120.0,
     exclude: Sequence[str] = (),
+    progress: Progress = lambda done, total: None,
 ) -> Recommendation:
     """Measure what each method would save on this device, and rank them.
 
@@ -150,24 +178,25 @@ def recommend(
     Args:
         model: the dense network, on its device; it is changed. Give a copy of the one that you train.
         images: (N, C, H, W), a batch as in training.
-        labels: of these images, for cross entropy. Without them the loss is the mean of the squared outputs, whose own
-            time is next to nothing.
+        labels: of these images, for the loss. Without them it is the mean of the squared outputs, whose own time is
+            next to nothing.
+        loss: of a model on images and labels, with what surrounds the forward pass, such as autocast; by default cross
+            entropy.
         optimizer: makes one for a model; by default SGD with momentum.
         epochs: length of the run.
         steps_per_epoch: where it is known, tracing and morphs count.
         methods: to choose among, as in `morphogen train --method`.
         seconds: to measure for, all methods together; tracing and morphs come on top.
         exclude: module paths to leave whole.
+        progress: told before every sub-network how many are measured, and how many there will be.
 
     Raises:
         ConfigError: an unknown method, a length below 1.
         TraceError: see `trace`.
     """
-    make = optimizer or _sgd
-    training = (
-        Training(images, torch.zeros(len(images)), make, _squares) if labels is None else Training(images, labels, make)
-    )
-    return recommended(model, methods, training, epochs, steps_per_epoch, None, seconds, exclude)
+    loss = loss or (_squares if labels is None else Training.loss)
+    training = Training(images, torch.zeros(len(images)) if labels is None else labels, optimizer or _sgd, loss)
+    return recommended(model, methods, training, epochs, steps_per_epoch, None, seconds, exclude, progress)
 
 
 def recommended(
@@ -193,24 +222,25 @@ def recommended(
         seconds=seconds,
         exclude=exclude,
         progress=progress,
+        multiples=False,
     )
     return ranked(kind, found, epochs)
 
 
 def ranked(kind: Kind, found: Mapping[str, Plan | MorphogenError], epochs: int) -> Recommendation:
     """Methods in order, from their plans."""
-    candidates = [_candidate(kind, name, plan) for name, plan in found.items()]
+    candidates = [_candidate(kind, name, plan, epochs) for name, plan in found.items()]
     candidates.sort(key=lambda each: (ORDER.index(each.verdict), -(each.speedup or 0.0)))
     notes = dict.fromkeys(note for plan in found.values() if isinstance(plan, Plan) for note in plan.notes)
     return Recommendation(kind, tuple(candidates), epochs, tuple(notes))
 
 
-def _candidate(kind: Kind, name: str, plan: Plan | MorphogenError) -> Candidate:
-    study = studied(kind, name)
+def _candidate(kind: Kind, name: str, plan: Plan | MorphogenError, epochs: int) -> Candidate:
+    study = studied(kind, name, epochs)
     if isinstance(plan, MorphogenError):
         return Candidate(name, None, None, None, None, None, None, str(plan))
     memory = max(stage.memory for run in plan.runs for stage in run.stages) / plan.dense.memory
-    if plan.widths is not None:
+    if plan.prunes:
         return Candidate(name, None, None, None, None, memory, study)
     slowest = min(plan.runs, key=lambda run: run.prediction.speedup)
     low, high = min(run.bounds[0] for run in plan.runs), max(run.bounds[1] for run in plan.runs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import log
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -118,6 +119,7 @@ def kind_of(model: nn.Module) -> Kind:
     return OTHER
 
 
-def studied(kind: Kind, method: str, studies: Iterable[Study] = STUDIES) -> Study | None:
-    """The study of a method on that kind of network; None where there is none."""
-    return next((study for study in studies if (study.kind, study.method) == (kind, method)), None)
+def studied(kind: Kind, method: str, epochs: int, studies: Iterable[Study] = STUDIES) -> Study | None:
+    """The study of a method on that kind of network, the nearest in length; None where there is none."""
+    found = [study for study in studies if (study.kind, study.method) == (kind, method)]
+    return min(found, key=lambda study: abs(log(study.epochs / epochs)), default=None)

@@ -99,6 +99,22 @@ def as_table(rows: Sequence[dict[str, str]], title: str = "", *, narrow: bool = 
     return table
 
 
+def fitted(rows: Sequence[dict[str, str]], width: int, kept: Sequence[str]) -> list[dict[str, str]]:
+    """The rows with as many of their columns as a narrow table of so many characters has room for, last ones out first.
+
+    The first column and those in `kept` always stay.
+    """
+    names = list(rows[0])
+    room = {name: max(map(len, [*name.split(), *(row[name] for row in rows)])) for name in names}
+    room[names[0]] = 16  # the first column breaks at its spaces
+    for name in names[:0:-1]:
+        if sum(room[each] + 3 for each in names) + 1 <= width:
+            break
+        if name not in kept:
+            names.remove(name)
+    return [{name: row[name] for name in names} for row in rows]
+
+
 def as_markdown(rows: Sequence[dict[str, str]]) -> str:
     """The same rows as a Markdown table."""
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]

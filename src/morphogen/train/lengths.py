@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError, first_line
+from ..errors import ConfigError, MorphogenError, TrainingError, first_line
 from ..machine.files import write_text
 from ..machine.reading import MALFORMED, parse_json, read_text, within
 from ..methods import Method, build_method
@@ -17,7 +17,7 @@ from .finished import Finished
 from .processes import side_by_side
 from .sources import load_data
 from .step_times import StepTimes
-from .turns import PlannedRun, Progress, Resumable, in_turn, unfinished
+from .turns import PlannedRun, Progress, Resumable, in_turn, left_out, unfinished
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,11 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
 
     Finished runs are read from `runs.jsonl` in the output folder, others go on from their checkpoints.
 
+    A method that does not fit, be it at one of the lengths, is left out. So is, with `parallel` or where the folder has
+    runs that were trained beside each other, one that prunes, searches, freezes or changes the batch.
+
     Raises:
-        MorphogenError: settings, model, data and methods that do not fit; with `parallel`, or where the folder has
-            runs that were trained beside each other, also a method that prunes, searches, freezes or changes the batch.
+        MorphogenError: settings, model and data that do not fit, or no method that does.
         Stopped: asked to.
     """
     labels = ["Dense", *config.methods]
@@ -70,10 +72,10 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
     }
     apart = config.parallel > 1 or any(_timed_apart(config, finished, planned) for planned in plans)
     times = StepTimes(config, data) if apart else None
-    if times is not None:
-        for schedule in schedules.values():  # what could not be timed is refused before anything is trained
-            times.spans(*schedule)
-    failures: list[str] = []
+    unfit = {} if times is None else _untimed(schedules, times)  # before anything is trained
+    failures = list(unfit.values())
+    plans = [planned for planned in plans if planned.label not in unfit]
+    schedules = {key: schedule for key, schedule in schedules.items() if key[0] not in unfit}
     todo = unfinished(plans, config, finished)
     if config.parallel > 1:
         pair = [planned for planned in todo if planned.budget == FULL_LENGTH and planned.seed == config.first_seed]
@@ -96,6 +98,26 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
         for planned, record in done
     ]
     return Lengths(points, finished.head, apart, _end_to_end(config, finished, seconds), failures)
+
+
+def _untimed(schedules: dict[tuple[str, float], tuple[Method, int]], times: StepTimes) -> dict[str, str]:
+    """The methods whose steps cannot be timed apart, or that do not fit, and why.
+
+    Raises:
+        MorphogenError: it is the dense network, or all methods.
+    """
+    unfit: dict[str, str] = {}
+    for (label, budget), schedule in schedules.items():
+        try:
+            if label not in unfit:
+                times.spans(*schedule)
+        except MorphogenError as error:
+            if label == "Dense":
+                raise
+            unfit[label] = left_out(f"{label}, {budget:g} of the length", error)
+    if unfit and not {label for label, _ in schedules} - {"Dense", *unfit}:
+        raise TrainingError("; ".join(unfit.values()))  # nothing to compare with
+    return unfit
 
 
 def _timed_apart(config: CompareConfig, finished: Finished, planned: PlannedRun) -> bool:

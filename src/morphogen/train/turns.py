@@ -20,8 +20,9 @@ from .data import Data
 from .finished import Finished, Key
 from .loop import Run
 
-Progress = Callable[[str, int, int, float], None]
-"""Told after every epoch: the run's name, epochs done, epochs in all, accuracy."""
+Progress = Callable[[str, int, int, float | None], None]
+"""Told after every epoch, and when a run begins: its name, epochs done, epochs in all, and the epoch's accuracy; None
+at the beginning."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ class Resumable:
         try:
             self.run = Run(self.config, data, method, planned.label, planned.seed, planned.steps, self.checkpoints)
         except ConfigError as error:
-            if planned.budget == 1:
+            if planned.budget == 1 or planned.method != "Dense":  # where a method is left out, the run is named
                 raise
-            raise ConfigError(f"{error}", where=f"{planned}") from error  # the method may not fit this length alone
+            raise ConfigError(f"{error}", where=f"{planned}") from error
         if (state := self.checkpoints.latest()) is not None:
             self.run.load_state_dict(state)
         return self.run.epochs()
@@ -101,6 +102,13 @@ class Resumable:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def left_out(what: str, error: MorphogenError) -> str:
+    """Warn that a method does not fit; gives what to say of it at the end."""
+    said = f"left out, {what}: {error}"
+    warnings.warn(said, stacklevel=3)
+    return said
+
+
 def unfinished(plans: Sequence[PlannedRun], config: CompareConfig, finished: Finished) -> list[PlannedRun]:
     """Those without a record; of the others the checkpoints go, which a kill may have left."""
     for planned in plans:
@@ -113,10 +121,10 @@ def in_turn(
     plans: Sequence[PlannedRun], config: CompareConfig, data: Data, finished: Finished, progress: Progress
 ) -> list[str]:
     """One epoch of each run after the other until all are over; returns what went wrong with any, also that a method
-    does not fit.
+    does not fit. Of several lengths it then trains at none: a front without one of its lengths tells nothing.
 
     Raises:
-        MorphogenError: the dense run cannot begin, or that of no method; of several lengths, any.
+        MorphogenError: the dense run cannot begin, or that of no method.
         Stopped: asked to; every run that had begun has saved a checkpoint.
     """
     runs = [Resumable(planned, config) for planned in plans]
@@ -126,19 +134,23 @@ def in_turn(
         for run in runs:
             run.checkpoints.ask(number)
 
-    failures, stopped = list[str](), list[Stopped]()
+    failures, stopped, unfit = list[str](), list[Stopped](), set[str]()
     with listening(ask):
-        for run in list(runs):
+        for run in runs:
+            if run.planned.label in unfit:
+                continue
             try:
                 going.append((run, run.begin(data)))
+                progress(f"{run.planned}", len(run.run.ledger.epochs), run.run.total_epochs, None)
             except CheckpointError:
                 raise
             except MorphogenError as error:
-                if run.planned.method == "Dense" or config.budgets:  # a front without one of its lengths tells nothing
+                if run.planned.method == "Dense":
                     raise
-                warnings.warn(f"left out, {run.planned}: {error}", stacklevel=2)
-                failures.append(f"left out, {run.planned}: {error}")
-                runs.remove(run)
+                failures.append(left_out(str(run.planned), error))
+                unfit.add(run.planned.label)
+        runs[:] = [run for run in runs if run.planned.label not in unfit]
+        going = deque((run, epochs) for run, epochs in going if run.planned.label not in unfit)
         if failures and all(run.planned.method == "Dense" for run in runs):
             raise TrainingError("; ".join(failures))  # nothing to compare with
         while going:

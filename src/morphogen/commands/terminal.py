@@ -53,7 +53,7 @@ def measuring() -> Iterator[Callable[[int, int], None]]:
 
     def line(done: int, total: int) -> None:
         nonlocal told
-        if time.monotonic() - told > QUIET:
+        if total and time.monotonic() - told > QUIET:  # it is not known before the schedules are read
             told = time.monotonic()
             print(f"measuring: {done} of {total} sub-networks", file=sys.stderr, flush=True)
 

@@ -86,4 +86,4 @@ def test_memory_of_a_finished_run_is_free_before_the_others_end(tmp_path, monkey
         Finished(settings, load_data(settings)),
         lambda *_: seen.append(len(alive)),
     )
-    assert seen == [3, 3, 3, 2, 2, 1, 1]
+    assert seen == [1, 2, 3, 3, 3, 3, 2, 2, 1, 1]  # told when each begins, and after every epoch

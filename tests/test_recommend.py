@@ -48,7 +48,7 @@ def test_methods_that_keep_their_accuracy_come_first_and_the_fastest_of_them():
             "ProgressiveResizing": plan_of(1.3),
             "GrowOnce": plan_of(2.0, memory=50.0),
         },
-        9,
+        40,
     )
     verdicts = [(each.method, each.verdict) for each in found.candidates]
     assert verdicts == [
@@ -72,7 +72,7 @@ def test_methods_that_keep_their_accuracy_come_first_and_the_fastest_of_them():
     assert "Net2Net does not fit: no width" in found.lines()
     assert found.lines().count("note: a note") == 1
     table = str(found).splitlines()
-    assert table[0] == "vision transformer, 9 epochs" and table[1].startswith("method") and "2.00x" in table[2]
+    assert table[0] == "vision transformer, 40 epochs" and table[1].startswith("method") and "2.00x" in table[2]
 
 
 def test_where_nothing_is_known_or_saved_it_says_so():
@@ -101,6 +101,13 @@ def accuracies(study: Study, method: str) -> list[float]:
 def test_a_study_says_what_its_runs_say(study):
     assert tuple(round(each, 2) for each in accuracies(study, "Dense")) == study.dense
     assert tuple(round(each, 2) for each in accuracies(study, study.method)) == study.ours
+
+
+def test_the_study_of_about_the_same_length_counts():
+    short, long = studied(VIT, "GrowOnce", 10), studied(VIT, "GrowOnce", 60)
+    assert short is not None and long is not None and (short.epochs, long.epochs) == (12, 40)
+    assert short.gap < -4 and long.gap > 0
+    assert ranked(VIT, {"GrowOnce": plan_of(2.0)}, 10).candidates[0].verdict == "loses accuracy"
 
 
 def test_a_gap_has_the_error_of_its_seeds():

@@ -61,7 +61,8 @@ def scaled(row: Row, scale: float) -> Settings:
     settings |= {"epochs": epochs, "images": few, "test_images": few_tested}
     settings |= {"batch_size": batch, "lr": round(settings["lr"] * _rate(settings, rate), 6), "workers": 2}
     if "ema" in settings:
-        settings["ema"] = [round(1 - min(0.5, (1 - decay) / steps), 4) for decay in settings["ema"]]
+        decays = (round(1 - min(0.5, (1 - decay) / steps), 4) for decay in settings["ema"])
+        settings["ema"] = list(dict.fromkeys(decays))  # in a short run several reach back over all of it
     if "test_size" in settings:
         settings["test_size"] = _legal(settings["image_size"] * 288 / 224)
     settings["method"] = _method(settings["method"], steps * _rate(settings, rate))

@@ -16,11 +16,8 @@ def find_device(name: str) -> torch.device:
         ConfigError: there is no such device here.
     """
     if name == "auto":
-        return (
-            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
+        on_gpu = torch.cuda.is_available()
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()

@@ -39,6 +39,7 @@ class Finder:
         model: in evaluation mode.
         size: height and width of the images.
         classes: names, with that of the background; empty where they are not known.
+        batch: of how many images it takes; None is any number.
     """
 
     model: nn.Module

@@ -4,6 +4,7 @@ python benchmarks/papers_pages.py
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from morphogen.recipes import FIGURES, TABLES, Table
@@ -23,8 +24,7 @@ def section(table: Table) -> str:
     rows = []
     for row in table.rows:
         name = f"{table.name}/{row.name}"
-        figures = {FIGURES[key]: both(row.paper.get(key), here.get(name, {}).get(key)) for key in keys}
-        rows.append({"recipe": f"`{name}`"} | figures)
+        rows.append({"recipe": f"`{name}`"} | {FIGURES[key]: both(key, row.paper, here.get(name, {})) for key in keys})
     scale = f" After the stroke: here, scaled by {records[0]['scale']:g}, one seed." if records else ""
     notes = dict.fromkeys(row.note for row in table.rows if row.note)
     needs = dict.fromkeys(f"needs `--{key}`: {what}" for row in table.rows for key, what in row.needs.items())
@@ -32,10 +32,14 @@ def section(table: Table) -> str:
     return f"### {table.name}: {table.title}\n\n{table.hardware}.{scale}\n\n{as_markdown(rows)}\n{told}".rstrip()
 
 
-def both(paper: float | str | None, here: float | None) -> str:
-    """The paper's figure, and ours."""
-    shown = "" if paper is None else paper if isinstance(paper, str) else f"{paper:g}"
-    return shown if here is None else f"{shown} / {here:.3g}"
+def both(key: str, paper: Mapping[str, float | str], here: Mapping[str, float]) -> str:
+    """The paper's figure, and ours; hours of a scaled run say nothing, and its speedup is that in FLOPs too."""
+    printed = paper.get(key, "")
+    shown = printed if isinstance(printed, str) else f"{printed:g}"
+    if key not in here or key == "hours":
+        return shown
+    flops = f" ({here['flop_speedup']:.3g} in FLOPs)" if key == "speedup" else ""
+    return f"{shown} / {here[key]:.3g}{flops}"
 
 
 def main() -> None:

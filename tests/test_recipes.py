@@ -33,6 +33,7 @@ from morphogen.train.data import MemoryData
 from morphogen.train.loop import Run
 from morphogen.train.models import build_model
 from morphogen.train.sources import load_data
+from morphogen.train.tables import table_rows
 
 import papers_table
 from test_segmentation import IGNORED, write_images
@@ -391,6 +392,26 @@ def test_a_table_has_the_papers_figures_beside_the_measured(monkeypatch, tmp_pat
     assert "49" in told and "1.3" in told
     before = (tmp_path / "dense" / "runs.jsonl").read_text()
     assert main(arguments) == 0 and (tmp_path / "dense" / "runs.jsonl").read_text() == before  # gone on with
+
+
+def test_a_scaled_table_has_flops_in_place_of_hours():
+    record = {
+        "recipe": "toy/1/grown",
+        "scale": 0.02,
+        "paper": {"hours": 2.0, "speedup": 1.3},
+        "measured": {"hours": 0.01, "speedup": 0.9, "flop_speedup": 1.25, "best": 40.0},
+    }
+    (row,) = table_rows([record])
+    assert row == {
+        "row": "grown",
+        "hours, paper": "2",
+        "FLOP speedup, here": "1.25",
+        "speedup, paper": "1.3",
+        "speedup, here": "0.9",
+        "best epoch %": "40",
+    }
+    (whole,) = table_rows([record | {"scale": None}])
+    assert whole["hours, here"] == "0.01" and "FLOP speedup, here" not in whole
 
 
 def test_rows_of_the_data_that_are_given_run(monkeypatch):

@@ -146,14 +146,21 @@ def table_records(
 
 
 def table_rows(records: Sequence[Record]) -> list[dict[str, str]]:
-    """For each figure of the table two columns: the paper's, and ours; and ours of the best epoch."""
-    figures = [key for key in FIGURES if any(key in record["paper"] for record in records)]
+    """For each figure of the table two columns: the paper's, and ours; and ours of the best epoch.
+
+    Of runs that are scaled the hours say nothing beside the paper's, and so small a step takes the time of its layers
+    rather than of their channels: ours are the FLOPs beside the time.
+    """
+    printed = {key for record in records for key in record["paper"]}
+    scaled = any(record["scale"] not in (None, 1) for record in records)
+    ours = (printed | {"flop_speedup"}) - {"hours"} if scaled and "speedup" in printed else printed
     rows = []
     for record in records:
         row = {"row": record["recipe"].rpartition("/")[2]}
-        for key in figures:
-            row[f"{FIGURES[key]}, paper"] = _shown(record["paper"].get(key))
-            row[f"{FIGURES[key]}, here"] = _shown(record["measured"].get(key))
+        for key, heading in FIGURES.items():
+            for figures, whose, keys in ((record["paper"], "paper", printed), (record["measured"], "here", ours)):
+                if key in keys:
+                    row[f"{heading}, {whose}"] = _shown(figures.get(key))
         rows.append(row | {"best epoch %": _shown(record["measured"]["best"])})
     return rows
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import time
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from rich.console import Console
 
 import morphogen
-from morphogen.cli import main
+from morphogen.cli import _parse, main
 from morphogen.commands import watching
+from morphogen.commands.recommend import settings
 from morphogen.commands.terminal import measuring, told_file
 from morphogen.errors import MorphError
 from morphogen.plan.planner import Plan
@@ -75,6 +77,21 @@ def test_recommend_ends_with_the_lines_to_use():
     ]
     assert "  method = morphogen.Prog(stages=2)" in str(ranked(OTHER, {"Prog(stages=2)": plan_of(2.0)}, 9))
     assert "attach" not in str(ranked(CNN, {"GrowOnce": plan_of(1.0)}, 9))  # dense training is best
+
+
+def test_recommend_repeats_what_it_was_given():
+    """A command that leaves out the images' size trains another network than the one that was measured."""
+    asked = [
+        *("--model", "resnet8(width=4)", "--data", "my photos", "--image_size", "48", "--batch_size", "16"),
+        *("--lr", "0.02", "--channels_last", "false", "--exclude", "['fc', 'a.b']", "--epochs", "20"),
+    ]
+    _, config = _parse(["recommend", *asked])
+    assert _parse(["train", *shlex.split(settings(config))])[1] == _parse(["train", *asked])[1]
+    assert "lr_schedule" not in settings(config)  # it is as by default
+
+    scaled = ["--recipe", "network-expansion/4/0.375", "--data", "digits", "--scale", "0.1", "--lr", "0.3"]
+    told = settings(_parse(["recommend", *scaled])[1])
+    assert sorted(shlex.split(told)) == sorted(scaled)
 
 
 def test_recommend_gives_a_reason_once():

@@ -295,6 +295,24 @@ def test_a_cnn_takes_any_resolution():
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+def test_images_that_a_view_would_merge_are_of_one_size():
+    """Eight images of 4 x 4 are two rows of 64: a model of PyTorch's examples runs on them, and mixes them up."""
+
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.out = nn.Linear(64, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.out(torch.relu(self.hidden(x.view(-1, 64))))
+
+    net = morphogen.trace(Flat(), torch.randn(8, 1, 8, 8))
+    with pytest.raises(morphogen.SubNetworkError):
+        net.subnetwork(resolution=4)
+    with pytest.raises(morphogen.ConfigError, match="images of one size alone"):
+        morphogen.GrowOnce().schedule(net, 4)
+
+
 @pytest.mark.parametrize("bad", [0, -4, 0.0, 1.5, (32,), (32, 0), (32, 16.0)], ids=str)
 def test_resolutions_that_are_none(bad):
     net = morphogen.trace(Tower(), image(size=32))

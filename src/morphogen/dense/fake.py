@@ -50,6 +50,12 @@ class FakeModel:
         tensors = dict(inputs_in(*self._example))
         return next((tensors[path].shape[1] for path in self.images), None)
 
+    @property
+    def batch(self) -> int | None:
+        """How many images the example has; None where it has none."""
+        tensors = dict(inputs_in(*self._example))
+        return next((tensors[path].shape[0] for path in self.images), None)
+
     def sizes(self, resolution: tuple[int, int]) -> dict[Path, tuple[int, int]]:
         """The size of each image where the largest has this resolution: the others follow in proportion."""
         dense = next(iter(self.images.values()), resolution)

@@ -52,7 +52,7 @@ class Grids:
     def __init__(self, fake: FakeModel, dense: Resolution | None):
         self._fake, self._dense = fake, dense
         self._found: dict[Resolution | None, Grid | Exception] = {dense: Grid()}
-        self._met: Meetings | None = None
+        self._whole: _Fitting | None = None
 
     def at(self, resolution: Resolution | None) -> Grid:
         """The grid of one resolution.
@@ -63,9 +63,9 @@ class Grids:
         if resolution not in self._found:
             assert resolution is not None and self._dense is not None
             try:
-                if self._met is None:
-                    self._met = _run_watched(self._fake.blank(), self._fake, self._dense, {}).met
-                self._found[resolution] = find_grid(self._fake, resolution, self._dense, self._met)
+                if self._whole is None:
+                    self._whole = _run_watched(self._fake.blank(), self._fake, self._dense, {})
+                self._found[resolution] = find_grid(self._fake, resolution, self._dense, self._whole)
             except Exception as error:  # whatever the model's own code raises at this size
                 self._found[resolution] = error.with_traceback(None)  # which would keep the copies it was tried on
         grid = self._found[resolution]
@@ -128,13 +128,13 @@ class Grids:
 
 
 @on_cpu
-def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution, met: Meetings) -> Grid:
+def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution, whole: _Fitting) -> Grid:
     """Ask the dense model what it needs at another resolution.
 
     Args:
         fake: the model.
         resolution, dense: the other one, and its own.
-        met: what its tensors are added to at its own.
+        whole: what its run at its own size has shown.
 
     Raises:
         Exception: whatever the model's own code raises where it cannot run at this resolution.
@@ -148,19 +148,22 @@ def find_grid(fake: FakeModel, resolution: Resolution, dense: Resolution, met: M
     replaced |= buffers.keys() - at_resolution.keys()
     changed = {key: value for key, value in _attributes(model).items() if attributes.get(key, value) != value}
     known = _shapes(model)
-    fitting = _run_watched(model, fake, resolution, met)
+    fitting = _run_watched(model, fake, resolution, whole.met)
     known |= fitting.shapes
+    for images, rows in zip(whole.rows, fitting.rows, strict=False):
+        if images == fake.batch != rows:  # `x.view(-1, 784)` makes one image of several small ones
+            raise ValueError(f"an output for {images} images has {rows} rows")
     # A network without a token grid is used to odd sizes between its stages.
     if fitting.left_over and known != shapes:
         raise ValueError(fitting.left_over[0])
     if replaced:
         with torch.no_grad(), silence():
             _announce(model, dense, resolution)
-    whole = _buffers(model)
+    as_whole = _buffers(model)
     return Grid(
         {name: shape for name, shape in known.items() if shapes.get(name) not in (None, shape)},
         {name: at_resolution.get(name) for name in replaced},
-        {name: whole.get(name) for name in replaced},
+        {name: as_whole.get(name) for name in replaced},
         changed,
     )
 
@@ -192,8 +195,10 @@ def _run_watched(model: nn.Module, fake: FakeModel, resolution: Resolution, met:
         args, kwargs = tree_map(
             lambda t: torch.empty(t.shape, dtype=t.dtype) if isinstance(t, torch.Tensor) else t, (args, kwargs)
         )
-    with double.running(), fitting, torch.no_grad():
-        double.dense(*args, **kwargs)
+    with double.running(), torch.no_grad():
+        with fitting:
+            outputs = double.dense(*args, **kwargs)
+        fitting.rows = [t.shape[0] for t in tree_leaves(outputs) if isinstance(t, torch.Tensor) and t.ndim]
     return fitting
 
 
@@ -207,6 +212,10 @@ class _Fitting(TorchFunctionMode):
     Where its own tensor is added to activations that had its size at the dense resolution, the size that it needs
     now is noted, and so are patches of a stage that do not divide what they cut: a convolution drops the rest
     silently. Patches of the image that do not raise ValueError.
+
+    Attributes:
+        met, shapes, left_over: what was noted.
+        rows: the first sizes of the outputs.
     """
 
     ADDITIONS = frozenset(
@@ -228,6 +237,7 @@ class _Fitting(TorchFunctionMode):
         self.met: Meetings = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.left_over: list[str] = []
+        self.rows: list[int] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in self.ADDITIONS and len(args) > 1:

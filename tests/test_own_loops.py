@@ -340,3 +340,47 @@ def test_lbfgs_is_refused_at_once():
     run.begin_epoch(0)
     lbfgs.step(closure)
     assert run.progress()["steps"] == 1
+
+
+class Copies(nn.Module):
+    """What `DataParallel` does on two devices: a copy of the model for each, made anew for every forward pass."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return torch.cat([replica(self.module)(part) for part in x.chunk(2)])
+
+
+def replica(module):
+    copy = module._replicate_for_data_parallel()
+    for name, child in module._modules.items():
+        copy._modules[name] = None if child is None else replica(child)
+    for name, parameter in module._parameters.items():
+        object.__setattr__(copy, name, None if parameter is None else parameter.view_as(parameter))
+    return copy
+
+
+@pytest.mark.parametrize("method", [WIDE, morphogen.GrowOnce(resolution=0.5), morphogen.EfficientTrain()], ids=str)
+def test_copies_on_several_devices_grow_with_the_model(method):
+    model, optimizer, run = attached(method, epochs=10)
+    wrapper, seen, all_seen = Copies(model), set(), set()
+    model.conv1.register_forward_hook(lambda conv, args, out: seen.add((tuple(args[0].shape), out.shape[1])))
+    for epoch in range(10):
+        run.begin_epoch(epoch)
+        seen.clear()
+        step(wrapper, optimizer)
+        assert seen == {((2, 3, *run.network.current.resolution), model.conv1.out_channels)}
+        all_seen |= seen
+    run.end()
+    assert len(all_seen) > 1 and run.network.current == run.network.dense
+
+
+def test_copies_on_several_devices_search_nothing():
+    method = morphogen.AutoProg(stages=2, search_epochs=1, dimensions=("resolution",))
+    probe = morphogen.Probe(lambda x, y: x.sum(), [(image(4), torch.arange(4))])
+    model, optimizer, run = attached(method, probe=probe)
+    run.begin_epoch(0)
+    with pytest.raises(ConfigError, match="DataParallel runs copies of the model, and 'search' follows each step"):
+        step(Copies(model), optimizer)

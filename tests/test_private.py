@@ -117,6 +117,14 @@ def test_hooks():
     optimizer.step()
 
 
+def test_copies_of_data_parallel_say_so_and_keep_hooks():
+    module = nn.Linear(2, 2)
+    handle = module.register_forward_pre_hook(lambda *_: None)
+    copy = module._replicate_for_data_parallel()
+    assert private.is_replica(copy) and not private.is_replica(module)
+    assert [*private.forward_pre_hooks(copy)] == [handle.id]
+
+
 def test_assigning_is_told_to_hooks():
     told = []
     module = nn.Linear(2, 2)

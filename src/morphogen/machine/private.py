@@ -179,6 +179,11 @@ def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
     ]
 
 
+def is_replica(module: nn.Module) -> bool:
+    """Whether it is one of the copies that `DataParallel` makes for a single forward pass, a thread each."""
+    return getattr(module, "_is_replica", False)
+
+
 def unwrapped(hook: Any) -> Any:
     """A hook itself, where PyTorch keeps it in a wrapper that knows its module."""
     return getattr(hook, "hook", hook)

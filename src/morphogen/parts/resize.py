@@ -29,6 +29,7 @@ class Resize(Part):
 
     name: ClassVar[str] = "resize the images"
     sharded: ClassVar[bool] = True
+    replicated: ClassVar[bool] = True
     order: ClassVar[int] = 4
 
     def __init__(self, kind: str = "bilinear"):

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ..errors import ConfigError
 from ..machine.averages import averaged_among
 from ..machine.hook import Hook, take_off
-from ..machine.private import forward_pre_hooks, hooks_of, unwrapped
+from ..machine.private import forward_pre_hooks, hooks_of, is_replica, unwrapped
 from ..morph.averages import averaged
 from .checkpoints import Followed, FollowedOptimizer
 from .part import Part
@@ -149,8 +149,11 @@ class Hooks:
         run = self._run
         if run.is_measuring or run.ended:
             return None
-        training = model is run.network.model and model.training and torch.is_grad_enabled()
-        if training:
+        replica = is_replica(model)
+        training = (replica or model is run.network.model) and model.training and torch.is_grad_enabled()
+        if training and replica:
+            self._check_replicated()
+        elif training:
             self.settle()
         self._evaluated(model)
         if run.ended:
@@ -158,6 +161,15 @@ class Hooks:
         if self._returns:
             self._given[id(model)] = args, kwargs
         return run.steps.before_forward(args, kwargs, training=training)
+
+    def _check_replicated(self) -> None:
+        for part in self._run.assembly:
+            if _overrides(part, "before_forward") and not part.replicated:
+                raise ConfigError(
+                    f"DataParallel runs copies of the model, and '{part.name}' follows each step of the one",
+                    where=self.who,
+                    expected="one device, or DistributedDataParallel under torchrun",
+                )
 
     def _evaluated(self, model: nn.Module, *_: Any) -> None:
         # What is compiled takes no part in this, so that a hook breaks no graph.

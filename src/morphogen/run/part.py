@@ -38,6 +38,7 @@ class Part:
         operator, depth_operator: how it has new channels and blocks filled; None where it adds none.
         prunes: any channel may go, whatever the stages say.
         sharded: it leaves weights alone between morphs, so that each rank may hold a shard of them (`fully_shard`).
+        replicated: its `before_forward` may run in each of the copies that `DataParallel` makes for a forward pass.
     """
 
     name: ClassVar[str]
@@ -49,6 +50,7 @@ class Part:
     depth_operator: str | DepthOperator | None = None
     prunes: ClassVar[bool] = False
     sharded: ClassVar[bool] = False
+    replicated: ClassVar[bool] = False
     run: Run
 
     # Before the run.

@@ -33,11 +33,20 @@ def first_stage(model, method=None, epochs=20):
 
 
 def test_a_transformer_begins_with_a_quarter_of_its_blocks_and_small_images():
-    network, small, start = first_stage(Transformer())
-    assert start == 13  # 0.65 of 20
+    network, small, start = first_stage(Transformer(), epochs=30)
+    assert start == 20  # 0.65 of 30, to even
     assert [len(blocks) for blocks in small.blocks.values()] == [2]  # 1.5 of 6
     assert small.resolution == (4, 4)  # 5 of 8 pixels, which patches of 2 do not divide
     assert small.channels == network.dense.channels
+
+
+def test_a_transformer_keeps_its_blocks_in_a_short_run():
+    network, small, _ = first_stage(Transformer(), epochs=29)
+    assert small.blocks == network.dense.blocks and small.resolution == (4, 4)
+    _, small, _ = first_stage(Transformer(), morphogen.GrowOnce(resolution=1.0), epochs=29)  # nothing else is small
+    assert [len(blocks) for blocks in small.blocks.values()] == [2]
+    _, small, _ = first_stage(Transformer(), morphogen.GrowOnce(depth=0.5), epochs=29)
+    assert [len(blocks) for blocks in small.blocks.values()] == [3]
 
 
 def test_a_cnn_begins_with_small_images_alone():

@@ -15,9 +15,9 @@ from ..schedule.growth import growth
 from ..schedule.stages import Stage
 from .method import Method, check_growth
 
-RESOLUTION, DEPTH, DEEP = 0.625, 0.25, 6
-"""Shares of the side and of the blocks to begin with, where nothing else is asked for, and the blocks that make a stack
-deep enough to begin with a quarter of them. Measured: see the card."""
+RESOLUTION, DEPTH, DEEP, LONG = 0.625, 0.25, 6, 30
+"""Shares of the side and of the blocks to begin with, where nothing else is asked for; the blocks that make a stack deep
+enough to begin with a quarter of them, and the epochs that make a run long enough. Measured: see the card."""
 
 KEPT_DEPTH = 0.5
 """Share of the blocks of a pretrained network, which is worth little without most of them. Not measured."""
@@ -34,9 +34,10 @@ class GrowOnce(Method):
     Attributes:
         at: the share of the run after which it grows, in (0, 1).
         resolution: share of the input's side before, in (0, 1]; None is 0.625 where the model takes images.
-        depth: share of each block stack before, in (0, 1]; None is a quarter (of a pretrained network half) of the
-            stacks of at least six blocks whose residual branches can be silenced, in models with one stack
-            (transformers), and all of it elsewhere.
+        depth: share of each block stack before, in (0, 1]; None is a quarter (of a pretrained network half) of a
+            stack of at least six blocks whose residual branches can be silenced, in models with one stack
+            (transformers), and all of it elsewhere. A run of fewer than 30 epochs keeps all blocks too, where images
+            are small instead: so few epochs with a quarter of the blocks cost more accuracy than they save time.
         width: share of the channels before, in (0, 1].
         pretrained: the model's weights are worth keeping: the channels that stay are the most important ones, and
             channels and blocks come back as they were when they left. It is what the three settings below are by
@@ -90,8 +91,9 @@ class GrowOnce(Method):
             ConfigError: fewer than two epochs, or a network of which nothing is small.
         """
         width = self.width
-        depth = self._depth(network) if self.depth is None else self.depth
         resolution = self._resolution(network) if self.resolution is None else self.resolution
+        enough = resolution < 1 and epochs < LONG
+        depth = (1.0 if enough else self._depth(network)) if self.depth is None else self.depth
         stages = growth(
             network,
             [0, max(1, min(epochs - 1, round(self.at * epochs)))],

@@ -51,22 +51,26 @@ def build(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
         if key not in known:
             settings = "one of " + ", ".join(known) if known else "none"
             raise ConfigError(f"{name} has no setting '{key}'", expected=settings, todo=near(key, known))
-        check_value(name, key, value, known[key].default)
+        check_value(name, value, known[key])
     return table[name](**arguments)
 
 
-def check_value(who: str, key: str, value: object, default: object) -> None:
-    """Refuse a value of another type than the default's; a default of None is a number that need not be given.
+def check_value(who: str, value: object, setting: inspect.Parameter) -> None:
+    """Refuse a value of another type than the default's; a default of None is a name where it is declared as one, or
+    else a number, that need not be given.
 
     Raises:
         ConfigError: where it is, or is a number that no computer's numbers hold.
     """
-    number = default is None or isinstance(default, float)
-    fits = isinstance(value, (int, float) if number else type(default)) or (value is None and default is None)
+    default = setting.default
+    name = default is None and "str" in str(setting.annotation).split(" | ")
+    number = (default is None and not name) or isinstance(default, float)
+    kinds = str if name else (int, float) if number else type(default)
+    fits = isinstance(value, kinds) or (value is None and default is None)
     huge = isinstance(value, int) and abs(value) >= 2**63
     if not fits or huge or isinstance(value, bool) != isinstance(default, bool):
-        expected = "a number" if number else f"{type(default).__name__} such as {default!r}"
-        raise ConfigError(f"{who}: bad value for '{key}'", expected=expected, found=repr(value))
+        expected = "a name" if name else "a number" if number else f"{type(default).__name__} such as {default!r}"
+        raise ConfigError(f"{who}: bad value for '{setting.name}'", expected=expected, found=repr(value))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

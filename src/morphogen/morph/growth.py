@@ -129,5 +129,5 @@ def named(name: str | GrowthOperator) -> WidthGrowth:
         expected = "one of " + ", ".join(known) if known else "none"
         raise MorphError(f"{kind} has no setting '{min(unknown)}'", expected=expected)
     for key, value in settings.items():
-        check_value(kind, key, value, parameters[key].default)
+        check_value(kind, value, parameters[key])
     return replace(growth, settings=settings) if settings else growth

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from types import UnionType
 from typing import get_args, get_type_hints
 
 import pytest
@@ -520,7 +521,8 @@ def test_what_a_setting_is_declared_as_can_be_written(name):
     hints = get_type_hints(METHODS[name])
     samples = {str: "quiet", float: 0.5, int: 1, bool: True}
     for setting in dataclasses.fields(METHODS[name]):
-        kinds = {*get_args(hints[setting.name])} or {hints[setting.name]}
+        hint = hints[setting.name]
+        kinds = {*get_args(hint)} if isinstance(hint, UnionType) else {hint}
         kinds -= {int} if float in kinds else set()
         for sample in [samples[kind] for kind in kinds if kind in samples]:
             try:

@@ -16,8 +16,8 @@ from ..schedule.stages import Stage
 from .method import Method, check_growth
 
 RESOLUTION, DEPTH, DEEP, LONG = 0.625, 0.25, 6, 30
-"""Shares of the side and of the blocks to begin with, where nothing else is asked for; the blocks of a stack and the epochs
-of a run that are enough to begin with a quarter of the blocks. Measured: see the card."""
+"""Shares of the side and of the blocks to begin with, where nothing else is asked for; the blocks of a stack and the
+epochs of a run that are enough to begin with a quarter of the blocks. Measured: see the card."""
 
 KEPT_DEPTH = 0.5
 """Share of the blocks of a pretrained network, which is worth little without most of them. Not measured."""

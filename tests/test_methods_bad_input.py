@@ -7,6 +7,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from torch import nn
 
 import morphogen
 from morphogen import methods
@@ -529,3 +530,11 @@ def test_what_a_setting_is_declared_as_can_be_written(name):
                 build_method(f"{name}({setting.name}={sample!r})")
             except morphogen.MorphogenError as error:  # the value is none for this setting; its type is right
                 assert "bad value" not in str(error) and "wrong type" not in str(error), error
+
+
+@pytest.mark.parametrize("method", [morphogen.Prog(stages=2), morphogen.ProgressiveResizing()], ids=str)
+def test_images_that_a_model_does_not_take(method):
+    network = morphogen.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
+    (grow, *_) = method.parts()
+    with pytest.raises(morphogen.ConfigError, match=r"takes no images.*NetworkExpansion\(depth=0.5, stages=2\)"):
+        grow.plan(network, 20)

@@ -54,6 +54,13 @@ def growth(
             where=who,
             todo="`morphogen inspect` says what is pinned and why",
         )
+    if resolution and network.dense.resolution is None:
+        raise ConfigError(
+            "this model takes no images, so that their size cannot change",
+            where=who,
+            expected="an example of images (N, C, H, W)",
+            todo="NetworkExpansion(depth=0.5, stages=2) grows the depth alone, with width=0.5 the width",
+        )
     if depth and min(depth) < 1 and not network.stacks:
         raise ConfigError(
             "this model has no block stack, so its depth cannot change",

@@ -56,7 +56,7 @@ def growth(
         )
     if resolution and network.dense.resolution is None:
         raise ConfigError(
-            "this model takes no images, so that their size cannot change",
+            "resolution cannot change: this model takes no images",
             where=who,
             expected="an example of images (N, C, H, W)",
             todo="NetworkExpansion(depth=0.5, stages=2) grows the depth alone, with width=0.5 the width",

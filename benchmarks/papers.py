@@ -31,11 +31,13 @@ def run() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--tables", nargs="*", default=[*TABLES])
+    parser.add_argument("--scale", help="of the tables on CIFAR; 0.05 by default, an hour of one core each")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for table in asked.tables:
         output = asked.output / table.replace("/", "_")
-        code = main(["compare", "--table", table, "--data", asked.data, "--output", str(output), *TABLES[table]])
+        settings = ["--scale", asked.scale] if asked.scale and len(TABLES[table]) == 2 else TABLES[table]
+        code = main(["compare", "--table", table, "--data", asked.data, "--output", str(output), *settings])
         if code > 2:  # stopped
             raise SystemExit(code)
 

@@ -313,6 +313,69 @@ def test_images_that_a_view_would_merge_are_of_one_size():
         morphogen.GrowOnce().schedule(net, 4)
 
 
+class Positions(nn.Module):
+    """16 patches, and a table of a position for each and one for a class token, read as other people's code does."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.patches, self.table = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.randn(1, 17, 8))
+        self.out, self.read = nn.Linear(8, 4), read
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        return self.out(self.read(x, self.table).mean(1))
+
+
+def as_mae(x, table):
+    return torch.cat([x + table[:, 1:, :], table[:, :1, :].expand(len(x), -1, -1)], 1)
+
+
+def as_vit_pytorch(x, table):
+    x = torch.cat([x.new_zeros(len(x), 1, 8), x], 1)
+    x += table[:, : x.shape[1]]
+    return x
+
+
+@pytest.mark.parametrize("read", [as_mae, as_vit_pytorch])
+def test_a_table_that_is_read_in_parts_follows_the_grid(read):
+    """vit-pytorch's ran as it was, with the positions of the first rows of a wider grid."""
+    model = Positions(read)
+    net, whole = morphogen.trace(model, image(size=16)), model.table.detach().clone()
+    morphogen.morph(net, net.subnetwork(resolution=8))
+    assert model.table.shape == (1, 5, 8) and torch.equal(model.table[:, :1], whole[:, :1])
+    grid = whole[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    expected = nn.functional.interpolate(grid, (2, 2), mode="bicubic", antialias=True).flatten(2).mT
+    torch.testing.assert_close(model.table[:, 1:], expected)
+    run_once(model, 8, 8)
+    morphogen.morph(net, net.dense)
+    assert model.table.shape == whole.shape
+    run_once(model, 16, 16)
+
+
+def test_a_frozen_table_comes_back_as_it_was():
+    """MAE's sines and cosines: interpolated down and up again they would be blurred for good."""
+    model = Positions(as_mae)
+    model.table.requires_grad_(False)
+    ema = torch.optim.swa_utils.AveragedModel(model)
+    net, whole = morphogen.trace(model, image(size=16)), model.table.clone()
+    for size in (8, 12, 16):  # each from the whole one
+        morphogen.morph(net, net.subnetwork(resolution=size), ema=ema)
+        side = size // 4
+        grid = whole[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+        expected = nn.functional.interpolate(grid, (side, side), mode="bicubic", antialias=True).flatten(2).mT
+        torch.testing.assert_close(model.table[:, 1:], expected)
+        assert torch.equal(ema.module.table, model.table)
+    assert torch.equal(model.table, whole)
+
+
+def test_one_patch_is_not_spread_over_a_table_of_many():
+    """A single token plus 16 positions is 16 tokens to PyTorch."""
+    net = morphogen.trace(Positions(lambda x, table: x + torch.narrow(table, 1, 1, 16)), image(size=16))
+    for size in (4, 8, 12):
+        with pytest.raises(morphogen.SubNetworkError):
+            net.subnetwork(resolution=size)
+
+
 @pytest.mark.parametrize("bad", [0, -4, 0.0, 1.5, (32,), (32, 0), (32, 16.0)], ids=str)
 def test_resolutions_that_are_none(bad):
     net = morphogen.trace(Tower(), image(size=32))

@@ -47,7 +47,7 @@ class Network:
             begin at random are drawn from it.
         constants: buffers and plain attributes with channels that are no running statistics (the filters of an
             anti-aliased pooling, a table of positions), and frozen parameters, as they were when the model was traced;
-            what comes back of them has their values.
+            what comes back of them has their values, at another resolution these values interpolated.
         away: what is out and is to come back as it was, by tensor, and the resolution at which it left; None where
             nobody asked for that. See `morph/away.py`.
         frozen: the parameters that a method does not train for now, by name.
@@ -114,23 +114,17 @@ class Network:
         """Whether a tensor is one of `constants` still: what was frozen may learn by now."""
         return name in self.constants and not tensor.requires_grad
 
-    def restored(self, name: str, target: SubNetwork, like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:
-        """What of a constant is alive in a sub-network.
+    def restored(self, name: str, target: SubNetwork, like: torch.Tensor) -> torch.Tensor | None:
+        """What of a constant is alive in a sub-network, at the dense network's resolution; None where it is none.
 
         Args:
             name: of the tensor.
             target: the sub-network.
             like: the tensor, for its kind.
-            shape: that it will have.
-
-        Returns:
-            None where it is no constant, or is at another resolution than the dense network's.
         """
         if not self.is_constant(name, like):
             return None
-        layout, alive = self.structure.tensors[name], self.structure.alive_mask(target)
-        constant = layout.part(self.constants[name].to(like), alive)
-        return constant if constant.shape == torch.Size(shape) else None
+        return self.structure.tensors[name].part(self.constants[name].to(like), self.structure.alive_mask(target))
 
     def sketch(self, target: SubNetwork) -> nn.Module:
         """A sub-network on fake tensors: for trials, shapes and FLOPs; run it with `network.fake.run`."""
@@ -376,7 +370,6 @@ def _statistics(model: nn.Module, structure: Structure) -> dict[str, tuple[float
 
 def _constants(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor]:
     """Copies of what does not learn and may go: frozen parameters, and buffers with channels that are no statistics."""
-    inside = frozenset(path for stack in structure.stacks for path in stack.blocks)
 
     def may_go(name: str) -> bool:
         layout = structure.tensors.get(name)
@@ -387,7 +380,7 @@ def _constants(model: nn.Module, structure: Structure) -> dict[str, torch.Tensor
     others = {**dict(model.named_buffers()), **plain_tensors(model)}
     tensors = {name: tensor for name, tensor in others.items() if may_go(name)}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and (may_go(name) or within(name, inside)):
+        if not parameter.requires_grad and name in structure.tensors:  # a table without channels may follow the grid
             tensors[name] = parameter
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 

@@ -113,7 +113,7 @@ class GrowOnce(Method):
                 expected="images, or a deep stack of blocks, or a width below 1",
                 found=f"shares that are rounded to the whole, channels to multiples of {self.multiple_of}"
                 if small
-                else "a model without a deep stack that takes no images, or images of one size alone",
+                else "a model that takes no images, or images of one size alone, and has no deep stack, or several",
                 todo="Take smaller shares, or another multiple_of"
                 if small
                 else "GrowOnce(width=0.5) begins with half of the channels",

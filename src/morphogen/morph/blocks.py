@@ -12,6 +12,7 @@ from ..dense.fake import tensor_named
 from ..dense.network import Network
 from ..dense.subnet import BlockStack, SubNetwork, is_inside
 from ..errors import MorphError
+from .constants import constant_at
 from .entry import DepthGrowth, Entry
 
 
@@ -102,7 +103,7 @@ def fill_block(
                 values[name] = buffer.to(device, copy=True)
             continue
         own = tensor_named(network.outside[block.path], name[len(block.path) + 1 :])
-        constant = network.restored(name, target, own, shape)
+        constant = constant_at(network, name, target, own, shape)
         if constant is not None:
             values[name] = constant.to(twin, copy=True)
             continue

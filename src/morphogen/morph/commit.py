@@ -238,7 +238,7 @@ def _plan(
     grad = None if tensor.grad is None or change.regrids else change.carry(tensor.grad)
     edits: list[Callable[[], None]] = [partial(assign, tensor, new, grad)]
     for tree in averages:
-        value = carried_average(change, tree, new, fill, above)
+        value = carried_average(network, change, tree, new, fill, above)
         edits.append(partial(assign, tensor_named(tree, change.name), value, None))
     if isinstance(tensor, nn.Parameter):
         for optimizer in optimizers:

@@ -15,6 +15,7 @@ from ..dense.subnet import SubNetwork
 from ..errors import MorphError
 from .away import kept
 from .blocks import Entering, fill_block, is_learned
+from .constants import constant_at
 from .entry import DepthGrowth
 from .exchange import tensors_of
 from .growth import OPERATORS, Gap, WidthGrowth
@@ -75,13 +76,13 @@ def compute_values(
         return base[above[name]].detach() if name in above else None
 
     def grown(name: str, change: TensorMap) -> torch.Tensor:
-        constant = network.restored(name, target, live[name], change.new_shape)
+        constant = constant_at(network, name, target, live[name], change.grid_shape)
         if constant is not None:
-            return change.carry(live[name].detach(), constant)
+            return constant if change.regrids else change.carry(live[name].detach(), constant)
         back = kept(network, name, target, network.current.resolution) if fill.restores and change.grows else None
-        return _fill(change, base[name].detach(), upper(name), fill, generator, back)
+        return change.regrid(_fill(change, base[name].detach(), upper(name), fill, generator, back))
 
-    new = {name: change.regrid(grown(name, change)) for name, change in maps.items()}
+    new = {name: grown(name, change) for name, change in maps.items()}
     new |= {name: base[name].detach().clone() for name in base if base[name] is not live[name] and name not in maps}
 
     def online(name: str) -> torch.Tensor:
@@ -92,7 +93,8 @@ def compute_values(
             raise MorphError("the depth operator reads a momentum network, but there is none", where=name)
         if name not in maps:
             return means[name]
-        return carried_average(maps[name], momentum, new[name], fill_of(network, name, live[name], fill), above)
+        its = fill_of(network, name, live[name], fill)
+        return carried_average(network, maps[name], momentum, new[name], its, above)
 
     def left(name: str) -> torch.Tensor | None:
         return kept(network, name, target, target.resolution) if growth.restores else None
@@ -125,7 +127,12 @@ def blocks_above(network: Network, target: SubNetwork) -> dict[str, str]:
 
 
 def carried_average(
-    change: TensorMap, tree: nn.Module, new: torch.Tensor, fill: WidthGrowth, above: Mapping[str, str]
+    network: Network,
+    change: TensorMap,
+    tree: nn.Module,
+    new: torch.Tensor,
+    fill: WidthGrowth,
+    above: Mapping[str, str],
 ) -> torch.Tensor:
     """A tensor of an averaged copy after the morph.
 
@@ -136,6 +143,8 @@ def carried_average(
     if fill.rescales:
         upper = tensor_named(tree, above[change.name]).detach() if change.name in above else None
         return change.regrid(_fill(change, average, upper, replace(fill, settings={}), None))
+    if change.regrids and network.is_constant(change.name, tensor_named(network.model, change.name)):
+        return new.to(average, copy=True)
     if change.regrids:
         return change.regrid(change.select(average))
     return change.carry(average, new.to(average))

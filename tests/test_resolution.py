@@ -368,6 +368,29 @@ def test_a_frozen_table_comes_back_as_it_was():
     assert torch.equal(model.table, whole)
 
 
+class Sines(nn.Module):
+    """As vit-pytorch's SimpleViT: a plain tensor, moved to where the images are."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.out = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
+        self.sines = torch.randn(16, 8)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        return self.out((x + self.sines.to(x.device, dtype=x.dtype)).mean(1))
+
+
+def test_a_table_that_is_a_plain_tensor_follows_the_grid():
+    model = Sines()
+    net, whole = morphogen.trace(model, image(size=16)), model.sines.clone()
+    morphogen.morph(net, net.subnetwork(resolution=8))
+    assert model.sines.shape == (4, 8)
+    run_once(model, 8, 8)
+    morphogen.morph(net, net.dense)
+    assert torch.equal(model.sines, whole)
+
+
 def test_one_patch_is_not_spread_over_a_table_of_many():
     """A single token plus 16 positions is 16 tokens to PyTorch."""
     net = morphogen.trace(Positions(lambda x, table: x + torch.narrow(table, 1, 1, 16)), image(size=16))

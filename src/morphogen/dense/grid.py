@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import SubNetworkError, first_line
 from ..machine.placement import on_cpu
 from ..machine.private import tree_leaves, tree_map
+from .double import named_tensors
 from .fake import FakeModel
 from .program import silence
 
@@ -245,14 +246,13 @@ class _Fitting(TorchFunctionMode):
         }
     )
 
+    PARTS = frozenset({torch.Tensor.__getitem__, torch.Tensor.to})
+
     def __init__(self, double: FakeModel, resolution: Resolution, whole: _Fitting | None):
         super().__init__()
         tree = double.dense
         self.resolution, self.whole = resolution, whole
-        self.own = {
-            id(tensor): Own(name, (0,) * tensor.ndim)
-            for name, tensor in [*tree.named_parameters(), *tree.named_buffers()]
-        }
+        self.own = {id(tensor): Own(name, (0,) * tensor.ndim) for name, tensor in named_tensors(tree).items()}
         self.kept: list[torch.Tensor] = []
         self.met: dict[Own, list[Shape]] = {}
         self.cuts: dict[str, list[Shape]] = {}
@@ -270,7 +270,7 @@ class _Fitting(TorchFunctionMode):
         elif func is torch.conv2d and len(args) > 4:
             self._check_patches(tuple(args[0].shape[-2:]), tuple(args[1].shape[2:]), args[3], args[4])
         result = func(*args, **(kwargs or {}))
-        if func is torch.Tensor.__getitem__ and id(args[0]) in self.own and result.ndim == args[0].ndim:
+        if func in self.PARTS and id(args[0]) in self.own and result.ndim == args[0].ndim:
             self._cut(self.own[id(args[0])], args[0], result)
         return result
 
@@ -326,7 +326,7 @@ class _Fitting(TorchFunctionMode):
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    return {name: tuple(t.shape) for name, t in named_tensors(model).items()}
 
 
 def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:

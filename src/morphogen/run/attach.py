@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,11 @@ from ..dense.images import Images
 from ..dense.network import Network
 from ..errors import ConfigError
 from ..graph.outputs import Outputs
+from ..graph.refusals import check_model
 from ..graph.trace import read, warn_of_extent
 from ..machine.sharded import gathered
 from ..morph.averages import several_averages
+from ..morph.commit import several
 from ..morph.optimizer import check_optimizers
 from ..morph.rehearsal import rehearse
 from ..morph.tensors import map_tensors
@@ -98,13 +101,18 @@ def attach(
         TraceError, MorphError: see `trace` and `morph`; also where a later stage could not run, or an optimizer could
             not follow it.
     """
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ConfigError("epochs out of range", expected="at least 1", found=f"{epochs}")
-    if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
-        raise ConfigError("batch_size out of range", expected="a whole number, at least 1", found=f"{batch_size}")
+    epochs = _count("epochs", epochs)
+    steps_per_epoch = None if steps_per_epoch is None else _count("steps_per_epoch", steps_per_epoch)
+    batch_size = None if batch_size is None else _count("batch_size", batch_size)
+    if isinstance(method, (str, type)) or not callable(getattr(method, "parts", None)):
+        raise ConfigError("not a method", expected="one such as morphogen.GrowOnce()", found=repr(method)[:80])
+    if autocast is not None and not isinstance(autocast, torch.dtype):
+        raise ConfigError("autocast is no type", expected="one such as torch.bfloat16", found=repr(autocast)[:80])
+    optimizers = several(optimizer, Optimizer, "optimizer")
+    check_model(model, exclude)
     check_free(model)
     assembly = Assembly(method)
-    optimizers, averages = _several(optimizer), several_averages(ema, model)
+    averages = several_averages(ema, model)
     check_sharded(model, assembly, averages)
     with gathered(model, optimizers):
         network = read(model, example, exclude, outputs, images)
@@ -147,6 +155,12 @@ def _check_optimizers(network: Network, optimizers: Sequence[Optimizer], assembl
         check_optimizers(optimizers, names, changing, network.begins)
 
 
-def _several(value: Any) -> list[Any]:
-    """None, one, or several of something as a list."""
-    return [] if value is None else [value] if isinstance(value, (nn.Module, Optimizer)) else list(value)
+def _count(name: str, value: Any) -> int:
+    """A whole number from 1, of any kind that counts; a share of a batch, or a truth value, is none."""
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ConfigError(f"{name} out of range", expected="a whole number, at least 1", found=repr(value))
+    return number

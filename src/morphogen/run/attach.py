@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from ..cost.memory import StepMemory
 from ..dense.fake import Example
 from ..dense.images import Images
 from ..dense.network import Network
+from ..dense.subnet import within
 from ..errors import ConfigError
 from ..graph.outputs import Outputs
 from ..graph.refusals import check_model
@@ -120,6 +122,7 @@ def attach(
         if assembly.prunes or any(each.channels != network.dense.channels for each in assembly.possible):
             warn_of_extent(network)
         _check_optimizers(network, optimizers, assembly)
+        _warn_of_frozen(network, assembly)
         rehearse(network, assembly.possible, assembly.depth_operator)
         copies = len(averages) + sum(part.copies for part in assembly)
         run = Run(
@@ -164,3 +167,29 @@ def _count(name: str, value: Any) -> int:
     if number < 1:
         raise ConfigError(f"{name} out of range", expected="a whole number, at least 1", found=repr(value))
     return number
+
+
+def _warn_of_frozen(network: Network, assembly: Assembly) -> None:
+    """Warn where modules that are frozen whole (a teacher, a momentum encoder) become smaller, and so compute something
+    else; not where what leaves is to come back as it was."""
+    if assembly.restores:
+        return
+    dense, structure, changing = network.dense, network.structure, set[str]()
+    for each in assembly.possible:
+        absent = frozenset(structure.absent(each))
+        changing |= map_tensors(network, dense, replace(each, resolution=dense.resolution)).keys()
+        changing |= {name for name in structure.tensors if within(name, absent)}
+    frozen = list[str]()
+    for path, module in network.model.named_modules():
+        weights = {f"{path}.{name}": p for name, p in module.named_parameters() if p.ndim > 1}
+        whole = len(weights) > 1 and not any(p.requires_grad for p in module.parameters())
+        if path and whole and not within(path, frozenset(frozen)) and not changing.isdisjoint(weights):
+            frozen.append(path)
+    if frozen:
+        more = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
+        warnings.warn(
+            f"{frozen[0]}{more}: frozen, and smaller in some stages, where it computes something else; exclude="
+            f"[{frozen[0]!r}] keeps it whole. Where it is an average of another module: attach(model.other, ..., "
+            "ema=model.average) changes both alike",
+            stacklevel=3,
+        )

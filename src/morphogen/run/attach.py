@@ -139,6 +139,7 @@ def attach(
             hooked=hooks,
         )
     if start_epoch is not None:
+        run.begin_anew()
         try:
             run.begin_epoch(start_epoch)
         except Exception:

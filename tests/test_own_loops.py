@@ -171,7 +171,7 @@ def test_validation_needs_nothing(method):
         with torch.inference_mode():
             assert model.eval()(image(3, 8)).shape == model(image(3, 12)).shape
         model.train()
-    assert sizes == [4] * 6 + [8, 8, 8, 8, 8, 12]  # the run is over, and so are its hooks
+    assert sizes == 2 * [4, 4, 8] + 2 * [8, 8, 12]
 
 
 def test_validation_draws_no_candidate_and_counts_no_step():

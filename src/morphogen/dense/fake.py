@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..machine.alone import READING
 from ..machine.private import Constants, FakeTensorMode, as_parameter, is_fake, new_fake, tree_map
 from ..machine.randomness import own_random
 from .double import double, named_tensors
@@ -120,7 +121,7 @@ class FakeModel:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Where a fake model is called."""
-        with own_random(self.device), self.mode, Constants(), silence(), uncompiled():
+        with READING, own_random(self.device), self.mode, Constants(), silence(), uncompiled():
             yield
 
     def _fake(self, value: Any) -> Any:

@@ -106,7 +106,7 @@ class Network:
         """In one line, how much of the model can change."""
         size = "" if self.dense.resolution is None else ", {} x {} pixels".format(*self.dense.resolution)
         what = f"{type(self.model).__name__}: {len(self.groups)} channel groups, {len(self.stacks)} block stacks{size}"
-        if not self.structure.unread:
+        if self.groups or not self.structure.unread:
             return f"{what}; {self.extent}"
         return f"{what}; width cannot change: no rule for the op {next(iter(self.structure.unread))}"
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..machine.alone import READING
 from ..machine.private import HigherOrderOperator, OpOverload, graphs_only
 from ..machine.randomness import own_random
 
@@ -23,7 +24,7 @@ LOGGERS = ("export", "_subclasses.fake_tensor", "fx.experimental.symbolic_shapes
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
     """Export a model in the mode it is in; raises whatever its own code raises on this input."""
-    with silence(), uncompiled(), own_random(torch.device("cpu")), graphs_only():
+    with READING, silence(), uncompiled(), own_random(torch.device("cpu")), graphs_only():
         return torch.export.export(model, args, kwargs, strict=False)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..machine.private import ops_seen, tree_flatten, tree_leaves, tree_map
+from ..machine.randomness import drawn_so_far
 from .double import named_tensors
 from .fake import FakeModel, make_ready
 from .program import bind, calls, module_path, output_shapes
@@ -51,6 +52,7 @@ class Record:
         given: parameters, buffers, plain tensors and inputs, by name or number.
         ops: what ran, in order.
         result: what the model returned.
+        draws: whether the model's code drew random numbers of Python or NumPy, by which it may choose what it runs.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class Record:
             for path, module in model.named_modules():
                 hooks.callback(module.register_forward_pre_hook(self._begin(path), prepend=True).remove)
                 hooks.callback(module.register_forward_hook(self._end).remove)
+            before = drawn_so_far()
             self.result = model(*args, **kwargs)
+            self.draws = drawn_so_far() != before
 
     def _begin(self, path: str) -> Any:
         return lambda module, args: self._open.append(path)
@@ -106,7 +110,8 @@ class Record:
     def same_in_training(self) -> bool:
         """Whether the model, which ran in evaluation mode, runs the same ops on the same tensors in training mode.
 
-        Not known, and so denied, of inputs with a batch of one, to which training adds another.
+        Not known, and so denied, of inputs with a batch of one, to which training adds another. Sets `draws` where it
+        does in training mode.
         """
         fake, model, inputs = self._call
         if any(isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == 1 for leaf in tree_leaves(inputs)):
@@ -114,7 +119,9 @@ class Record:
         try:
             evaluation = self.flow()
             make_ready(model, training=True)
-            return evaluation == Record(fake, model, inputs).flow()
+            training = Record(fake, model, inputs)
+            self.draws |= training.draws
+            return evaluation == training.flow() and not training.draws
         except Exception:  # whatever the model's own code raises in training alone
             return False
 

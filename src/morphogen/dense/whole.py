@@ -35,7 +35,8 @@ def whole(act: Callable[[], T], *objects: Any) -> T:
         try:
             held.start()
             _AT_WORK.append(kept)
-            return act()
+            with torch.inference_mode(False):  # what is made in here is to be trained
+                return act()
         except BaseException:
             kept.put_back()
             raise

@@ -110,6 +110,12 @@ def read(
     seen = watch(fake)
     if seen.record.same_in_training():
         forward[True] = forward[False]
+    elif seen.record.draws and not walk.unread():  # a smaller network would draw fewer, and so run something else
+        warnings.warn(
+            "only the evaluation mode was read: in training mode the model draws random numbers of Python or NumPy, by "
+            "which it may choose what it runs",
+            stacklevel=4,
+        )
     else:
         try:
             program, numbers = _export(fake, example, training=True)

@@ -32,8 +32,10 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that takes the place of `path` when it is whole; what was there stays until then.
 
     Raises:
-        ExportError: it cannot be written; nothing is left of it.
+        ExportError: it cannot be written; nothing is left of it. Or a device or a pipe is there, which would be lost.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ExportError("cannot write the file there", where=str(path), expected="a file, or nothing yet")
     aside = path.with_name(f".{path.name}.part")
     try:
         with open(aside, "wb") as file:

@@ -37,3 +37,12 @@ def random_state(devices: list[torch.device]) -> Callable[[], None]:
             torch.cuda.set_rng_state(its, device)
 
     return put_back
+
+
+def drawn_so_far() -> tuple[object, ...]:
+    """Where the random numbers of Python are, and of NumPy where it is in use: another place after some were drawn."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return (random.getstate(),)
+    _, words, place, *gauss = numpy.random.get_state()
+    return random.getstate(), words.tobytes(), place, *gauss

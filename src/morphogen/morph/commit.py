@@ -121,13 +121,13 @@ def morph(
     start = time.perf_counter()
     network.check(target)
     fill, growth = named(operator), depth_named(depth_operator)
-    optimizers = _as_list(optimizer, Optimizer, "optimizer")
+    optimizers = several(optimizer, Optimizer, "optimizer")
     given = several_averages(ema, network.model)
     averages = [averaged(module, network.model) for module in given]
     shadows = [each for each in given if isinstance(each, Shadows)]
     for each in shadows:
         each.pull()
-    restarted = None if momentum is None else averaged(_as_list(momentum, nn.Module, "momentum")[0], network.model)
+    restarted = None if momentum is None else averaged(several(momentum, nn.Module, "momentum")[0], network.model)
     entering = list(entering_blocks(network, network.current, target))
     check_operator(growth.momentum and restarted is None, growth.silent, entering, depth_operator)
     trees = [network.model, *averages] if restarted is None else [network.model, *averages, restarted]
@@ -167,7 +167,7 @@ def _change(
     gone = (name for name in structure.tensors if within(name, frozenset(leaving)))
     check_optimizers(optimizers, parameters, {*maps, *moved, *gone}, network.begins)
     for tree in trees:
-        _check_tree(tree, model, maps)
+        _check_tree(tree, network, maps)
     try_out(network, target)
     fold_factors(trees, optimizers)
     if fill.restores or growth.restores:
@@ -249,7 +249,8 @@ def _plan(
     return edits
 
 
-def _as_list(value: Any, kind: type, name: str) -> list[Any]:
+def several(value: Any, kind: type, name: str) -> list[Any]:
+    """None, one, or several of a kind as a list; raises MorphError for anything else."""
     try:
         values = [] if value is None else [value] if isinstance(value, kind) else list(value)
     except TypeError:
@@ -257,14 +258,14 @@ def _as_list(value: Any, kind: type, name: str) -> list[Any]:
     for each in values:
         if not isinstance(each, kind):
             raise MorphError(
-                f"{name} is of the wrong kind", expected=f"a {kind.__name__}, or several", found=repr(each)
+                f"{name} is of the wrong kind", expected=f"one {kind.__name__}, or several", found=repr(each)
             )
     return values
 
 
-def _check_tree(tree: nn.Module, model: nn.Module, maps: Mapping[str, TensorMap]) -> None:
+def _check_tree(tree: nn.Module, network: Network, maps: Mapping[str, TensorMap]) -> None:
     """Refuse a model, or an averaged copy, that is not at the network's current sub-network."""
-    tensors = dict([*tree.named_parameters(), *tree.named_buffers()])
+    model, tensors = network.model, dict([*tree.named_parameters(), *tree.named_buffers()])
     other = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]} ^ tensors.keys()
     if other:
         raise MorphError(
@@ -286,14 +287,22 @@ def _check_tree(tree: nn.Module, model: nn.Module, maps: Mapping[str, TensorMap]
             )
     for name, change in maps.items():
         try:
-            shape = tuple(tensor_named(tree, name).shape)
+            now = tensor_named(tree, name)
         except AttributeError:
-            shape = None
-        if shape != change.old_shape:
+            now = None
+        if now is None or tuple(now.shape) != change.old_shape:
             raise MorphError(
                 "the tensor is not what the network's current sub-network says",
                 where=name,
                 expected=f"shape {change.old_shape}",
-                found="no such tensor" if shape is None else f"shape {shape}",
+                found="no such tensor" if now is None else f"shape {tuple(now.shape)}",
                 todo="Change sizes through morphogen.morph alone, and give it every EMA copy each time",
+            )
+        if isinstance(tensor_named(network.fake.dense, name), nn.Parameter) and not isinstance(now, nn.Parameter):
+            raise MorphError(
+                "the parameter that was traced is one no more, but computed of others",
+                where=name,
+                expected="the modules as they were traced",
+                found="a parametrization or a hook that came later (torch.nn.utils.parametrize, prune)",
+                todo="Put it on before trace or attach, or after the last morph",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from math import gcd
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,9 @@ from .resizing import check_resizing, resized
 
 class Resize(Part):
     """Resize the images of every forward pass, in evaluation too, on the device they are on.
+
+    Images of the dense network's resolution get the one that runs, and those of another (training at several sizes,
+    evaluation on whole images) change by the same share: their sizes and their form stay the loop's.
 
     An output that is a map (N, C, h, w) of the image's grid is interpolated to the size that it has for images as the
     loop gave them, so that masks of full size fit it.
@@ -62,7 +66,9 @@ class Resize(Part):
         self._seen = self._seen or (training and (images is not None or not self.run.hooked))
         if images is None or runs.resolution is None:
             return args, kwargs
-        return resized_call(self.run.network, args, kwargs, runs.resolution, self.resized)
+        dense = self.run.network.structure.resolution or runs.resolution
+        height, width = map(_side, images[1].shape[-2:], runs.resolution, dense)
+        return resized_call(self.run.network, args, kwargs, (height, width), self.resized)
 
     def before_step(self) -> None:
         """Raise ConfigError where the step had no images, and the whole resolution is not what it should run at."""
@@ -93,6 +99,14 @@ class Resize(Part):
             if number < len(leaves) and isinstance(leaves[number], torch.Tensor) and leaves[number].ndim in (4, 5):
                 leaves[number] = _enlarged(leaves[number], size)
         return tree_unflatten(leaves, tree)
+
+
+def _side(given: int, runs: int, dense: int) -> int:
+    """What a side of an image becomes. Where both sides can be halved (at most to a 32nd), it can be as often."""
+    if given in (dense, runs):  # the latter has been resized already
+        return runs
+    unit = gcd(given, runs, 32)
+    return max(1, round(given * runs / dense / unit)) * unit
 
 
 def _enlarged(maps: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:

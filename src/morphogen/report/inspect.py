@@ -32,7 +32,7 @@ def describe(network: Network, shares: Sequence[float]) -> dict[str, list[Row]]:
             for g in network.groups
         ],
         "Pinned": [{"pinned axis": p.axis, "size": p.size, "reason": p.reason} for p in network.pinned],
-        "No rule, so width cannot change": [
+        "No rule, so that what it reads stays whole": [
             {"op": op, "first in": path} for op, path in network.structure.unread.items()
         ],
         "Block stacks": [

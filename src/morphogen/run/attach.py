@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,11 +16,14 @@ from ..cost.memory import StepMemory
 from ..dense.fake import Example
 from ..dense.images import Images
 from ..dense.network import Network
+from ..dense.subnet import within
 from ..errors import ConfigError
 from ..graph.outputs import Outputs
+from ..graph.refusals import check_model
 from ..graph.trace import read, warn_of_extent
 from ..machine.sharded import gathered
 from ..morph.averages import several_averages
+from ..morph.commit import several
 from ..morph.optimizer import check_optimizers
 from ..morph.rehearsal import rehearse
 from ..morph.tensors import map_tensors
@@ -98,13 +103,18 @@ def attach(
         TraceError, MorphError: see `trace` and `morph`; also where a later stage could not run, or an optimizer could
             not follow it.
     """
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ConfigError("epochs out of range", expected="at least 1", found=f"{epochs}")
-    if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
-        raise ConfigError("batch_size out of range", expected="a whole number, at least 1", found=f"{batch_size}")
+    epochs = _count("epochs", epochs)
+    steps_per_epoch = None if steps_per_epoch is None else _count("steps_per_epoch", steps_per_epoch)
+    batch_size = None if batch_size is None else _count("batch_size", batch_size)
+    if isinstance(method, (str, type)) or not callable(getattr(method, "parts", None)):
+        raise ConfigError("not a method", expected="one such as morphogen.GrowOnce()", found=repr(method)[:80])
+    if autocast is not None and not isinstance(autocast, torch.dtype):
+        raise ConfigError("autocast is no type", expected="one such as torch.bfloat16", found=repr(autocast)[:80])
+    optimizers = several(optimizer, Optimizer, "optimizer")
+    check_model(model, exclude)
     check_free(model)
     assembly = Assembly(method)
-    optimizers, averages = _several(optimizer), several_averages(ema, model)
+    averages = several_averages(ema, model)
     check_sharded(model, assembly, averages)
     with gathered(model, optimizers):
         network = read(model, example, exclude, outputs, images)
@@ -112,6 +122,7 @@ def attach(
         if assembly.prunes or any(each.channels != network.dense.channels for each in assembly.possible):
             warn_of_extent(network)
         _check_optimizers(network, optimizers, assembly)
+        _warn_of_frozen(network, assembly)
         rehearse(network, assembly.possible, assembly.depth_operator)
         copies = len(averages) + sum(part.copies for part in assembly)
         run = Run(
@@ -128,6 +139,7 @@ def attach(
             hooked=hooks,
         )
     if start_epoch is not None:
+        run.begin_anew()
         try:
             run.begin_epoch(start_epoch)
         except Exception:
@@ -147,6 +159,38 @@ def _check_optimizers(network: Network, optimizers: Sequence[Optimizer], assembl
         check_optimizers(optimizers, names, changing, network.begins)
 
 
-def _several(value: Any) -> list[Any]:
-    """None, one, or several of something as a list."""
-    return [] if value is None else [value] if isinstance(value, (nn.Module, Optimizer)) else list(value)
+def _count(name: str, value: Any) -> int:
+    """A whole number from 1, of any kind that counts; a share of a batch, or a truth value, is none."""
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ConfigError(f"{name} out of range", expected="a whole number, at least 1", found=repr(value))
+    return number
+
+
+def _warn_of_frozen(network: Network, assembly: Assembly) -> None:
+    """Warn where modules that are frozen whole (a teacher, a momentum encoder) become smaller, and so compute something
+    else; not where what leaves is to come back as it was."""
+    if assembly.restores:
+        return
+    dense, structure, changing = network.dense, network.structure, set[str]()
+    for each in assembly.possible:
+        absent = frozenset(structure.absent(each))
+        changing |= map_tensors(network, dense, replace(each, resolution=dense.resolution)).keys()
+        changing |= {name for name in structure.tensors if within(name, absent)}
+    frozen = list[str]()
+    for path, module in network.model.named_modules():
+        weights = {f"{path}.{name}": p for name, p in module.named_parameters() if p.ndim > 1}
+        whole = len(weights) > 1 and not any(p.requires_grad for p in module.parameters())
+        if path and whole and not within(path, frozenset(frozen)) and not changing.isdisjoint(weights):
+            frozen.append(path)
+    if frozen:
+        more = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
+        warnings.warn(
+            f"{frozen[0]}{more}: frozen, and smaller in some stages, where it computes something else; exclude="
+            f"[{frozen[0]!r}] keeps it whole. Where it is an average of another module: attach(model.other, ..., "
+            "ema=model.average) changes both alike",
+            stacklevel=3,
+        )

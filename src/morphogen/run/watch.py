@@ -32,12 +32,12 @@ class Watch:
         self._model, self._epochs, self._hooked = model, epochs, hooked
         self._rates = Rates(optimizers)
         self.epoch, self.steps, self.usual = -1, 0, 0
-        self._anew, self._wrong, self._loaded, self._read = True, False, 0, -1
+        self._anew, self._joins, self._wrong, self._loaded, self._read = True, False, False, 0, -1
         self._probes: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def state_was_loaded(self, progress: Mapping[str, float] | None = None) -> None:
         """The next epoch may be any; with `progress` the run is where that says."""
-        self._anew = True
+        self._anew = self._joins = True
         if progress is not None:
             self.epoch, self.steps, self.usual = (int(progress[key]) for key in ("epoch", "steps", "usual"))
             self._wrong, self._rates.peak = bool(progress["wrong"]), progress["peak"]
@@ -62,6 +62,12 @@ class Watch:
                 the epoch before was trained by an optimizer that the run does not know.
         """
         number = number_of(epoch)
+        if number == 1 and self.epoch < 0 and not self._joins:
+            warnings.warn(
+                "the run begins with epoch 1, and epochs are counted from 0; in a loop that counts from 1 call "
+                "run.begin_epoch(epoch - 1)",
+                stacklevel=5,
+            )
         self.check_rates()
         if not self._anew:
             self._check_training()

@@ -41,7 +41,7 @@ class Whole:
         ({"optimizer": StepLR(torch.optim.SGD(net().parameters()), 1)}, "one Optimizer, or several"),
         ({"model": lambda x: x}, "not a model"),
     ],
-    ids=str,
+    ids=lambda given: "-".join(given) if isinstance(given, dict) else given,
 )
 def test_what_attach_cannot_use_is_named(wrong, says):
     model = net()

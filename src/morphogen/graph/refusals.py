@@ -63,12 +63,17 @@ CAUSES = (
 """What an export's error says, what was expected, and what to do."""
 
 
-def check_model(model: nn.Module, exclude: Iterable[str]) -> None:
-    """Raise TraceError for models that cannot change size."""
+def check_given(model: nn.Module, exclude: Iterable[str]) -> None:
+    """Raise TraceError for what is no model, and no list of paths."""
     if not isinstance(model, nn.Module):
         raise TraceError("not a model", expected="a torch.nn.Module", found=repr(model)[:80])
     if isinstance(exclude, str):
         raise TraceError("exclude is one string", expected="several module paths", todo=f"Write exclude=[{exclude!r}]")
+
+
+def check_model(model: nn.Module, exclude: Iterable[str]) -> None:
+    """Raise TraceError for models that cannot change size."""
+    check_given(model, exclude)
     for path, module in model.named_modules():
         _check_module(path or type(module).__name__, module)
     for name, tensor in _tensors(model).items():

@@ -19,7 +19,7 @@ from ..dense.network import Network
 from ..dense.subnet import within
 from ..errors import ConfigError
 from ..graph.outputs import Outputs
-from ..graph.refusals import check_model
+from ..graph.refusals import check_given
 from ..graph.trace import read, warn_of_extent
 from ..machine.sharded import gathered
 from ..morph.averages import several_averages
@@ -111,7 +111,7 @@ def attach(
     if autocast is not None and not isinstance(autocast, torch.dtype):
         raise ConfigError("autocast is no type", expected="one such as torch.bfloat16", found=repr(autocast)[:80])
     optimizers = several(optimizer, Optimizer, "optimizer")
-    check_model(model, exclude)
+    check_given(model, exclude)
     check_free(model)
     assembly = Assembly(method)
     averages = several_averages(ema, model)

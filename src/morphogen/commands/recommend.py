@@ -62,9 +62,7 @@ def settings(config: RecommendConfig) -> str:
 
 def _quoted(value: object) -> str:
     """A value for a shell, as YAML reads it."""
-    text = json.dumps(value) if isinstance(value, bool | list) else str(value)
-    if isinstance(value, list):
-        text = text.replace('"', "'")
+    text = (json.dumps(value) if isinstance(value, bool | list) else str(value)).replace('"', "'")
     return text if re.fullmatch(r"[\w./:+-]+", text) else f'"{text}"'
 
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-from types import UnionType
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from torch import nn
 
 import morphogen
 from morphogen import methods
-from morphogen.methods import METHODS, build_method
+from morphogen.methods import build_method
 from morphogen.parts import Average, Prune, Search
 
 from checks import assert_same, assert_unchanged, snapshot, take_steps
@@ -514,22 +512,6 @@ def test_a_setting_of_the_wrong_type_is_named_with_the_types_it_may_have():
     morphogen.AutoProg(dimensions=["depth"], ratio=1)  # a list as YAML has it, an int for a float
     with pytest.raises(morphogen.ConfigError, match=r"AutoProg: multiple_of out of range"):
         morphogen.AutoProg(multiple_of=-1)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_what_a_setting_is_declared_as_can_be_written(name):
-    """An operator that may be left out has a default of None; it is a name, and no number."""
-    hints = get_type_hints(METHODS[name])
-    samples = {str: "quiet", float: 0.5, int: 1, bool: True}
-    for setting in dataclasses.fields(METHODS[name]):
-        hint = hints[setting.name]
-        kinds = {*get_args(hint)} if isinstance(hint, UnionType) else {hint}
-        kinds -= {int} if float in kinds else set()
-        for sample in [samples[kind] for kind in kinds if kind in samples]:
-            try:
-                build_method(f"{name}({setting.name}={sample!r})")
-            except morphogen.MorphogenError as error:  # the value is none for this setting; its type is right
-                assert "bad value" not in str(error) and "wrong type" not in str(error), error
 
 
 @pytest.mark.parametrize("method", [morphogen.Prog(stages=2), morphogen.ProgressiveResizing()], ids=str)

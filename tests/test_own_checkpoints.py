@@ -289,3 +289,20 @@ def test_a_state_dict_does_not_wait_for_the_device(monkeypatch):
     notes = model.state_dict()._metadata[""]["morphogen"]["parts"]["search"]
     assert seconds(notes) == [1.0] and not waits
     assert seconds(run.part(Search).state_dict()) == [1.0, 1.0] and len(waits) == 1
+
+
+def test_runs_and_networks_are_not_pickled():
+    _, _, run = attached(WIDE)
+    for held in (run, run.network, {"run": run}):
+        with pytest.raises(CheckpointError, match="is not pickled"):
+            torch.save(held, io.BytesIO())
+
+
+def test_a_copy_of_a_module_that_holds_its_run():
+    model, optimizer, run = attached(WIDE)
+    model.run, model.net = run, run.network
+    average = torch.optim.swa_utils.AveragedModel(model)
+    assert average.module.run is run and average.module.net is run.network
+    run.begin_epoch(0)
+    step(model, optimizer)
+    assert average(image()).shape == model(image()).shape

@@ -23,6 +23,12 @@ def test_ranges_are_readable():
     assert morphogen.SubNetwork({"a": (0, 1, 2, 5, 7, 8)}).to_dict()["channels"] == {"a": "0:3,5:6,7:9"}
 
 
+def test_it_is_printed_with_ranges():
+    subnetwork = morphogen.SubNetwork({"conv": tuple(range(512))}, {"blocks": (0, 2)}, (20, 20))
+    shown = "SubNetwork(channels={'conv': '0:512'}, blocks={'blocks': '0:1,2:3'}, resolution=[20, 20])"
+    assert repr(subnetwork) == shown
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import MorphError, SubNetworkError, first_line
+from ..errors import CheckpointError, MorphError, SubNetworkError, first_line
 from ..machine.private import tree_leaves
 from .bypass import take_out
 from .depth import interpolated, originals
@@ -101,6 +101,16 @@ class Network:
     def extent(self) -> Extent:
         """How much of it can change its width."""
         return extent(self.structure, [name for name, _ in self.fake.dense.named_parameters()])
+
+    def __deepcopy__(self, memo: Any) -> Network:
+        """Itself: it stands for the model that was traced, not for copies of that."""
+        return self
+
+    def __reduce__(self) -> Any:
+        raise CheckpointError(
+            "a network is not pickled, since what it holds of the graph is made anew by trace",
+            expected="model.state_dict() in the file, and morphogen.trace where it is loaded",
+        )
 
     def __repr__(self) -> str:
         """In one line, how much of the model can change."""

@@ -395,6 +395,10 @@ class SubNetwork:
     def __hash__(self) -> int:
         return hash(self.to_json())
 
+    def __repr__(self) -> str:
+        """With index lists as ranges: they can be thousands."""
+        return "SubNetwork({})".format(", ".join(f"{key}={value}" for key, value in self.to_dict().items()))
+
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON types, index lists as ranges: `"0:32,40:48"`."""
         return {

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ..cost.memory import StepMemory
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork, contains, intersection
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..morph.averages import averaged, several_averages
 from ..morph.away import begin_to_keep
 from ..morph.commit import Receipt
@@ -283,6 +283,16 @@ class Run:
     def who(self) -> str:
         """The method's name, for messages."""
         return str(self.method)
+
+    def __deepcopy__(self, memo: Any) -> Run:
+        """Itself: a copy of a module that holds the run (an average of a LightningModule) is not what the run trains."""
+        return self
+
+    def __reduce__(self) -> Any:
+        raise CheckpointError(
+            "a run is not pickled, since what it holds of the graph is made anew by attach",
+            expected="run.state_dict() in the checkpoint, and run.load_state_dict after attach",
+        )
 
     def __repr__(self) -> str:
         """In one line, what trains and how much of it can change."""

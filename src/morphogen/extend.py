@@ -17,7 +17,7 @@ from .methods import METHODS, Combined, Method
 from .morph.commit import Change, Receipt
 from .morph.entry import DepthOperator, Entry, depth_operator
 from .morph.growth import Gap, GrowthOperator, operator
-from .parts import Average, Batch, Grow, Prune, Regularise, Resize, Search, Unfreeze
+from .parts import Average, Batch, Grow, Narrow, Prune, Regularise, Resize, Search, Unfreeze
 from .parts.momentum import Momentum, MomentumNetwork
 from .pruning.lasso import GroupLasso
 from .pruning.policy import Pruning
@@ -58,6 +58,7 @@ __all__ = [
     "Network",
     "Part",
     "PinnedAxis",
+    "Narrow",
     "Prune",
     "Pruning",
     "Receipt",

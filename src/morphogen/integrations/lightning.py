@@ -180,7 +180,7 @@ def _check(trainer: Trainer, method: Method) -> None:
             where=type(trainer.strategy).__name__,
             expected="one process, or strategy='ddp'",
         )
-    if Assembly(method).of(Prune) is not None and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    if Assembly(method).shrinks and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ConfigError(
             "the process that spawns the others gets weights back which do not fit its own, dense network",
             where=type(method).__name__,

@@ -13,6 +13,7 @@ from .method import Method
 from .network_expansion import NetworkExpansion
 from .prog import Prog
 from .progressive_unfreezing import ProgressiveUnfreezing
+from .prune_early import PruneEarly
 from .prunetrain import SSL, GrowThenPrune, OneTime, PruneTrain
 from .retrain import Retrain
 from .schedules import Bert2BERT, Dense, EfficientTrain, Net2Net, ProgressiveResizing, ProgStack, StackBERT
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
     "ProgStack": ProgStack,
     "ProgressiveResizing": ProgressiveResizing,
     "ProgressiveUnfreezing": ProgressiveUnfreezing,
+    "PruneEarly": PruneEarly,
     "PruneTrain": PruneTrain,
     "Retrain": Retrain,
     "SSL": SSL,
@@ -74,6 +76,7 @@ __all__ = [
     "ProgStack",
     "ProgressiveResizing",
     "ProgressiveUnfreezing",
+    "PruneEarly",
     "PruneTrain",
     "Retrain",
     "StackBERT",

@@ -4,6 +4,7 @@ from .average import Average
 from .batch import Batch
 from .choose import Choose
 from .grow import Grow
+from .narrow import Narrow
 from .prune import Prune
 from .rates import Rates
 from .regularise import Regularise
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "Choose",
     "Grow",
+    "Narrow",
     "Prune",
     "Rates",
     "Regularise",

@@ -53,7 +53,7 @@ class Grow(Part):
             operator: fills new channels, in schedules of the width.
             depth_operator: fills new blocks, in schedules of the depth.
             choose: which channels a smaller network has: `position`, the first of each group, or `importance`, the most
-                important of the network that the run begins with, see `importance`.
+                important ones when the whole network becomes smaller, see `importance`.
 
         Raises:
             ConfigError: another choice.
@@ -86,10 +86,12 @@ class Grow(Part):
         return self._stages
 
     def before_epoch(self, epoch: int) -> bool:
-        """Look the stage of the epoch up; in the first, the channels are chosen by the weights that there are."""
-        network = self.run.network
-        begins = self.run.epoch < 0 and network.current == network.dense
-        if begins and self._order is not None:
+        """Look the stage of the epoch up; where channels go for the first time, they are chosen by the weights there
+        are."""
+        network, whole = self.run.network, self.run.network.dense
+        begins = self.run.epoch < 0 and network.current == whole
+        narrows = network.current.channels == whole.channels != self._at(epoch).subnetwork.channels
+        if narrows and self._order is not None:
             self._order = network.order = decided(by_importance(network))
             self._stages = self._stages_after(self.revisions, self._order)
         before, self._stage = self._stage, self._at(epoch)

@@ -31,6 +31,7 @@ class Prune(Part):
     name: ClassVar[str] = "prune"
     moves: ClassVar[bool] = True
     prunes: ClassVar[bool] = True
+    shrinks: ClassVar[bool] = True
     pruner: Pruner
 
     def __init__(

@@ -118,6 +118,11 @@ class Assembly:
         """Whether any channel may go, whatever the stages say."""
         return any(part.prunes for part in self._parts)
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether the run leaves a smaller network than the dense one."""
+        return any(part.shrinks for part in self._parts)
+
     def steps_in(self, subnetwork: SubNetwork, steps: int) -> int:
         """Optimizer steps of an epoch of a sub-network, where there would be so many with the first batch."""
         for part in self._parts:

@@ -37,6 +37,7 @@ class Part:
         alone: a run with this part has no other that moves.
         operator, depth_operator: how it has new channels and blocks filled; None where it adds none.
         prunes: any channel may go, whatever the stages say.
+        shrinks: the network that it leaves is smaller than the dense one.
         sharded: it leaves weights alone between morphs, so that each rank may hold a shard of them (`fully_shard`).
         replicated: its `before_forward` may run in each of the copies that `DataParallel` makes for a forward pass.
     """
@@ -49,6 +50,7 @@ class Part:
     operator: str | GrowthOperator | None = None
     depth_operator: str | DepthOperator | None = None
     prunes: ClassVar[bool] = False
+    shrinks: ClassVar[bool] = False
     sharded: ClassVar[bool] = False
     replicated: ClassVar[bool] = False
     run: Run

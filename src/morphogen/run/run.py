@@ -285,7 +285,7 @@ class Run:
         return str(self.method)
 
     def __deepcopy__(self, memo: Any) -> Run:
-        """Itself: a copy of a module that holds the run (an average of a LightningModule) is not what the run trains."""
+        """Itself: a copy of a module that holds the run, such as an average of it, is not what the run trains."""
         return self
 
     def __reduce__(self) -> Any:

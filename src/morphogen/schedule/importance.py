@@ -20,7 +20,7 @@ Order = Mapping[str, tuple[int, ...]]
 
 
 def importance(network: Network) -> dict[str, torch.Tensor]:
-    """The importance of each unit of each channel group of the dense network, by the group's name.
+    """The importance of each unit of each channel group of the network at its full width, by the group's name.
 
     The L2 norm of all entries that would go with the unit, tensor by tensor, each divided by its mean over the tensor's
     units, and the mean of that over the group's tensors: the group-level norm of DepGraph (Fang et al., CVPR 2023), in
@@ -28,13 +28,13 @@ def importance(network: Network) -> dict[str, torch.Tensor]:
     that read it, and the scales of its normalisation; not what is added to it.
 
     Raises:
-        ValueError: the network is not at its full width and depth.
+        ValueError: the network is not at its full width.
     """
-    if replace(network.current, resolution=network.dense.resolution) != network.dense:
-        raise ValueError("importance is of a network at its full width and depth")
+    if network.current.channels != network.dense.channels:
+        raise ValueError("importance is of a network at its full width")
     owners = _owners(network)
     total, tensors = torch.zeros(2, sum(group.size for group in network.groups), dtype=torch.float64, device="cpu")
-    for name, layout in network.structure.tensors.items():
+    for name, layout in network.structure.present(network.current).items():
         if layout.role.kind not in ("weight", "scale"):
             continue
         squares = tensor_named(network.model, name).detach().double().square()

@@ -26,6 +26,9 @@ from .objective import precision_of
 from .recipe import Recipe
 from .tasks.task import Beside
 
+THRESHOLD = 1e-4
+"""Below it a weight counts as zero in the density of a run that prunes without a threshold; PruneTrain's own."""
+
 
 class Books:
     """Keeps the ledger of one run. Nothing here changes the network or draws a random number."""
@@ -56,10 +59,11 @@ class Books:
         network = attached.network
         ledger.dense = network.dense.to_dict()
         self.open_stage(0, batch_size)
-        if self._prune is not None:
+        if attached.assembly.shrinks:
             price = self._costs.of_stage(0, network.dense, recipe.batch_size)
             price = replace(price, steps=steps, images=steps * recipe.batch_size)
-            ledger.pruned = PrunedRun(price, self._prune.policy.threshold)
+            ledger.pruned = PrunedRun(price, THRESHOLD if self._prune is None else self._prune.policy.threshold)
+        if self._prune is not None:
             self._mapped = mapped_layers(network, recipe.sparsity_map)
 
     def flops_of(self, subnetwork: SubNetwork, batch_size: int, frozen: frozenset[str] | None = None) -> float:

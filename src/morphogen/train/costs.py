@@ -10,7 +10,7 @@ from functools import cache
 from ..cost.flops import Cost, cost
 from ..dense.subnet import SubNetwork
 from ..errors import ConfigError
-from ..parts import Batch, Prune
+from ..parts import Batch
 from ..parts.resizing import Size
 from ..report.ledger import StageCost
 from ..run.run import Run
@@ -60,7 +60,7 @@ class Costs:
 
     def _memory(self, subnetwork: SubNetwork, batch_size: int) -> int | None:
         """Bytes of a step as modelled, in runs that are about memory; None where a step cannot be modelled."""
-        if self._attached.part(Prune) is None and self._attached.part(Batch) is None:
+        if not self._attached.assembly.shrinks and self._attached.part(Batch) is None:
             return None
         try:
             return self._attached.memory.bytes(subnetwork, batch_size)

@@ -142,7 +142,7 @@ METHODS = [
         channels=(6, 6, 8, 8, 10, 10, 12, 12),
     ),
     # Eight of twelve channels have no more than half of the FLOPs, nine have.
-    MethodRow(morphogen.PruneEarly(start=0.25, stop=0.5, cuts=3, multiple_of=1), channels=(12, 12, 10, 9, 8, 8, 8, 8)),
+    MethodRow(morphogen.PruneEarly(at=0.25, multiple_of=1), channels=(12, 12, 8, 8, 8, 8, 8, 8)),
     MethodRow(morphogen.StackBERT(), blocks=(2, 2, 2, 2, 4, 4, 4, 4)),
     MethodRow(morphogen.ProgStack(), blocks=(1, 2, 2, 4, 4, 4, 4, 4)),
     MethodRow(morphogen.ProgStack(depth_operator="mostack"), blocks=(1, 2, 2, 4, 4, 4, 4, 4)),

@@ -12,8 +12,8 @@ from checks import assert_equals_masked_dense, randomise_statistics
 from nets import Residual, Tower, image
 from own_loops import attached, saved, seeded, sgd, step
 
-PRUNED = morphogen.PruneEarly(start=0.25, stop=0.5, cuts=2, multiple_of=1)
-"""In four epochs: whole, a first cut, and from the third epoch on what is left."""
+PRUNED = morphogen.PruneEarly(at=0.5, multiple_of=1)
+"""Of four epochs two train the whole network, two the eight of its twelve channels that have half of the FLOPs."""
 
 
 @pytest.mark.parametrize("target", [0.25, 0.5, 0.9])
@@ -26,23 +26,14 @@ def test_the_largest_width_that_meets_the_target(target):
     assert cost(network, wider).forward > target * cost(network, network.dense).forward
 
 
-@pytest.mark.parametrize(
-    ("epochs", "settings", "starts"),
-    [
-        (100, {}, [0, 5, 15, 25, 35]),
-        (10, {}, [0, 1, 2, 3, 4]),
-        (4, {}, [0, 1]),  # all cuts fall on one epoch
-        (2, {"start": 0.9, "stop": 0.9}, [0, 1]),
-        (12, {"cuts": 1, "start": 0.25, "stop": 0.5}, [0, 3]),
-    ],
-)
-def test_when_it_cuts(epochs, settings, starts):
-    _, _, run = attached(morphogen.PruneEarly(multiple_of=1, **settings), epochs=epochs)
-    assert [stage.start for stage in run.stages] == starts
+@pytest.mark.parametrize(("epochs", "at", "start"), [(100, 0.15, 15), (10, 0.15, 2), (3, 0.01, 1), (2, 0.9, 1)])
+def test_when_it_cuts(epochs, at, start):
+    _, _, run = attached(morphogen.PruneEarly(at=at, multiple_of=1), epochs=epochs)
+    assert [stage.start for stage in run.stages] == [0, start]
     assert run.stages[0].subnetwork == run.network.dense
 
 
-def test_what_stays_is_what_weighs_most_when_the_first_channels_go():
+def test_what_stays_is_what_weighs_most_when_channels_go():
     model, optimizer, run = attached(PRUNED)
     at_attach = by_importance(run.network)
     run.begin_epoch(0)
@@ -51,11 +42,13 @@ def test_what_stays_is_what_weighs_most_when_the_first_channels_go():
     step(model, optimizer)
     order = by_importance(run.network)
     assert order != at_attach
-    for epoch, left in ((1, 10), (2, 8), (3, 8)):
+    run.begin_epoch(1)
+    assert run.network.current == run.network.dense
+    for epoch in (2, 3):
         run.begin_epoch(epoch)
-        assert {len(units) for units in run.network.current.channels.values()} == {left}
-        for name, units in run.network.current.channels.items():
-            assert units == tuple(sorted(order[name][:left])), name
+        assert {name: units for name, units in run.network.current.channels.items()} == {
+            name: tuple(sorted(units[:8])) for name, units in order.items()
+        }
         step(model, optimizer)
     run.end()
     assert model.conv1.out_channels == 8 and run.ended
@@ -107,7 +100,7 @@ def test_beside_growth_in_depth():
         run.begin_epoch(epoch)
         seen.append((model.conv1.out_channels, len(run.network.current.blocks["blocks"])))
         step(model, optimizer)
-    assert seen == [(12, 2), (10, 2), (8, 2), (8, 4)]
+    assert seen == [(12, 2), (12, 2), (8, 2), (8, 4)]
     run.end()
     assert model.conv1.out_channels == 8
 
@@ -116,9 +109,8 @@ def test_beside_growth_in_depth():
     ("settings", "epochs", "match"),
     [
         ({"target": 1.0}, 4, r"target out of range.*0 < target < 1.*1\.0"),
-        ({"start": 0.0}, 4, "shares out of range.*0 < start <= stop < 1"),
-        ({"start": 0.5, "stop": 0.4}, 4, "shares out of range"),
-        ({"cuts": 0}, 4, "cuts and multiple_of at least 1"),
+        ({"at": 0.0}, 4, "at out of range.*0 < at < 1"),
+        ({"multiple_of": 0}, 4, "multiple_of at least 1"),
         ({"target": 1e-6, "multiple_of": 1}, 4, "no width of this model meets the target"),
         ({"multiple_of": 12}, 4, "no width of this model meets the target.*multiple_of 12"),
         ({"multiple_of": 1}, 1, "a stage needs at least one epoch"),

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import morphogen
 from morphogen.dense.fake import FakeModel
 from morphogen.dense.grid import Grids
+from morphogen.machine.private import compiler_stance
+from morphogen.machine.surroundings import LOGGERS
 
 HOME = str(Path(morphogen.__file__).parent)
 
@@ -31,8 +34,9 @@ class Faulty:
         where: the file and the line at which it was done.
     """
 
-    def __init__(self, at: int | None, act):
-        self.at, self.act, self.seen, self.where = at, act, 0, ""
+    def __init__(self, at: int | None, act, counts=lambda file, line: True):
+        """`counts`: which lines are counted, by file and number."""
+        self.at, self.act, self.counts, self.seen, self.where = at, act, counts, 0, ""
 
     def __enter__(self):
         self._before = sys.gettrace()
@@ -46,7 +50,7 @@ class Faulty:
         return self._traced(frame, event, arg) if frame.f_code.co_filename.startswith(HOME) else None
 
     def _traced(self, frame, event, arg):
-        if event != "exception":
+        if event != "exception" and self.counts(frame.f_code.co_filename, frame.f_lineno):
             self.seen += 1
             if self.seen == self.at:
                 self.where = f"{Path(frame.f_code.co_filename).relative_to(HOME)}:{frame.f_lineno} ({event})"
@@ -75,9 +79,13 @@ def world() -> list[Any]:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         len(_get_current_dispatch_mode_stack()),
+        len(_get_current_function_mode_stack()),
         len(warnings.filters),
+        id(sys.stderr),
         torch.compiler.is_compiling(),
         torch._dynamo.config.recompile_limit,
+        str(compiler_stance()),
+        [logger.level for logger in LOGGERS],
         torch.get_rng_state().tolist(),
     ]
 

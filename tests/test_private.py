@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import BaseTorchFunctionMode, _get_current_function_mode_stack
 
 from morphogen.machine import private
 
@@ -221,3 +223,16 @@ def test_nothing_private_is_imported_elsewhere():
                 assert not node.attr.startswith("_") or node.attr.startswith(("_foreach", "__version")), (
                     f"{name}: torch.{node.attr}"
                 )
+
+
+def test_modes_that_nobody_left():
+    leave = private.modes_from_here()
+    with BaseTorchFunctionMode():
+        inner = private.modes_from_here()
+        for mode in (BaseTorchFunctionMode(), private.FakeTensorMode(), BaseTorchFunctionMode()):
+            mode.__enter__()
+        assert isinstance(torch.zeros(2), FakeTensor)
+        inner()
+        assert not isinstance(torch.zeros(2), FakeTensor) and len(_get_current_function_mode_stack()) == 1
+    leave()
+    assert not _get_current_function_mode_stack()

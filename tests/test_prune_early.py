@@ -61,6 +61,7 @@ def test_a_cut_leaves_the_function_of_the_masked_dense_network():
     run.begin_epoch(0)
     step(model, optimizer)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run.begin_epoch(1)
     run.begin_epoch(2)
     other = Residual()
     other.load_state_dict(state)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import operator
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager
 from traceback import walk_tb
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -18,8 +19,7 @@ from torch import nn
 from ..machine.alone import READING
 from ..machine.private import HigherOrderOperator, OpOverload, graphs_only
 from ..machine.randomness import own_random
-
-LOGGERS = ("export", "_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
+from ..machine.surroundings import LOGGERS
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
@@ -110,14 +110,15 @@ def uncompiled() -> AbstractContextManager[Any]:
 @contextmanager
 def silence() -> Iterator[None]:
     """Keep PyTorch's export and fake tensors from printing what the caller gets as an exception anyway."""
-    loggers = [logging.getLogger(f"torch.{name}") for name in LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels, stderr = [logger.level for logger in LOGGERS], sys.stderr
+    for logger in LOGGERS:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # export prints graphs there
+        sys.stderr = io.StringIO()  # export prints graphs there
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        sys.stderr = stderr
+        for logger, level in zip(LOGGERS, levels, strict=True):
             logger.setLevel(level)

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..machine.private import compilations_allowed, more_compilations
-from ..machine.randomness import random_state
 from ..machine.signals import Held
+from ..machine.surroundings import surroundings
 from .assign import assign
 from .fake import FakeModel, has_own_arithmetic
 from .grid import Grids
@@ -23,8 +22,8 @@ T = TypeVar("T")
 def whole(act: Callable[[], T], *objects: Any) -> T:
     """Call a function that changes objects; where it raises, all of them are afterwards what they were before.
 
-    Meanwhile signals wait: a Ctrl-C comes when all is changed. Random numbers are put back too, so that the change can
-    be tried again and is the same.
+    Meanwhile signals wait: a Ctrl-C comes when all is changed. Random numbers and whatever else is everybody's are put
+    back too, so that the change can be tried again and is the same.
 
     Args:
         act: the function. What it writes into tensors in place it announces by `about_to_write`.
@@ -82,8 +81,7 @@ class Kept:
 
     def __init__(self, objects: Iterable[Any]):
         self.values: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._random = random_state([torch.device("cuda")] if torch.cuda.is_initialized() else [])
-        self._compilations = compilations_allowed()
+        self._surroundings = surroundings()
         self._contents: dict[int, tuple[Any, Any]] = {}
         self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, bool]] = {}
         self._generators: list[tuple[torch.Generator, torch.Tensor]] = []
@@ -93,6 +91,7 @@ class Kept:
 
     def put_back(self) -> None:
         """Have everything hold again what it held."""
+        self._surroundings()
         for container, content in self._contents.values():
             if isinstance(container, list):
                 container[:] = content
@@ -108,8 +107,6 @@ class Kept:
             data.copy_(value)
         for generator, state in self._generators:
             generator.set_state(state)
-        self._random()
-        more_compilations(self._compilations - compilations_allowed())
 
     def _keep(self, value: Any) -> Iterable[Any]:
         """Keep what an object holds; returns what of that is to be looked at too."""

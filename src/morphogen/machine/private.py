@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo import config as _compiler
+from torch._dynamo import eval_frame as _frames
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters as _counters
 from torch._ops import HigherOrderOperator, OpOverload
@@ -27,7 +28,8 @@ from torch.nn.modules.conv import _ConvNd as ConvBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import LeafSpec, TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
@@ -52,17 +54,20 @@ __all__ = [
     "backward_hook_tables",
     "compilations",
     "compilations_allowed",
+    "compiler_stance",
     "compiling",
     "fixed_settings",
     "forward_hook_tables",
     "forward_hooks",
     "forward_pre_hooks",
     "graphs_only",
+    "modes_from_here",
     "hooks_of",
     "in_backward",
     "is_fake",
     "joined",
     "more_compilations",
+    "set_compiler_stance",
     "ops_seen",
     "rebuild",
     "storage_key",
@@ -109,6 +114,29 @@ def compilations_allowed() -> int:
 def more_compilations(count: int) -> None:
     """Raise, or lower, the number of compilations of the same code before PyTorch gives up."""
     _compiler.recompile_limit += count
+
+
+def compiler_stance() -> Any:
+    """How compiled models run in this process: see `torch.compiler.set_stance`."""
+    return _frames._stance
+
+
+def set_compiler_stance(stance: Any) -> None:
+    """Have them run as when `compiler_stance` said so."""
+    _frames._set_stance(stance)
+
+
+def modes_from_here() -> Callable[[], None]:
+    """What leaves the modes of PyTorch (`with FakeTensorMode():` and the like) that this thread enters from here on."""
+    stacks = _get_current_function_mode_stack, _get_current_dispatch_mode_stack
+    before = [len(stack()) for stack in stacks]
+
+    def leave() -> None:
+        for stack, depth in zip(stacks, before, strict=True):
+            while len(modes := stack()) > depth:
+                modes[-1].__exit__(None, None, None)
+
+    return leave
 
 
 @contextmanager

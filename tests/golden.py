@@ -137,6 +137,7 @@ RUNS = {
     "PruneTrain": Golden("PruneTrain(interval=2, threshold=0.012)", PRUNED),
     "PruneTrain proximal": Golden(PROXIMAL, {**PRUNED_MORE, **ADAMW}),
     "PruneTrain to a target": Golden(TARGET, {**PRUNED, "ema": 0.9}),
+    "PruneEarly": Golden("PruneEarly(at=0.34, multiple_of=1)", {"model": CNN, "ema": 0.9}),
     "OneTime": Golden("OneTime(threshold=0.012)", {**PRUNED, "ema": 0.9}),
     "SSL": Golden("SSL(threshold=0.012)", PRUNED),
     "GrowThenPrune": Golden("GrowThenPrune(start=0.34, interval=2, proximal=True, ratio=0.4, threshold=0.005)", PRUNED),

@@ -15,6 +15,7 @@ from morphogen.graph.numbers import Attribute, Dim, Equal, Number
 from morphogen.graph.slots import Slots
 from morphogen.graph.units import solve
 
+from checks import assert_equals_masked_dense
 from nets import Plain, image
 
 
@@ -124,6 +125,34 @@ def test_tracing_leaves_the_model_untouched():
     assert modes == [True, True, False, True, True]
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Sliced(nn.Module):
+    """Runs parts of its lists, in a model in which a module has two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleDict({"layers": nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1))})
+        self.body["blocks"] = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(5))
+        self.last = nn.Conv2d(8, 4, 1)
+        self.before = self.after = nn.Identity()
+
+    def forward(self, x):
+        layers, blocks = self.body["layers"], self.body["blocks"]
+        x = layers[1:](layers[:1](self.before(x)))
+        for block in blocks[1:][:-1][::2]:
+            x = block(x)
+        return self.after(self.last(x))
+
+
+def test_modules_out_of_slices_have_their_own_paths():
+    model = Sliced()
+    net = morphogen.trace(model, image(), exclude=["body.blocks.3"])
+    paths = [call.path for call in net.structure.paths[0].calls if call.op == "conv2d"]
+    assert paths == ["body.layers.0", "body.layers.2", "body.blocks.1", "body.blocks.3", "last"]
+    assert_equals_masked_dense(net, net.subnetwork(width=0.5), image())
+    assert model.body["layers"][0].out_channels == model.body["layers"][2].out_channels == 4
+    assert model.body["blocks"][1].out_channels == model.body["blocks"][3].in_channels == 8
 
 
 def factors(slots, axis):

@@ -155,6 +155,52 @@ def test_modules_out_of_slices_have_their_own_paths():
     assert model.body["blocks"][1].out_channels == model.body["blocks"][3].in_channels == 8
 
 
+class Given(nn.Module):
+    """A bias computed from a table of two coordinates (Swin V2), normalised or with a learned one added."""
+
+    def __init__(self, through=None, plain=False):
+        super().__init__()
+        self.stem, self.out, self.through = nn.Linear(6, 8), nn.Linear(8, 3), through or nn.Identity()
+        self.mlp = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 8))
+        if plain:
+            self.table = torch.randn(5, 2)
+        else:
+            self.register_buffer("table", torch.randn(5, 2), persistent=False)
+
+    def forward(self, x):
+        return self.out(self.stem(x) + self.mlp(self.through(self.table)))
+
+
+class Learned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.more = nn.Parameter(torch.randn(5, 2))
+
+    def forward(self, x):
+        return x + self.more
+
+
+@pytest.mark.parametrize(
+    "model, expected",
+    [
+        (Given, 2),
+        (lambda: Given(plain=True), 2),
+        (lambda: Given(nn.LayerNorm(2)), 2),
+        (lambda: Given(nn.BatchNorm1d(2)), 2),
+        (lambda: Given(nn.Linear(2, 2)), 1),
+        (lambda: Given(Learned()), 1),
+    ],
+    ids=["buffer", "plain", "layer norm", "batch norm", "linear", "learned"],
+)
+def test_what_a_buffer_alone_gives_is_as_fixed_as_the_input(model, expected):
+    model, x = model(), torch.randn(2, 5, 6)
+    net = morphogen.trace(model, x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model.mlp[0].weight.shape == (8, expected) and model(x).shape == (2, 5, 3)
+    pinned = {axis.axis: axis.reason for axis in net.pinned}
+    assert ("such as the model's input" in pinned.get("mlp.0.weight[1]", "")) == (expected == 2)
+
+
 def factors(slots, axis):
     """For each slot, the units it hangs on."""
     units = solve(slots)

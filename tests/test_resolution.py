@@ -414,7 +414,7 @@ class Masked(nn.Module):
 
     def forward(self, x):
         x = self.patches(x)
-        n, _, h, w = x.shape
+        h, w = x.shape[2:]
         x = x.unflatten(2, (h // 2, 2)).unflatten(4, (w // 2, 2)).permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
         for shifted in (False, True):
             scores = x @ x.transpose(2, 3) + self.bias

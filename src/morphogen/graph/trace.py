@@ -157,6 +157,7 @@ def read(
         norms=norms,
         layers=tuple(walk.layers),
         outputs=tuple(map(str, walk.outputs)),
+        caches=seen.caches,
     )
     return Network(model, structure, fake)
 

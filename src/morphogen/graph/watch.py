@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..dense.caches import Cached, find_caches
 from ..dense.fake import FakeModel
 from ..dense.program import failing_module
 from ..dense.record import Record
@@ -124,9 +125,11 @@ class Watch(TorchFunctionMode):
         ops: the calls of PyTorch, in order.
         born: for each value the time since which it is known.
         record: the ops that they led to.
+        caches: what it left in the modules.
     """
 
     record: Record
+    caches: tuple[Cached, ...]
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -226,4 +229,5 @@ def _watched(fake: FakeModel, model: nn.Module, batch: int | None) -> Watch:
             hooks.callback(watched.register_forward_pre_hook(seen.begin(path, module), with_kwargs=True).remove)
             hooks.callback(watched.register_forward_hook(seen.end).remove)
         seen.record = Record(fake, model, fake.inputs(None, batch), within=seen)
+    seen.caches = find_caches(fake.dense, model)
     return seen

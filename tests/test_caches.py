@@ -85,3 +85,35 @@ def test_copies_forget_too_and_a_refused_morph_forgets_nothing():
     assert model.slopes.kept is kept
     morphogen.morph(net, net.subnetwork(width=0.5), ema=average)
     assert average(x).shape == model(x).shape == (2, 5, 3)
+
+
+def test_a_table_that_an_earlier_call_has_left_is_told():
+    model = Attention(as_an_attribute)
+    model(torch.randn(2, 7, 6))
+    with pytest.warns(UserWarning, match="slopes.kept: an earlier call of the model has left it for other inputs"):
+        morphogen.trace(model, torch.randn(2, 5, 6))
+    model(torch.randn(2, 5, 6))
+    net = morphogen.trace(model, torch.randn(2, 5, 6))  # this one follows
+    model(torch.randn(2, 7, 6))
+    with pytest.raises(morphogen.MorphError, match="traced before its first call"):
+        morphogen.morph(net, net.subnetwork(width=0.5))
+
+
+class Looks(nn.Module):
+    """Keeps its last output to look at."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.out, self.last = nn.Linear(6, 8), nn.Linear(8, 3), None
+
+    def forward(self, x):
+        self.last = self.stem(x)
+        return self.out(self.last)
+
+
+def test_what_every_call_writes_is_no_table(recwarn):
+    model = Looks()
+    model(torch.randn(3, 6))
+    net = morphogen.trace(model, torch.randn(2, 6))
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model(torch.randn(3, 6)).shape == (3, 3) and model.last.shape == (3, 4) and not recwarn.list

@@ -1,8 +1,8 @@
-"""What a forward pass leaves in the modules to use again (rotary tables, ALiBi slopes), and forgets when sizes change."""
+"""What a forward pass leaves in the modules to use again (rotary tables, ALiBi slopes): forgotten when sizes change."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..machine.private import tree_leaves
+from .double import plain_tensors
 
 OWN = frozenset(vars(nn.Module()))
 """What every module keeps for PyTorch."""
@@ -41,6 +42,29 @@ def find_caches(fresh: nn.Module, ran: nn.Module) -> tuple[Cached, ...]:
         if any(_holds_tensors(after[name]) for name in written):
             found += [Cached(path, name, name in before, before.get(name)) for name in written]
     return tuple(found)
+
+
+def tables(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every tensor that a forward pass may put another in the place of, by name."""
+    return dict(model.named_buffers()) | plain_tensors(model)
+
+
+def find_stale(
+    before: Mapping[str, torch.Tensor],
+    after: Mapping[str, torch.Tensor],
+    again: Callable[[], Mapping[str, torch.Tensor]],
+) -> tuple[str, ...]:
+    """The tables that an earlier call had left for other inputs than the example: a forward pass makes them anew.
+
+    What every forward pass makes anew (the last attention, to look at) is none.
+
+    Args:
+        before, after: the tables of a model that is called once between.
+        again: calls it once more, and returns them.
+    """
+    written = [name for name, table in before.items() if name in after and after[name] is not table]
+    twice = again() if written else {}
+    return tuple(name for name in written if twice.get(name) is after[name])
 
 
 def forget(model: nn.Module, caches: Iterable[Cached]) -> None:

@@ -298,7 +298,13 @@ def _check_tree(tree: nn.Module, network: Network, maps: Mapping[str, TensorMap]
                 where=name,
                 expected=f"shape {change.old_shape}",
                 found="no such tensor" if now is None else f"shape {tuple(now.shape)}",
-                todo="Change sizes through morphogen.morph alone, and give it every EMA copy each time",
+                todo="Change sizes through morphogen.morph alone, and give it every EMA copy each time"
+                + (
+                    ""
+                    if isinstance(now, nn.Parameter)
+                    else ". A table that is kept for one length of input is followed "
+                    "where the model is traced before its first call"
+                ),
             )
         if isinstance(tensor_named(network.fake.dense, name), nn.Parameter) and not isinstance(now, nn.Parameter):
             raise MorphError(

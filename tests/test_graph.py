@@ -15,6 +15,7 @@ from morphogen.graph.numbers import Attribute, Dim, Equal, Number
 from morphogen.graph.slots import Slots
 from morphogen.graph.units import solve
 
+from checks import assert_equals_masked_dense
 from nets import Plain, image
 
 
@@ -124,6 +125,80 @@ def test_tracing_leaves_the_model_untouched():
     assert modes == [True, True, False, True, True]
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Sliced(nn.Module):
+    """Runs parts of its lists, in a model in which a module has two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleDict({"layers": nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1))})
+        self.body["blocks"] = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(5))
+        self.last = nn.Conv2d(8, 4, 1)
+        self.before = self.after = nn.Identity()
+
+    def forward(self, x):
+        layers, blocks = self.body["layers"], self.body["blocks"]
+        x = layers[1:](layers[:1](self.before(x)))
+        for block in blocks[1:][:-1][::2]:
+            x = block(x)
+        return self.after(self.last(x))
+
+
+def test_modules_out_of_slices_have_their_own_paths():
+    model = Sliced()
+    net = morphogen.trace(model, image(), exclude=["body.blocks.3"])
+    paths = [call.path for call in net.structure.paths[0].calls if call.op == "conv2d"]
+    assert paths == ["body.layers.0", "body.layers.2", "body.blocks.1", "body.blocks.3", "last"]
+    assert_equals_masked_dense(net, net.subnetwork(width=0.5), image())
+    assert model.body["layers"][0].out_channels == model.body["layers"][2].out_channels == 4
+    assert model.body["blocks"][1].out_channels == model.body["blocks"][3].in_channels == 8
+
+
+class Given(nn.Module):
+    """A bias computed from a table of two coordinates (Swin V2), normalised or with a learned one added."""
+
+    def __init__(self, through=None, plain=False):
+        super().__init__()
+        self.stem, self.out, self.through = nn.Linear(6, 8), nn.Linear(8, 3), through or nn.Identity()
+        self.mlp = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 8))
+        if plain:
+            self.table = torch.randn(5, 2)
+        else:
+            self.register_buffer("table", torch.randn(5, 2), persistent=False)
+
+    def forward(self, x):
+        return self.out(self.stem(x) + self.mlp(self.through(self.table)))
+
+
+class Learned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.more = nn.Parameter(torch.randn(5, 2))
+
+    def forward(self, x):
+        return x + self.more
+
+
+@pytest.mark.parametrize(
+    "model, expected",
+    [
+        (Given, 2),
+        (lambda: Given(plain=True), 2),
+        (lambda: Given(nn.LayerNorm(2)), 2),
+        (lambda: Given(nn.BatchNorm1d(2)), 2),
+        (lambda: Given(nn.Linear(2, 2)), 1),
+        (lambda: Given(Learned()), 1),
+    ],
+    ids=["buffer", "plain", "layer norm", "batch norm", "linear", "learned"],
+)
+def test_what_a_buffer_alone_gives_is_as_fixed_as_the_input(model, expected):
+    model, x = model(), torch.randn(2, 5, 6)
+    net = morphogen.trace(model, x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model.mlp[0].weight.shape == (8, expected) and model(x).shape == (2, 5, 3)
+    pinned = {axis.axis: axis.reason for axis in net.pinned}
+    assert ("such as the model's input" in pinned.get("mlp.0.weight[1]", "")) == (expected == 2)
 
 
 def factors(slots, axis):

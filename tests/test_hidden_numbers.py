@@ -1,6 +1,7 @@
 """Numbers of a model's code in places where they count nothing, or count something else than they seem to."""
 
 import functools
+import math
 
 import pytest
 import torch
@@ -293,3 +294,70 @@ def test_code_that_looks_a_number_up_is_read_without_origins(where):
     assert [group.name for group in net.groups] == ["conv"]
     morphogen.morph(net, net.subnetwork(width=0.5))
     assert model(image()).shape == (2, 2)
+
+
+class Scaled(nn.Module):
+    """Attention whose heads are counted with the batch, so that at half width they are half as large."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.h, self.attend = 4, attend
+        self.stem, self.qkv, self.out = nn.Linear(8, 64), nn.Linear(64, 192), nn.Linear(64, 3)
+
+    def forward(self, x):
+        x = self.qkv(self.stem(x)).mT
+        n, width, length = x.shape
+        size = width // (3 * self.h)
+        q, k, v = (t.reshape(n * self.h, size, length) for t in x.chunk(3, 1))
+        y = v @ self.attend(q, k, size).softmax(-1).mT
+        return self.out(y.reshape(n, -1, length).mT)
+
+
+SCALES = {
+    "a root of a root": lambda q, k, size: (q / math.sqrt(math.sqrt(size))).mT @ (k / math.sqrt(math.sqrt(size))),
+    "one by a root of a root": lambda q, k, size: (q * (1 / math.sqrt(math.sqrt(size)))).mT @ k,
+    "a power": lambda q, k, size: (q * size**-0.25).mT @ (k * size**-0.25),
+}
+
+
+@pytest.mark.parametrize("attend", SCALES)
+def test_queries_and_keys_may_be_scaled_by_a_fourth_root_each(attend):
+    model, x = Scaled(SCALES[attend]), torch.randn(2, 5, 8)
+    net = morphogen.trace(model, x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model.qkv.weight.shape == (96, 32)
+    narrow = Scaled(SCALES[attend])
+    narrow.stem, narrow.qkv, narrow.out = nn.Linear(8, 32), nn.Linear(32, 96), nn.Linear(32, 3)
+    narrow.load_state_dict(model.state_dict())
+    assert torch.equal(model(x), narrow(x))
+
+
+def test_a_size_to_another_power_stays():
+    model, x = Scaled(lambda q, k, size: q.mT @ k * size**-0.3).eval(), torch.randn(2, 5, 8)
+    net = morphogen.trace(model, x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model.qkv.weight.shape == (192, 32) and model(x).shape == (2, 5, 3)
+
+
+class Turned(nn.Module):
+    """Sizes read off what a property returns."""
+
+    def __init__(self, turn):
+        super().__init__()
+        self.stem, self.out, self.turn = nn.Linear(8, 16), nn.Linear(16, 3), turn
+
+    def forward(self, x):
+        x = self.turn(self.stem(x))
+        channels, n = x.shape
+        return self.out(x.reshape(channels // 2, 2, n).flip(1).reshape(channels, n).transpose(0, 1))
+
+
+TURNS = {"T": lambda x: x.T, "mT": lambda x: x.mT, "H": lambda x: x.H, "real": lambda x: x.transpose(0, 1).real}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_sizes_of_a_turned_tensor_follow(turn):
+    model, x = Turned(TURNS[turn]), torch.randn(5, 8)
+    net = morphogen.trace(model, x)
+    assert_equals_masked_dense(net, net.subnetwork(width=0.5), x)
+    assert model.stem.weight.shape == (8, 8)

@@ -399,6 +399,40 @@ def test_one_patch_is_not_spread_over_a_table_of_many():
             net.subnetwork(resolution=size)
 
 
+class Masked(nn.Module):
+    """Windows of 2 x 2 tokens; a mask is added at the size that the model was made for in every other block alone, and
+    at others in all (SwinIR)."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.out, self.made_for = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 5), (8, 8)
+        self.register_buffer("mask", self.mask_of(8, 8))
+        self.bias = nn.Parameter(torch.randn(1, 4, 4))
+
+    def mask_of(self, h, w):
+        return torch.arange(h * w // 4.0).view(-1, 1, 1).expand(-1, 4, 4)
+
+    def forward(self, x):
+        x = self.patches(x)
+        h, w = x.shape[2:]
+        x = x.unflatten(2, (h // 2, 2)).unflatten(4, (w // 2, 2)).permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+        for shifted in (False, True):
+            scores = x @ x.transpose(2, 3) + self.bias
+            if (h, w) != self.made_for:
+                scores = scores + self.mask_of(h, w)
+            elif shifted:
+                scores = scores + self.mask
+            x = scores.softmax(-1) @ x + 1
+        return self.out(x.mean((1, 2)))
+
+
+def test_a_model_may_add_more_often_at_other_sizes():
+    model = Masked()
+    net = morphogen.trace(model, image(size=32))
+    assert net.subnetwork(resolution=16).resolution == (16, 16)
+    assert net.subnetwork(resolution=24).resolution == (24, 24)
+
+
 @pytest.mark.parametrize("bad", [0, -4, 0.0, 1.5, (32,), (32, 0), (32, 16.0)], ids=str)
 def test_resolutions_that_are_none(bad):
     net = morphogen.trace(Tower(), image(size=32))

@@ -36,8 +36,7 @@ class Fitting(TorchFunctionMode):
 
     Where its own tensor is added to activations that had its size at the dense resolution, the size that it needs
     now is noted, and so are patches of a stage that do not divide what they cut: a convolution drops the rest
-    silently. Patches of the image that do not raise ValueError; so does a sum that spreads the one place that is left
-    over those of a table.
+    silently. Patches of the image that do not raise ValueError.
 
     Attributes:
         met: for each of the model's own tensors, and for parts of them, the sizes of what they were added to, in order.
@@ -78,7 +77,7 @@ class Fitting(TorchFunctionMode):
             first, second = self._fit(args[0], args[1]), self._fit(args[1], args[0])
             args = (first, second, *args[2:])
             if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-                self._check_sum(tuple(first.shape), tuple(second.shape))
+                self.sums.append((tuple(first.shape), tuple(second.shape)))
         elif func is torch.conv2d and len(args) > 4:
             self._check_patches(tuple(args[0].shape[-2:]), tuple(args[1].shape[2:]), args[3], args[4])
         result = func(*args, **(kwargs or {}))
@@ -114,14 +113,19 @@ class Fitting(TorchFunctionMode):
                     if sizes == self.resolution:  # of the image: no need to go on
                         raise ValueError(self.left_over[-1])
 
-    def _check_sum(self, first: Shape, second: Shape) -> None:
-        self.sums.append((first, second))
-        if self.whole is None or len(self.whole.sums) < len(self.sums):
+    def check_sums(self) -> None:
+        """Compare the sums with those of the dense network; a model that adds more or less often here (a mask for
+        windows of one size alone) has taken another path, of which they say nothing.
+
+        Raises:
+            ValueError: one place is spread over several.
+        """
+        if self.whole is None or len(self.whole.sums) != len(self.sums):
             return
-        axes = zip(*(shape[::-1] for shape in (*self.whole.sums[len(self.sums) - 1], first, second)), strict=False)
-        for a, b, now_a, now_b in axes:
-            if a == b != 1 and now_a != now_b:
-                raise ValueError(f"a sum of {a} and {b} places becomes one of {now_a} and {now_b}")
+        for dense, now in zip(self.whole.sums, self.sums, strict=True):
+            for a, b, now_a, now_b in zip(*(shape[::-1] for shape in (*dense, *now)), strict=False):
+                if a == b != 1 and now_a != now_b:
+                    raise ValueError(f"a sum of {a} and {b} places becomes one of {now_a} and {now_b}")
 
     def _fit(self, tensor: Any, other: Any) -> Any:
         own = self.own.get(id(tensor))
@@ -150,5 +154,6 @@ def run_watched(model: nn.Module, fake: FakeModel, resolution: Resolution, whole
     with double.running(), torch.no_grad():
         with fitting:
             outputs = double.dense(*args, **kwargs)
+        fitting.check_sums()
         fitting.rows = [t.shape[0] for t in tree_leaves(outputs) if isinstance(t, torch.Tensor) and t.ndim]
     return fitting

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import operator
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,29 @@ from ..machine.surroundings import LOGGERS
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
     """Export a model in the mode it is in; raises whatever its own code raises on this input."""
     with READING, silence(), uncompiled(), own_random(torch.device("cpu")), graphs_only():
-        return torch.export.export(model, args, kwargs, strict=False)
+        program = torch.export.export(model, args, kwargs, strict=False)
+    for node in calls(program.graph_module):
+        stack = node.meta.get("nn_module_stack") or {}
+        stack |= {run: (_unsliced(model, path), kind) for run, (path, kind) in stack.items() if "slice(" in path}
+    return program
+
+
+SLICE = re.compile(r"slice\((None|-?\d+), (None|-?\d+), (None|-?\d+)\)")
+
+
+def _unsliced(model: nn.Module, path: str) -> str:
+    """The path of a module that the code took out of a slice of a list, `self.blocks[1:]`; where some module of the
+    model has two names, PyTorch writes it as `blocks.slice(1, None, None).0`."""
+    module, found, chosen = model, list[str](), list[str]()
+    for part in path.split("."):
+        if cut := SLICE.fullmatch(part):
+            limits = (None if limit == "None" else int(limit) for limit in cut.groups())
+            chosen = (chosen or list(module._modules))[slice(*limits)]
+            continue
+        renumbered = chosen and isinstance(module, nn.ModuleList)
+        name = chosen[int(part)] if renumbered else part
+        found, chosen, module = [*found, name], [], module.get_submodule(name)
+    return ".".join(found)
 
 
 REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "tag_activation_checkpoint")

@@ -18,6 +18,7 @@ import torch
 from ..errors import ConfigError, SubNetworkError, first_line
 from ..machine.placement import on_cpu
 from ..machine.reading import MALFORMED, parse_json
+from .caches import Cached
 from .ranges import MOST_UNITS, read_ranges, read_resolution, spread, to_ranges
 
 FIXED = -1
@@ -330,6 +331,8 @@ class Structure:
     """Paths of the layers that were read as a whole, by a rule of their own."""
     outputs: tuple[str, ...] = ()
     """The outputs that matter, as messages call them."""
+    caches: tuple[Cached, ...] = ()
+    """What the first forward pass leaves in the modules to use again."""
 
     def fingerprint(self) -> str:
         """A hash of what sub-networks of this network mean: its channel groups, block stacks and tensors."""

@@ -89,8 +89,8 @@ class Counting:
     def enters(self, value: float) -> bool:
         """A number that is not whole enters what an op computes; returns whether it must be the same at every size.
 
-        A square root of a size need not: as in PyTorch's own attention, a scale follows the number of channels. Where
-        it is computed from a size in another way, that stays.
+        A square root of a size need not, nor a fourth: as in PyTorch's own attention, a scale follows the number of
+        channels. Where it is computed from a size in another way, that stays.
         """
         if any(isclose(value, root) for root in self._computed.roots):
             return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from ..dense.subnet import FIXED, ChannelGroup, PinnedAxis, Role
 from ..machine.placement import on_cpu
 from .numbers import Attribute
+from .rules.table import OF_INPUT
 from .slots import ALWAYS, Axis, Slots
 from .units import Units, solve
 
@@ -51,7 +52,8 @@ def derive_groups(
         slots: all that rules said of them.
         tensors: the model's parameters and buffers in the model's order, which names and orders the groups.
         attributes: what modules' numbers count; they name groups that share their axes with others (`num_heads`).
-        learned: the names of the parameters; what none of them follows is no channel (a table of masks, of strides).
+        learned: the names of the parameters; what none of them follows is no channel (a table of masks, of strides),
+            and what they read from a buffer alone (a table of coordinates) is as fixed as the model's input.
     """
     units = solve(slots)
     axes = [
@@ -68,6 +70,11 @@ def derive_groups(
         for group in of[of != FIXED].unique().tolist():
             members.setdefault(group, []).append(_Place(name, dim, factors, of))
     members = {group: places for group, places in members.items() if any(p.name in learned for p in places)}
+    reasons = dict(units.reasons)
+    for group, places in list(members.items()):
+        if _is_given([(tensors[place.name].role, place.dim, place.name in learned) for place in places]):
+            reasons |= dict.fromkeys(places[0].factors[places[0].groups == group].tolist(), OF_INPUT)
+            del members[group]
     counted = _counted(attributes, units, group_of)
 
     number = torch.full((slots.count,), FIXED)  # unit (a slot) -> its number through all groups
@@ -94,7 +101,7 @@ def derive_groups(
     derived = ((units.factors != ALWAYS).sum(1) > 1).nonzero().flatten()
     products, same = number[units.factors[derived]].unique(dim=0, return_inverse=True)
     number[derived] = total + same
-    return Groups(tuple(groups), _pinned(axes, units.reasons), products, number[units.of])
+    return Groups(tuple(groups), _pinned(axes, reasons), products, number[units.of])
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,13 @@ def _group_by_members(slots: Slots, units: Units, axes: list[torch.Tensor]) -> t
     _, same = signature.unique(return_inverse=True)
     first = torch.full((int(same.max()) + 1,), slots.count)
     return first.scatter_reduce(0, same, torch.arange(slots.count), "amin")[same]
+
+
+def _is_given(places: Sequence[tuple[Role, int, bool]]) -> bool:
+    """Whether a buffer alone gives these axes (role, axis, whether it is learned): no weight writes them, and no
+    parameter is added to them."""
+    made = any(_produces(role, dim) or (learned and role.kind == "direct") for role, dim, learned in places)
+    return not made and any(role.kind == "direct" for role, _, _ in places)
 
 
 def _produces(role: Role, dim: int) -> bool:

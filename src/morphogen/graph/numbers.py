@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import wraps
-from math import ceil, floor, prod, sqrt
+from math import ceil, floor, prod
 from typing import Any
 
 import torch
@@ -73,6 +73,9 @@ CUTS = (torch.Tensor.__getitem__, torch.narrow, torch.Tensor.narrow, torch.split
 COUNTS = (torch.numel, torch.Tensor.numel, torch.Tensor.nelement)
 """Calls that multiply all sizes of a tensor."""
 
+TENSORS = (torch.Tensor.T, torch.Tensor.mT, torch.Tensor.H, torch.Tensor.mH, torch.Tensor.real, torch.Tensor.imag)
+"""Properties of a tensor that are another one, whose sizes may be read."""
+
 OWN = frozenset(vars(nn.Module()))
 """What every module keeps for PyTorch."""
 
@@ -97,7 +100,7 @@ class Equal(list[tuple["Number", "Number"]]):
 
     Attributes:
         unequal: those found unequal.
-        roots: square roots, and one by them.
+        roots: square and fourth roots, and one by them.
         values: other numbers that are not whole, and the sizes they were computed from.
         wholes: such numbers made whole again, the last of each value.
     """
@@ -177,9 +180,11 @@ class Number(int):
         return self._part((int(other) if _is_whole(other) else other) / int(self))
 
     def __pow__(self, other: Any, modulus: Any = None) -> Any:
-        if isinstance(other, float):
+        value = pow(int(self), int(other) if _is_whole(other) else other, modulus)
+        if isinstance(value, float):
             self.equal.roots += _roots(self)
-        return pow(int(self), int(other) if _is_whole(other) else other, modulus)
+            self.equal.values.append((value, self))
+        return value
 
     def __float__(self) -> float:
         """As `math.sqrt` asks for it."""
@@ -248,8 +253,9 @@ class Number(int):
 
 
 def _roots(number: int) -> list[float]:
-    root = sqrt(abs(int(number)))
-    return [root, 1 / root] if root else [root]
+    """What attention scales by: at once, or queries and keys each by half as much."""
+    size = abs(int(number))
+    return [size**power for power in (0.5, -0.5, 0.25, -0.25)] if size else [0.0]
 
 
 def _is_whole(value: Any) -> bool:
@@ -325,7 +331,7 @@ class Numbers(TorchFunctionMode):
             return self._shape(args[0], func(*args, **kwargs), *args[1:], **kwargs)
         if func in COUNTS:
             return prod(self._shape(args[0], args[0].shape))
-        if func.__name__ == "__get__":  # every other property of a tensor
+        if func.__name__ == "__get__" and func.__self__ not in TENSORS:
             return func(*args)
         if isinstance(func, types.FunctionType) and func not in self._open:  # written in Python: look inside
             self._open.append(func)

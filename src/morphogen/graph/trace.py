@@ -108,6 +108,12 @@ def read(
     parameters = {node: name for node, name in walk.named_inputs(program).items() if name in walk.parameters}
     branches, norms = Branches(program, parameters), batch_norms(program, walk.named_inputs(program))
     seen = watch(fake)
+    if seen.stale:
+        warnings.warn(
+            f"{seen.stale[0]}: an earlier call of the model has left it for other inputs than the example, and it does "
+            "not follow where sizes change. Trace a model that has not been called, or call it with the example first",
+            stacklevel=4,
+        )
     if seen.record.same_in_training():
         forward[True] = forward[False]
     elif seen.record.draws and not walk.unread():  # a smaller network would draw fewer, and so run something else
@@ -157,6 +163,7 @@ def read(
         norms=norms,
         layers=tuple(walk.layers),
         outputs=tuple(map(str, walk.outputs)),
+        caches=seen.caches,
     )
     return Network(model, structure, fake)
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..dense.caches import Cached, find_caches, find_stale, tables
 from ..dense.fake import FakeModel
 from ..dense.program import failing_module
 from ..dense.record import Record
@@ -124,9 +125,13 @@ class Watch(TorchFunctionMode):
         ops: the calls of PyTorch, in order.
         born: for each value the time since which it is known.
         record: the ops that they led to.
+        caches: what it left in the modules.
+        stale: what an earlier call of the model had left there, for other inputs.
     """
 
     record: Record
+    caches: tuple[Cached, ...]
+    stale: tuple[str, ...]
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -219,11 +224,19 @@ def watch(fake: FakeModel) -> Watch:
 
 
 def _watched(fake: FakeModel, model: nn.Module, batch: int | None) -> Watch:
-    seen = Watch(model)
+    seen, before, inputs = Watch(model), tables(model), fake.inputs(None, batch)
     with ExitStack() as hooks:
         for path, module in fake.dense.named_modules():
             watched = model.get_submodule(path)
             hooks.callback(watched.register_forward_pre_hook(seen.begin(path, module), with_kwargs=True).remove)
             hooks.callback(watched.register_forward_hook(seen.end).remove)
-        seen.record = Record(fake, model, fake.inputs(None, batch), within=seen)
+        seen.record = Record(fake, model, inputs, within=seen)
+    seen.caches = find_caches(fake.dense, model)
+
+    def again() -> dict[str, torch.Tensor]:
+        with fake.running():
+            model(*inputs[0], **inputs[1])
+        return tables(model)
+
+    seen.stale = find_stale(before, tables(model), again)
     return seen

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..dense.assign import assign
+from ..dense.caches import forget
 from ..dense.fake import drop_caches, has_own_arithmetic, tensor_named
 from ..dense.network import Network, set_attributes, set_buffers
 from ..dense.subnet import SubNetwork, within
@@ -201,6 +202,7 @@ def _change(
         set_buffers(tree, network, target, values.buffers)
         set_attributes(tree, network, target)
         drop_caches(tree)
+        forget(tree, structure.caches)
     if current.blocks != target.blocks:  # rates of the loop's own stay where they are
         lay_out_drop_path(network)
     if growth.rezero:
@@ -296,7 +298,13 @@ def _check_tree(tree: nn.Module, network: Network, maps: Mapping[str, TensorMap]
                 where=name,
                 expected=f"shape {change.old_shape}",
                 found="no such tensor" if now is None else f"shape {tuple(now.shape)}",
-                todo="Change sizes through morphogen.morph alone, and give it every EMA copy each time",
+                todo="Change sizes through morphogen.morph alone, and give it every EMA copy each time"
+                + (
+                    ""
+                    if isinstance(now, nn.Parameter)
+                    else ". A table that is kept for one length of input is followed "
+                    "where the model is traced before its first call"
+                ),
             )
         if isinstance(tensor_named(network.fake.dense, name), nn.Parameter) and not isinstance(now, nn.Parameter):
             raise MorphError(

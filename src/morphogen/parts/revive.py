@@ -65,7 +65,7 @@ def revive(network: Network, dense: Mapping[str, torch.Tensor], copies: Iterable
             for copy in copies:
                 overwrite(tensor_named(averaged(copy, network.model), name), weight)
     if filled:
-        _tell(filled, "They begin anew at random, at the norm they had")
+        _tell(filled, "They begin anew at random, at the norm they had; exclude=[...] leaves whole what must not")
     if frozen:
         _tell(frozen, "They are frozen and stay empty; leave their modules whole with exclude=[...]")
 

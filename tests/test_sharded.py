@@ -176,6 +176,7 @@ def refused(mesh):
     """With nothing changed."""
     for method, settings, found in (
         (morphogen.PruneTrain(), {}, "prune"),
+        (morphogen.PruneEarly(multiple_of=1), {}, "narrow"),
         (morphogen.AutoProg(stages=2, search_epochs=1), {}, "search"),
         (morphogen.NetworkExpansion(depth=0.5, stages=2), {}, "average"),
         (deep(), {"ema": torch.optim.swa_utils.AveragedModel(nn.Linear(1, 1))}, "an averaged copy"),

@@ -26,6 +26,7 @@ CANDIDATES = (
     "Prog(depth_operator='identity')",
     "StackBERT",
     "NetworkExpansion",
+    "PruneEarly",
     "PruneTrain(ratio=0.7, interval=3, proximal=True)",
 )
 """Methods to choose among."""

@@ -16,7 +16,7 @@ OWN = frozenset(vars(nn.Module()))
 """What every module keeps for PyTorch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cached:
     """An attribute that the first forward pass writes: the path of its module, its name, and what it was before."""
 
@@ -26,22 +26,28 @@ class Cached:
     before: Any
 
 
-def find_caches(fresh: nn.Module, ran: nn.Module) -> tuple[Cached, ...]:
+def find_caches(fresh: nn.Module, ran: nn.Module, again: Callable[[], Any]) -> tuple[Cached, ...]:
     """What a forward pass has written into modules that keep a tensor since then, such as the length it is made for.
 
-    A tensor that was there before is no cache: it is followed as a buffer is.
+    A tensor that was there before is no cache: it is followed as a buffer is. Nor is a number that is another one after
+    each call: the module counts.
 
     Args:
         fresh: a model that has not been called.
         ran: its double, which has.
+        again: calls that once more.
     """
-    found: list[Cached] = []
+    found: dict[Cached, Any] = {}
     for path, module in ran.named_modules():
         before, after = _kept(fresh.get_submodule(path)), _kept(module)
         written = [name for name in after if name not in before or _is_written(before[name], after[name])]
         if any(_holds_tensors(after[name]) for name in written):
-            found += [Cached(path, name, name in before, before.get(name)) for name in written]
-    return tuple(found)
+            found |= {Cached(path, name, name in before, before.get(name)): after[name] for name in written}
+    if found:
+        again()
+    return tuple(
+        each for each, value in found.items() if not _counts(value, _kept(ran.get_submodule(each.path)).get(each.name))
+    )
 
 
 def tables(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -90,6 +96,11 @@ def _is_written(before: Any, after: Any) -> bool:
         return not before and before != after
     plain = before is None or (isinstance(before, (bool, int, float, str, tuple)) and not _holds_tensors(before))
     return plain and (_holds_tensors(after) or type(before) is not type(after) or before != after)
+
+
+def _counts(before: Any, after: Any) -> bool:
+    """Whether a number is another one after a further call."""
+    return isinstance(before, (int, float)) and isinstance(after, (int, float)) and before != after
 
 
 def _holds_tensors(value: Any) -> bool:

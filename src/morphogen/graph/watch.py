@@ -231,12 +231,13 @@ def _watched(fake: FakeModel, model: nn.Module, batch: int | None) -> Watch:
             hooks.callback(watched.register_forward_pre_hook(seen.begin(path, module), with_kwargs=True).remove)
             hooks.callback(watched.register_forward_hook(seen.end).remove)
         seen.record = Record(fake, model, inputs, within=seen)
-    seen.caches = find_caches(fake.dense, model)
+    after = tables(model)
 
     def again() -> dict[str, torch.Tensor]:
         with fake.running():
             model(*inputs[0], **inputs[1])
         return tables(model)
 
-    seen.stale = find_stale(before, tables(model), again)
+    seen.caches = find_caches(fake.dense, model, again)
+    seen.stale = find_stale(before, after, again)
     return seen

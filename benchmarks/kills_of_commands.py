@@ -65,6 +65,8 @@ def start(arguments: list[str], said: Path) -> int:
         return process
     os.setsid()
     faulthandler.enable()  # a process that aborts says where
+    # After a fork PyTorch makes its thread pool anew for the first thread that asks, without a lock: two at once abort.
+    torch.set_num_threads(torch.get_num_threads())
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so do we then
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1), os.dup2(file, 2)

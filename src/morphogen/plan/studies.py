@@ -111,6 +111,16 @@ STUDIES = (
     _of_vit("ProgStack", (40.92, 39.24, 41.20)),
     Study(
         CNN,
+        "PruneEarly",
+        "ResNet-8 of 32 to 128 channels",
+        "CIFAR-10 at 16 x 16, 10,000 images",
+        20,
+        (70.98, 71.7, 71.72),
+        (69.32, 69.34, 70.12),
+        "benchmarks/results/prune_early",
+    ),
+    Study(
+        CNN,
         "PruneTrain(ratio=0.7, interval=3, proximal=True)",
         _RESNET,
         "CIFAR-10, 3,000 images",

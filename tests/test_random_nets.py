@@ -79,9 +79,10 @@ def walk(number):
     return compared
 
 
-@pytest.mark.parametrize("first", [0, pytest.param(30, marks=pytest.mark.nightly)])
-def test_random_walks_of_random_nets(first):
-    numbers = range(6) if first == 0 else range(300)
-    compared = sum(map(walk, numbers))
-    print(f"\n{len(numbers)} nets, {6 * len(numbers)} sub-networks, {compared} compared with the masked dense network")
-    assert compared > len(numbers)
+@pytest.mark.parametrize(
+    ("first", "count"), [*((n, 5) for n in range(0, 30, 5)), pytest.param(0, 300, marks=pytest.mark.nightly)]
+)
+def test_random_walks_of_random_nets(first, count):
+    compared = sum(map(walk, range(first, first + count)))
+    print(f"\n{count} nets, {6 * count} sub-networks, {compared} compared with the masked dense network")
+    assert compared > count

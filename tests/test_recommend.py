@@ -45,7 +45,7 @@ def test_methods_that_keep_their_accuracy_come_first_and_the_fastest_of_them():
             "EfficientTrain": plan_of(1.02),  # saves nothing
             "Prog": plan_of(9.0),  # -0.5 points in its study
             "NetworkExpansion": plan_of(5.0),  # in no study
-            "ProgressiveResizing": plan_of(1.3),
+            "Prog(depth_operator='identity')": plan_of(1.3),  # +1.1
             "GrowOnce": plan_of(2.0, memory=50.0),
         },
         40,
@@ -53,7 +53,7 @@ def test_methods_that_keep_their_accuracy_come_first_and_the_fastest_of_them():
     verdicts = [(each.method, each.verdict) for each in found.candidates]
     assert verdicts == [
         ("GrowOnce", "try it"),
-        ("ProgressiveResizing", "try it"),
+        ("Prog(depth_operator='identity')", "try it"),
         ("NetworkExpansion", "accuracy not measured"),
         ("Prog", "loses accuracy"),
         ("EfficientTrain", "saves nothing here"),

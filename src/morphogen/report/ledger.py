@@ -115,7 +115,7 @@ class PrunedRun:
     Attributes:
         dense: what the dense network costs, and the steps that it would take for as many epochs.
         threshold: a channel, or a weight, counts as zero below it.
-        coefficient: lambda of the group lasso; None before its first batch.
+        coefficient: lambda of the group lasso; None before its first batch, and where there is no lasso.
         sparsity: for each layer that is mapped and each epoch, the largest absolute weight of every output channel of
             the dense layer at the epoch's end, 0 where it has been taken out.
         density: of every layer at the end.

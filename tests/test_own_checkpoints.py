@@ -53,7 +53,11 @@ def cleaned(state):
 
 @pytest.mark.parametrize("through", [lambda state: state, cleaned], ids=["as it is", "cleaned"])
 @pytest.mark.parametrize("stop", [1, 2, 3])
-@pytest.mark.parametrize("method", [WIDE, FOLLOWED, WIDE + morphogen.ProgressiveResizing(stages=4)], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [WIDE, FOLLOWED, WIDE + morphogen.ProgressiveResizing(stages=4), morphogen.PruneEarly(at=0.5, multiple_of=1)],
+    ids=str,
+)
 def test_a_scripts_own_checkpoints(method, stop, through):
     """Model and optimizer, saved by the script at any stage, loaded in a fresh process: bit for bit the same run."""
 

@@ -5,7 +5,7 @@ import torch
 
 import morphogen
 from morphogen.cost.flops import cost
-from morphogen.extend import ConfigError, Narrow
+from morphogen.extend import CheckpointError, ConfigError, Narrow
 from morphogen.schedule.importance import by_importance
 
 from checks import assert_equals_masked_dense, randomise_statistics
@@ -91,6 +91,17 @@ def test_it_goes_on_from_a_state_bit_for_bit(stop):
     _, resumed = trained(stop, 4, saved(run.state_dict()))
     assert resumed.conv1.out_channels == 8
     assert all(torch.equal(whole.state_dict()[name], tensor) for name, tensor in resumed.state_dict().items())
+
+
+def test_a_state_of_another_length_is_refused():
+    """Which channels it has kept is in the notes of its run alone."""
+    model, optimizer, run = attached(PRUNED)
+    for epoch in range(3):
+        run.begin_epoch(epoch)
+        step(model, optimizer)
+    other, _, _ = attached(PRUNED, epochs=8)
+    with pytest.raises(CheckpointError, match="does not say what was pruned.*expected PruneEarly.*8 epochs"):
+        other.load_state_dict(saved(model.state_dict()))
 
 
 def test_beside_growth_in_depth():

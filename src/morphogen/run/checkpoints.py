@@ -221,7 +221,7 @@ def _parts_from(run: Run, notes: Mapping[str, Any] | None) -> Callable[[], None]
     if notes["parts"] is None:
         return None
     if (notes["method"], notes["epochs"]) != (describe(run.method), run.epochs):
-        if run.assembly.prunes:
+        if run.assembly.shrinks:
             raise CheckpointError(
                 "the state is of a run with another method or length, and does not say what was pruned",
                 expected=f"{describe(run.method)}, {run.epochs} epochs",

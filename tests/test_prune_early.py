@@ -100,7 +100,7 @@ def test_a_state_of_another_length_is_refused():
         run.begin_epoch(epoch)
         step(model, optimizer)
     other, _, _ = attached(PRUNED, epochs=8)
-    with pytest.raises(CheckpointError, match="does not say what was pruned.*expected PruneEarly.*8 epochs"):
+    with pytest.raises(CheckpointError, match=r"does not say what was pruned.*expected PruneEarly.*8 epochs"):
         other.load_state_dict(saved(model.state_dict()))
 
 

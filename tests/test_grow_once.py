@@ -23,37 +23,75 @@ class Transformer(nn.Module):
         return self.head(self.layers(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
 
 
-def first_stage(model, method=None, epochs=20):
+def stages(model, method=None, epochs=20):
     network = morphogen.trace(model, torch.randn(2, 3, 8, 8))
     (grow, *_) = (method or morphogen.GrowOnce()).parts()
     grow.plan(network, epochs)
-    small, whole = grow.stages
-    assert whole.subnetwork == network.dense
+    assert grow.stages[-1].subnetwork == network.dense
+    return network, grow.stages
+
+
+def first_stage(model, method=None, epochs=20):
+    network, (small, whole) = stages(model, method, epochs)
     return network, small.subnetwork, whole.start
 
 
-def test_a_transformer_begins_with_a_quarter_of_its_blocks_and_small_images():
-    network, small, start = first_stage(Transformer(), epochs=30)
+@pytest.mark.parametrize("model", [Residual, Tower])
+def test_images_grow_size_by_size_each_with_the_same_share_of_the_compute(model):
+    network, found = stages(model(), epochs=100)
+    assert [stage.subnetwork.resolution[0] for stage in found] == [3, 4, 5, 6, 7, 8]
+    # 1/9, 1/16, 1/25, 1/36, 1/49, 1/64 of their sum 0.277415: 40.1, 22.5, 14.4, 10.0, 7.4, 5.6 epochs
+    assert [stage.start for stage in found] == [0, 40, 63, 77, 87, 94]
+    assert all(stage.subnetwork.blocks == network.dense.blocks for stage in found)
+    assert all(stage.subnetwork.channels == network.dense.channels for stage in found)
+
+
+def test_sizes_are_those_that_the_model_takes():
+    network, found = stages(Transformer(), epochs=100)  # patches of 2: 3, 5 and 7 pixels are taken as 2 or 4, 4 and 6
+    sizes = [stage.subnetwork.resolution[0] for stage in found]
+    assert sizes == sorted(set(sizes)) and sizes[-1] == 8 and all(size % 2 == 0 for size in sizes)
+    assert all(stage.subnetwork.blocks == network.dense.blocks for stage in found)
+
+
+def test_in_a_short_run_there_are_fewer_sizes():
+    assert [(stage.start, stage.subnetwork.resolution[0]) for stage in stages(Residual(), epochs=6)[1]] == [
+        (0, 3),
+        (2, 4),
+        (4, 5),
+        (5, 8),
+    ]
+
+
+def test_a_network_that_is_asked_to_be_small_grows_once_while_the_images_grow():
+    method = morphogen.GrowOnce(at=0.5, depth=0.5)
+    network, found = stages(Transformer(), method, epochs=100)
+    alive = {stage.start: len(stage.subnetwork.blocks["layers"]) for stage in found}
+    assert alive[50] == 6 and {blocks for start, blocks in alive.items() if start < 50} == {3}
+    assert {blocks for start, blocks in alive.items() if start >= 50} == {6}
+    (before,) = [stage for stage in found if stage.start == max(start for start in alive if start < 50)]
+    (after,) = [stage for stage in found if stage.start == 50]
+    assert before.subnetwork.resolution == after.subnetwork.resolution
+
+
+def test_a_transformer_begins_with_a_quarter_of_its_blocks_where_images_cannot_be_small():
+    network, small, start = first_stage(Transformer(), morphogen.GrowOnce(resolution=1.0), epochs=30)
     assert start == 20  # 0.65 of 30, to even
     assert [len(blocks) for blocks in small.blocks.values()] == [2]  # 1.5 of 6
-    assert small.resolution == (4, 4)  # 5 of 8 pixels, which patches of 2 do not divide
     assert small.channels == network.dense.channels
 
 
-def test_a_transformer_keeps_its_blocks_in_a_short_run():
-    network, small, _ = first_stage(Transformer(), epochs=29)
-    assert small.blocks == network.dense.blocks and small.resolution == (4, 4)
-    _, small, _ = first_stage(Transformer(), morphogen.GrowOnce(resolution=1.0), epochs=29)  # nothing else is small
+def test_a_share_of_the_side_is_one_size_until_the_growth():
+    network, small, start = first_stage(Residual(), morphogen.GrowOnce(resolution=0.625))
+    assert start == 13 and small.resolution == (5, 5) and small.blocks == network.dense.blocks
+    network, small, start = first_stage(Transformer(), morphogen.GrowOnce(resolution=0.625, depth=0.25))
+    assert start == 13 and small.resolution == (4, 4)  # 5 of 8 pixels, which patches of 2 do not divide
     assert [len(blocks) for blocks in small.blocks.values()] == [2]
-    _, small, _ = first_stage(Transformer(), morphogen.GrowOnce(depth=0.5), epochs=29)
+
+
+def test_a_pretrained_network_keeps_most_of_its_images_and_half_of_its_blocks():
+    _, small, start = first_stage(Transformer(), morphogen.GrowOnce(pretrained=True))
+    assert start == 13 and small.resolution == (4, 4)
     assert [len(blocks) for blocks in small.blocks.values()] == [3]
-
-
-def test_a_cnn_begins_with_small_images_alone():
-    network, small, _ = first_stage(Residual())
-    assert small.resolution == (5, 5) and small.blocks == network.dense.blocks
-    network, small, _ = first_stage(Tower())  # four blocks are not deep
-    assert small.resolution == (5, 5) and small.blocks == network.dense.blocks
 
 
 def test_settings_win():

@@ -1,10 +1,12 @@
-"""A small network for most of the run, then the whole one, at once and without a change of its function."""
+"""Small images first, or a small network; the whole one for the end, grown without a change of its function."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
+from ..dense.grid import Resolution
 from ..dense.network import Network
 from ..errors import ConfigError, SubNetworkError
 from ..morph.entry import DepthOperator, depth_named
@@ -12,33 +14,38 @@ from ..morph.growth import GrowthOperator, named
 from ..parts import Grow, Resize
 from ..run.part import Part
 from ..schedule.growth import growth
+from ..schedule.linear import linear_ratios, starts_by_ratio
 from ..schedule.stages import Stage
 from .method import Method, check_growth
 
-RESOLUTION, DEPTH, DEEP, LONG = 0.625, 0.25, 6, 30
-"""Shares of the side and of the blocks to begin with, where nothing else is asked for; the blocks of a stack and the
-epochs of a run that are enough to begin with a quarter of the blocks. Measured: see the card."""
+SMALLEST, SIZES = 0.375, 6
+"""The side of the first images as a share of the full one, and the number of sizes up to it. Measured: see the card."""
 
-KEPT_DEPTH = 0.5
-"""Share of the blocks of a pretrained network, which is worth little without most of them. Not measured."""
+DEPTH, DEEP = 0.25, 6
+"""The share of the blocks to begin with where images cannot be small, and the blocks of a stack that are enough for it."""
+
+KEPT_RESOLUTION, KEPT_DEPTH = 0.625, 0.5
+"""Shares of the side and of the blocks of a pretrained network, which is worth little without most of them."""
 
 
 @dataclass(frozen=True)
 class GrowOnce(Method):
-    """Train a small network for most of the run, then grow it once to the dense one, which goes on from its function.
+    """Train on small images first, which grow size by size; a network that begins smaller grows once, and goes on from
+    its function.
 
-    What is small is chosen by what the model has, resolution first: the side of its images, then the blocks of a deep
-    stack. The learning rate should be flat until the growth (`--lr_schedule wsd`): what enters late under a cosine
-    hardly learns.
+    What is small is chosen by what the model has, resolution first: the side of its images; the blocks of a deep stack
+    where images cannot be small. The learning rate should be flat for most of the run (`--lr_schedule wsd`): what enters
+    late under a cosine hardly learns.
 
     Attributes:
-        at: the share of the run after which it grows, in (0, 1).
-        resolution: share of the input's side before, in (0, 1]; None is 0.625 where the model takes images.
-        depth: share of each block stack before, in (0, 1]; None is a quarter (of a pretrained network half) of a
-            stack of at least six blocks whose residual branches can be silenced, in models with one stack
-            (transformers), and all of it elsewhere. A run of fewer than 30 epochs keeps all blocks too, where images
-            are small instead: so few epochs with a quarter of the blocks cost more accuracy than they save time.
-        width: share of the channels before, in (0, 1].
+        at: the share of the run after which the network grows, in (0, 1).
+        resolution: share of the input's side until then, in (0, 1]. None, where the model takes images: six sizes
+            from 3/8 of the side to the whole, each with the same share of the run's compute, so that the smallest has
+            most of the epochs; of a pretrained network 0.625.
+        depth: share of each block stack until then, in (0, 1]; None is all of it, but a quarter of a stack of at least
+            six blocks whose residual branches can be silenced, in models with one stack (transformers), where images
+            cannot be small; of a pretrained network half.
+        width: share of the channels until then, in (0, 1].
         pretrained: the model's weights are worth keeping: the channels that stay are the most important ones, and
             channels and blocks come back as they were when they left. It is what the three settings below are by
             default: `GrowOnce(pretrained=True, width=0.5)`.
@@ -85,28 +92,30 @@ class GrowOnce(Method):
         return self.choose or usual[0], self.operator or usual[1], self.depth_operator or usual[2]
 
     def schedule(self, network: Network, epochs: int) -> Sequence[Stage]:
-        """Two stages; the second begins at the epoch nearest to `at` of the run.
+        """One stage for each size of the images; the network is whole from the epoch nearest to `at` of the run.
 
         Raises:
             ConfigError: fewer than two epochs, or a network of which nothing is small.
         """
-        width = self.width
-        resolution = self._resolution(network) if self.resolution is None else self.resolution
-        enough = resolution < 1 and epochs < LONG
-        depth = (1.0 if enough else self._depth(network)) if self.depth is None else self.depth
+        grown = max(1, min(epochs - 1, round(self.at * epochs)))
+        sizes = self._sizes(network, epochs, grown)
+        depth = self._depth(network, small=len(sizes) > 1) if self.depth is None else self.depth
+        starts = sorted({*sizes, grown} if min(self.width, depth) < 1 else sizes)
         stages = growth(
             network,
-            [0, max(1, min(epochs - 1, round(self.at * epochs)))],
+            starts,
             epochs,
-            width=None if width == 1 else [width, 1.0],
-            depth=None if depth == 1 else [depth, 1.0],
-            resolution=None if resolution == 1 else [resolution, 1.0],
+            width=None if self.width == 1 else [self.width if start < grown else 1.0 for start in starts],
+            depth=None if depth == 1 else [depth if start < grown else 1.0 for start in starts],
+            resolution=[sizes[max(begun for begun in sizes if begun <= start)] for start in starts]
+            if len(sizes) > 1
+            else None,
             table=depth_named(self._how[2]).table,
             multiple_of=self.multiple_of,
             who="GrowOnce",
         )
         if stages[0].subnetwork == network.dense:
-            small = (width, depth, resolution) != (1, 1, 1)
+            small = (self.width, depth, self.resolution or 1) != (1, 1, 1)
             raise ConfigError(
                 "nothing of this model is small before the growth",
                 where="GrowOnce",
@@ -120,17 +129,33 @@ class GrowOnce(Method):
             )
         return stages
 
-    def _depth(self, network: Network) -> float:
-        deep = len(network.stacks) == 1 and network.stacks[0].size >= DEEP and network.stacks[0].writers is not None
-        return (KEPT_DEPTH if self.pretrained else DEPTH) if deep else 1.0
+    def _sizes(self, network: Network, epochs: int, grown: int) -> dict[int, float | Resolution]:
+        """The size of the images by the epoch from which it is theirs: the whole one last."""
+        whole = network.dense.resolution
+        if self.resolution is not None or whole is None:
+            small = 1.0 if self.resolution is None else self.resolution
+            return {0: small} | ({} if small == 1 else {grown: 1.0})
+        if self.pretrained:
+            legal = _legal(network, KEPT_RESOLUTION)
+            return {0: legal} | ({} if legal == whole else {grown: whole})
+        sizes = sorted({_legal(network, share) for share in linear_ratios(SMALLEST, SIZES)}, key=prod)
+        _, *later = starts_by_ratio(epochs, [1 / prod(size) for size in sizes])
+        starts = [0, *(max(1, min(start, epochs - 1)) for start in later)]  # in a short run the larger of two sizes wins
+        return dict(zip(starts, sizes, strict=True))
 
-    @staticmethod
-    def _resolution(network: Network) -> float:
-        dense = network.dense.resolution
-        if dense is None:
-            return 1.0
-        height, width = (max(1, round(RESOLUTION * side)) for side in dense)
-        try:
-            return 1.0 if network.grids.nearest((height, width)) == dense else RESOLUTION
-        except SubNetworkError:  # it runs at its own size alone
-            return 1.0
+    def _depth(self, network: Network, small: bool) -> float:
+        deep = len(network.stacks) == 1 and network.stacks[0].size >= DEEP and network.stacks[0].writers is not None
+        if self.pretrained:
+            return KEPT_DEPTH if deep else 1.0
+        return DEPTH if deep and not small else 1.0
+
+
+def _legal(network: Network, share: float) -> Resolution:
+    """The size nearest to a share of the side at which the model runs; the whole one where it runs at no other."""
+    whole = network.dense.resolution
+    assert whole is not None
+    height, width = (max(1, round(share * side)) for side in whole)
+    try:
+        return network.grids.nearest((height, width))
+    except SubNetworkError:
+        return whole

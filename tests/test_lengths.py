@@ -91,6 +91,34 @@ def test_finished_runs_are_read_back_and_other_settings_refused_by_name(alone, m
     assert "another recipe; expected lr 0.2, found 0.1" in capsys.readouterr().err
 
 
+def test_a_method_that_is_stretched_trains_for_longer_than_the_dense_network(tmp_path, capsys):
+    arguments = [*ARGUMENTS, "--stretch", "1.5", "--output", str(tmp_path)]
+    assert main([*arguments, "--budgets", "[0.5, 1]"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert {(r["method"], r["budget"]): len(r["epochs"]) for r in records} == {
+        ("Dense", 0.5): 2,
+        ("Dense", 1): 4,
+        (LABEL, 0.5): 3,
+        (LABEL, 1): 6,
+    }
+    assert next(r for r in records if r["method"] == LABEL and r["budget"] == 1)["morphs"][0]["epoch"] == 3
+    rows = list(csv.DictReader((tmp_path / "fronts.csv").open()))
+    assert [(row["method"], row["budget"]) for row in rows] == [
+        ("Dense", "0.5"),
+        (LABEL, "0.75"),
+        ("Dense", "1.0"),
+        (LABEL, "1.5"),
+    ]
+    assert main([*ARGUMENTS, "--stretch", "2", "--output", str(tmp_path)]) == 2
+    assert "another recipe; expected stretch 2.0, found 1.5" in capsys.readouterr().err
+    assert main(arguments) == 0  # without budgets: the full lengths are there, a dense run in the method's time is not
+    assert "4 epochs, methods 6" in capsys.readouterr().out
+    kept = {r["method"]: r for r in json.loads((tmp_path / "results.json").read_text())}
+    assert len(kept[LABEL]["epochs"]) == 6 and kept[LABEL]["speedup"] == pytest.approx(
+        kept["Dense"]["training_seconds"] / kept[LABEL]["training_seconds"]
+    )
+
+
 def stop_once(monkeypatch):
     """Ask this process to stop at the end of the first epoch of any run."""
     asked = []
@@ -185,6 +213,7 @@ def test_seconds_of_a_run_by_hand(monkeypatch):
         (["--budgets", "[0.1, 1]"], "which is [0, 4] epochs"),
         (["--budgets", "[.nan, .inf, 1]"], "found [nan, inf, 1.0]"),
         (["--budgets", "[]", "--parallel", "2"], "with budgets"),
+        (["--stretch", "0.5"], "stretch out of range; expected 1 to 10, found 0.5"),
         (["--compile", "true", "--parallel", "2"], "without compile"),
         (["--methods", "[NetworkExpansion(stages=3)]"], "NetworkExpansion(stages=3), seed 0, 0.5 of the length: "),
     ],

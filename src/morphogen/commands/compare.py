@@ -69,7 +69,8 @@ def _compare(config: CompareConfig) -> int:
             console().print(as_table(search_rows(search), f"{record['method']}, {search_title(search)}"))
     kept = (f"{metric_of(config.data)} %", "gap (points)", "seconds", "speedup", "FLOP speedup")
     rows = fitted(summary(records), console().width, kept)  # all are in summary.md
-    title = f"{config.model} on {records[0]['data']}, {config.epochs} epochs"
+    longer = "" if config.stretch == 1 else f", methods {round(config.epochs * config.stretch)}"
+    title = f"{config.model} on {records[0]['data']}, {config.epochs} epochs{longer}"
     console().print(as_table(rows, title, narrow=console().width < WIDE))
     print(f"tested on {one_protocol(records)}")
     tell_savings(records)
@@ -109,6 +110,8 @@ COMPARE = Command(
   morphogen compare --data /data/cifar10 --seeds 3 --epochs 30 \\
       --methods "[NetworkExpansion(operator='orthogonal'), NetworkExpansion(operator='random')]"
   morphogen compare --config study.yaml
+with some of the time that a method saves spent on half as many epochs again:
+  morphogen compare --stretch 1.5
 a paper's table, its figures beside what is measured; small, on a CPU:
   morphogen compare --table network-expansion/4 --data cifar100:/data/cifar100
   morphogen compare --table network-expansion/4 --data /data/cifar10 --scale 0.05 --output runs/table4

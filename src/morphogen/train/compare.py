@@ -15,8 +15,8 @@ from .turns import PlannedRun, Progress, in_turn, unfinished
 def compare(
     config: CompareConfig, progress: Progress = lambda *_: None, *, in_time: bool = True
 ) -> tuple[list[Record], list[str]]:
-    """Train dense and every method with every seed, and for each method a dense run of the method's own time, unless
-    `in_time` is false.
+    """Train dense and every method (stretched by `config.stretch`) with every seed, and for each method a dense run of
+    the method's own time, unless `in_time` is false.
 
     Methods of the same FLOPs, or of times within 5 %, share that run. The runs of one seed take turns after every
     epoch, so that a noisy machine hits all alike. Finished runs are appended to `runs.jsonl` in the output folder at
@@ -37,7 +37,7 @@ def compare(
     finished = Finished(config, data)
     failures: list[str] = []
     for seed in config.all_seeds:
-        plans = [PlannedRun(label, label, seed, config.epochs * data.steps) for label in labels]
+        plans = [PlannedRun(label, label, seed, config.epochs_of(label) * data.steps) for label in labels]
         failures += in_turn(unfinished(plans, config, finished), config, data, finished, progress)
         timed = _timed(config.methods, finished, seed) if in_time else []
         short = [_in_time_of(label, seed, config, data, finished) for label in timed]

@@ -77,6 +77,8 @@ class CompareConfig(Recipe):
         first_seed: of these runs, so that several machines can share the work.
         budgets: lengths of complete runs as shares of epochs, 1 among them, such as `[0.3, 0.5, 0.75, 1]`: the speedup
             is read off at equal accuracy. By default all runs are of full length.
+        stretch: length of the methods' runs by that of the dense ones, at least 1: with 1.5 a method spends a part of
+            the time that it saves on half as many epochs again.
         parallel: runs at a time, each in a process of its own, with budgets; times are then made of step times that
             are taken when all runs are over.
         output: folder for the results; finished runs found there are kept, others continue where they stopped.
@@ -90,6 +92,7 @@ class CompareConfig(Recipe):
     seeds: int = 1
     first_seed: int = 0
     budgets: list[float] = field(default_factory=list)
+    stretch: float = 1.0
     parallel: int = 1
     output: Path = Path("runs/compare")
     overwrite: bool = False
@@ -113,12 +116,18 @@ class CompareConfig(Recipe):
                 expected=f"shares of {self.epochs} epochs, 1 among them, each of another number of epochs",
                 found=f"{self.budgets}, which is {lengths} epochs",
             )
+        if not 1 <= self.stretch <= 10:
+            raise ConfigError("stretch out of range", expected="1 to 10", found=f"{self.stretch}")
         if self.parallel < 1 or (self.parallel > 1 and (not self.budgets or self.compile)):
             raise ConfigError(
                 "parallel out of range",
                 expected="1, or more with budgets and without compile, whose steps are not timed apart",
                 found=f"{self.parallel}",
             )
+
+    def epochs_of(self, label: str, budget: float = 1.0) -> int:
+        """How long a run is: the dense network's as its budget says, a method's stretched."""
+        return round(budget * self.epochs * (1 if label == "Dense" else self.stretch))
 
     @property
     def all_seeds(self) -> range:

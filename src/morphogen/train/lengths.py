@@ -43,7 +43,7 @@ class Lengths:
 def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None) -> Lengths:
     """Train dense and every method with every seed, once for each budget.
 
-    Each is a run of its own, of `round(budget * epochs)` epochs, with a schedule of growth, learning rate and warm-up
+    Each is a run of its own, of `round(budget * epochs)` epochs (a method's stretched by `config.stretch`), with a schedule of growth, learning rate and warm-up
     of its own. One at a time, the runs of a seed take turns after every epoch, and their times count. With
     `config.parallel` they are trained beside each other, but for those of full length with the first seed, which take
     turns as a check; the times that count are then made of step times, taken when nothing else runs.
@@ -62,7 +62,7 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
     data = load_data(config)
     finished = Finished(config, data)
     plans = [
-        PlannedRun(label, label, seed, round(budget * config.epochs) * data.steps, budget)
+        PlannedRun(label, label, seed, config.epochs_of(label, budget) * data.steps, budget)
         for seed in config.all_seeds
         for budget in sorted(config.budgets)
         for label in labels
@@ -89,7 +89,7 @@ def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None)
     points = [
         Point(
             planned.label,
-            planned.budget,
+            planned.budget if planned.label == "Dense" else planned.budget * config.stretch,
             planned.seed,
             record["accuracy"],
             seconds[planned.label][f"{planned.budget:g}"] if apart else record["training_seconds"],

@@ -36,7 +36,7 @@ DENSE_ALONE = ("base_size", "ignored", "color_jitter")
 
 BESIDE_THE_RUN = (
     "data output workers sparsity_map resume overwrite save_every keep keep_best patience track warn_drop "
-    "table methods seeds first_seed budgets parallel".split()
+    "table methods seeds first_seed budgets stretch parallel".split()
 )
 """Settings that leave the run as it is; of the data the images are compared."""
 

@@ -34,7 +34,7 @@ class PlannedRun:
         method: its method, as `build_method` reads it.
         seed: of the run.
         steps: its length.
-        budget: the same as a share of the recipe's; 1 for a run that is not one of several lengths.
+        budget: the same as a share of the method's full length; 1 for a run that is not one of several lengths.
     """
 
     label: str

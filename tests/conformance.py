@@ -124,7 +124,7 @@ METHODS = [
         blocks=(2, 2, 2, 2, 4, 4, 4, 4),
     ),
     MethodRow(morphogen.Prog(), blocks=(2, 2, 3, 3, 3, 3, 4, 4), side=(4, 4, 5, 5, 7, 7, 8, 8)),
-    MethodRow(morphogen.GrowOnce(), side=(5, 5, 5, 5, 5, 8, 8, 8)),  # a stack of four blocks is not deep
+    MethodRow(morphogen.GrowOnce(), side=(3, 3, 3, 4, 4, 5, 6, 8)),
     MethodRow(
         morphogen.GrowOnce(at=0.5, width=0.5, depth=0.25, resolution=0.5, multiple_of=1),
         channels=(6, 6, 6, 6, 12, 12, 12, 12),

@@ -49,8 +49,8 @@ def test_recommend_measures_what_trains_and_nothing_else(measured):
         seconds=0.01,
         progress=lambda *n: told.append(n),
     )
-    # The dense network, and the smaller one of GrowOnce: no other numbers of channels, nothing such as pruning leaves.
-    assert len(measured) == 2 and told == [(0, 2), (1, 2), (2, 2)]
+    # The dense network, and its four smaller sizes: no other numbers of channels, nothing such as pruning leaves.
+    assert len(measured) == 5 and told == [(done, 5) for done in range(6)]
 
 
 def test_recommend_times_the_loss_it_is_given(measured):
@@ -86,11 +86,12 @@ def test_recommend_repeats_what_it_was_given():
         *("--lr", "0.02", "--channels_last", "false", "--exclude", "['fc', 'a.b']", "--epochs", "20"),
     ]
     _, config = _parse(["recommend", *asked])
-    assert _parse(["train", *shlex.split(settings(config))])[1] == _parse(["train", *asked])[1]
-    assert "lr_schedule" not in settings(config)  # it is as by default
+    assert _parse(["train", *shlex.split(settings(config, 20))])[1] == _parse(["train", *asked])[1]
+    assert "lr_schedule" not in settings(config, 20)  # it is as by default
 
     scaled = ["--recipe", "network-expansion/4/0.375", "--data", "digits", "--scale", "0.1", "--lr", "0.3"]
-    told = settings(_parse(["recommend", *scaled])[1])
+    scaled_config = _parse(["recommend", *scaled])[1]
+    told = settings(scaled_config, scaled_config.epochs)
     assert sorted(shlex.split(told)) == sorted(scaled)
 
 

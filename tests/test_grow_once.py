@@ -64,7 +64,7 @@ def test_in_a_short_run_there_are_fewer_sizes():
 
 def test_a_network_that_is_asked_to_be_small_grows_once_while_the_images_grow():
     method = morphogen.GrowOnce(at=0.5, depth=0.5)
-    network, found = stages(Transformer(), method, epochs=100)
+    _, found = stages(Transformer(), method, epochs=100)
     alive = {stage.start: len(stage.subnetwork.blocks["layers"]) for stage in found}
     assert alive[50] == 6 and {blocks for start, blocks in alive.items() if start < 50} == {3}
     assert {blocks for start, blocks in alive.items() if start >= 50} == {6}
@@ -88,10 +88,11 @@ def test_a_share_of_the_side_is_one_size_until_the_growth():
     assert [len(blocks) for blocks in small.blocks.values()] == [2]
 
 
-def test_a_pretrained_network_keeps_most_of_its_images_and_half_of_its_blocks():
-    _, small, start = first_stage(Transformer(), morphogen.GrowOnce(pretrained=True))
-    assert start == 13 and small.resolution == (4, 4)
-    assert [len(blocks) for blocks in small.blocks.values()] == [3]
+def test_a_pretrained_network_keeps_most_of_its_images_or_half_of_its_blocks():
+    network, small, start = first_stage(Transformer(), morphogen.GrowOnce(pretrained=True))
+    assert start == 13 and small.resolution == (4, 4) and small.blocks == network.dense.blocks
+    _, small, start = first_stage(Transformer(), morphogen.GrowOnce(pretrained=True, resolution=1.0))
+    assert start == 13 and [len(blocks) for blocks in small.blocks.values()] == [3]
 
 
 def test_settings_win():

@@ -46,22 +46,23 @@ def test_methods_that_keep_their_accuracy_come_first_and_the_fastest_of_them():
             "Prog": plan_of(9.0),  # -0.5 points in its study
             "NetworkExpansion": plan_of(5.0),  # in no study
             "Prog(depth_operator='identity')": plan_of(1.3),  # +1.1
-            "GrowOnce": plan_of(2.0, memory=50.0),
+            "GrowOnce(resolution=0.625, depth=0.25)": plan_of(2.0, memory=50.0),
         },
         40,
     )
     verdicts = [(each.method, each.verdict) for each in found.candidates]
     assert verdicts == [
-        ("GrowOnce", "try it"),
+        ("GrowOnce(resolution=0.625, depth=0.25)", "try it"),
         ("Prog(depth_operator='identity')", "try it"),
         ("NetworkExpansion", "accuracy not measured"),
         ("Prog", "loses accuracy"),
         ("EfficientTrain", "saves nothing here"),
         ("Net2Net", "does not fit"),
     ]
-    assert found.best is not None and found.best.method == "GrowOnce"
+    assert found.best is not None and found.best.method == "GrowOnce(resolution=0.625, depth=0.25)"
     assert found.rows()[0] == {
-        "method": "GrowOnce",
+        "method": "GrowOnce(resolution=0.625, depth=0.25)",
+        "epochs": "40",
         "time": "2.00x (1.80 to 2.20)",
         "FLOPs": "1.50x",
         "run": "60.0 s",
@@ -73,6 +74,15 @@ def test_methods_that_keep_their_accuracy_come_first_and_the_fastest_of_them():
     assert found.lines().count("note: a note") == 1
     table = str(found).splitlines()
     assert table[0] == "vision transformer, 40 epochs" and table[1].startswith("method") and "2.00x" in table[2]
+
+
+def test_a_method_whose_study_had_more_epochs_is_told_for_as_many():
+    (found,) = ranked(CNN, {"GrowOnce": plan_of(3.0)}, 20).candidates
+    assert found.study is not None and found.study.stretch == 1.5
+    assert (found.epochs, found.speedup, found.flop_speedup, found.seconds) == (30, 2.0, 1.0, 90.0)
+    assert found.bounds == pytest.approx((1.8, 2.2)) and found.verdict == "try it"
+    assert "18 epochs against 12" in str(found.study)
+    assert "example=images, epochs=30)" in str(ranked(CNN, {"GrowOnce": plan_of(3.0)}, 20))
 
 
 def test_where_nothing_is_known_or_saved_it_says_so():
@@ -89,12 +99,14 @@ def rows_of(where):
 def accuracies(study: Study, method: str) -> list[float]:
     """What the runs of a study say, one a seed."""
     rows = rows_of(study.where)
+    epochs = study.epochs if method == "Dense" else round(study.epochs * study.stretch)
     if study.where.endswith("gpu"):
         check = "equal accuracy: ResNet-8" if study.kind == CNN else "equal accuracy: ViT"
         runs = [row["figures"]["run"] for row in rows if row.get("check") == check and "run" in row.get("figures", {})]
-        return [run["accuracy"] for run in runs if run["method"] == method and run["epochs"] == study.epochs]
+        method = "Dense" if method == "Dense" else "GrowOnce"  # which these were by default then
+        return [run["accuracy"] for run in runs if run["method"] == method and run["epochs"] == epochs]
     names = (method, "Prog(depth_operator='mogrow')") if method == "Prog" else (method,)  # the default, written out
-    return [row["accuracy"] for row in rows if row["method"] in names and len(row["epochs"]) == study.epochs]
+    return [row["accuracy"] for row in rows if row["method"] in names and len(row["epochs"]) == epochs]
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: f"{study.kind[:3]} {study.method}")
@@ -104,11 +116,11 @@ def test_a_study_says_what_its_runs_say(study):
 
 
 def test_the_study_of_about_the_same_length_counts():
-    short, long = studied(VIT, "GrowOnce", 10), studied(VIT, "GrowOnce", 60)
+    quarter = "GrowOnce(resolution=0.625, depth=0.25)"
+    short, long = studied(VIT, quarter, 10), studied(VIT, quarter, 60)
     assert short is not None and long is not None and (short.epochs, long.epochs) == (12, 40)
-    assert -1 < short.gap < -0.5 and long.gap > 0
-    quarter = ranked(VIT, {"GrowOnce(depth=0.25)": plan_of(2.0)}, 10)
-    assert quarter.candidates[0].verdict == "loses accuracy"
+    assert short.gap < -4 and long.gap > 0
+    assert ranked(VIT, {quarter: plan_of(2.0)}, 10).candidates[0].verdict == "loses accuracy"
 
 
 def test_a_gap_has_the_error_of_its_seeds():

@@ -75,7 +75,8 @@ CASES = {
         width=(64, 8),
         methods={
             "Dense": (morphogen.Dense, (1.0, 0.75, 0.5)),
-            "GrowOnce": (morphogen.GrowOnce, (1.0, 0.5)),
+            "GrowOnce": (morphogen.GrowOnce, (1.5, 1.0)),
+            "GrowOnce(resolution=0.625)": (lambda: morphogen.GrowOnce(resolution=0.625), (1.0,)),
         },
     ),
     "ViT": Case(
@@ -88,8 +89,11 @@ CASES = {
         width=(64, 16),
         methods={
             "Dense": (morphogen.Dense, (1.0, 0.75, 0.5)),
-            "GrowOnce": (morphogen.GrowOnce, (1.0, 0.5)),
-            "GrowOnce(at=0.75)": (lambda: morphogen.GrowOnce(at=0.75), (1.0,)),
+            "GrowOnce": (morphogen.GrowOnce, (1.5, 1.0)),
+            "GrowOnce(resolution=0.625, depth=0.25)": (
+                lambda: morphogen.GrowOnce(resolution=0.625, depth=0.25),
+                (1.0,),
+            ),
         },
     ),
 }

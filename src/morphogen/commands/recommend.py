@@ -43,18 +43,22 @@ def run_recommend(config: RecommendConfig) -> int:
         print("No method saves time here without losing accuracy where it was measured: train the dense network.")
         return 0
     print("\nto train with the first one:")
-    print(f"  morphogen train {settings(config)} --method {_quoted(found.best.method)}")
+    print(f"  morphogen train {settings(config, found.best.epochs)} --method {_quoted(found.best.method)}")
     for line in found.loop():
         print(line)
     return 0
 
 
-def settings(config: RecommendConfig) -> str:
-    """What was given, as `morphogen train` takes it: all that is not so by default, or by the recipe."""
+def settings(config: RecommendConfig, epochs: int) -> str:
+    """What was given, as `morphogen train` takes it: all that is not so by default, or by the recipe.
+
+    `epochs` is the length of the method's run.
+    """
     usual = vars(Recipe()) | {"data": ""}
     if config.recipe:
         usual |= settings_of(find_row(config.recipe)[1], config.scale)
     given = {f.name: getattr(config, f.name) for f in fields(Recipe)}
+    given["epochs"] = epochs
     named = ("recipe",) if config.recipe else ("model", "data", "epochs")
     chosen = {name: given[name] for name in named} | {k: v for k, v in given.items() if v != usual.get(k)}
     return " ".join(f"--{name} {_quoted(value)}" for name, value in chosen.items() if value not in ("", None))

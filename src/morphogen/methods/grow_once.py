@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -22,7 +22,7 @@ SMALLEST, SIZES = 0.375, 6
 """The side of the first images as a share of the full one, and the number of sizes up to it. Measured: see the card."""
 
 DEPTH, DEEP = 0.25, 6
-"""The share of the blocks to begin with where images cannot be small, and the blocks of a stack that are enough for it."""
+"""The share of the blocks to begin with where images cannot be small, and how many blocks a stack then has."""
 
 KEPT_RESOLUTION, KEPT_DEPTH = 0.625, 0.5
 """Shares of the side and of the blocks of a pretrained network, which is worth little without most of them."""
@@ -34,17 +34,18 @@ class GrowOnce(Method):
     its function.
 
     What is small is chosen by what the model has, resolution first: the side of its images; the blocks of a deep stack
-    where images cannot be small. The learning rate should be flat for most of the run (`--lr_schedule wsd`): what enters
-    late under a cosine hardly learns.
+    where images cannot be small. Give it 1.5 times the epochs of dense training: with small images an epoch costs a
+    third on average, and teaches less. The learning rate should be flat for most of the run (`--lr_schedule wsd`): what
+    enters late under a cosine hardly learns.
 
     Attributes:
         at: the share of the run after which the network grows, in (0, 1).
         resolution: share of the input's side until then, in (0, 1]. None, where the model takes images: six sizes
             from 3/8 of the side to the whole, each with the same share of the run's compute, so that the smallest has
             most of the epochs; of a pretrained network 0.625.
-        depth: share of each block stack until then, in (0, 1]; None is all of it, but a quarter of a stack of at least
-            six blocks whose residual branches can be silenced, in models with one stack (transformers), where images
-            cannot be small; of a pretrained network half.
+        depth: share of each block stack until then, in (0, 1]; None is all of it, but a quarter (of a pretrained
+            network half) of a stack of at least six blocks whose residual branches can be silenced, in models with one
+            stack (transformers), where images cannot be small.
         width: share of the channels until then, in (0, 1].
         pretrained: the model's weights are worth keeping: the channels that stay are the most important ones, and
             channels and blocks come back as they were when they left. It is what the three settings below are by
@@ -129,7 +130,7 @@ class GrowOnce(Method):
             )
         return stages
 
-    def _sizes(self, network: Network, epochs: int, grown: int) -> dict[int, float | Resolution]:
+    def _sizes(self, network: Network, epochs: int, grown: int) -> Mapping[int, float | Resolution]:
         """The size of the images by the epoch from which it is theirs: the whole one last."""
         whole = network.dense.resolution
         if self.resolution is not None or whole is None:
@@ -140,14 +141,12 @@ class GrowOnce(Method):
             return {0: legal} | ({} if legal == whole else {grown: whole})
         sizes = sorted({_legal(network, share) for share in linear_ratios(SMALLEST, SIZES)}, key=prod)
         _, *later = starts_by_ratio(epochs, [1 / prod(size) for size in sizes])
-        starts = [0, *(max(1, min(start, epochs - 1)) for start in later)]  # in a short run the larger of two sizes wins
-        return dict(zip(starts, sizes, strict=True))
+        starts = [0, *(max(1, min(start, epochs - 1)) for start in later)]
+        return dict(zip(starts, sizes, strict=True))  # of two sizes that begin together, in a short run, the larger
 
     def _depth(self, network: Network, small: bool) -> float:
         deep = len(network.stacks) == 1 and network.stacks[0].size >= DEEP and network.stacks[0].writers is not None
-        if self.pretrained:
-            return KEPT_DEPTH if deep else 1.0
-        return DEPTH if deep and not small else 1.0
+        return (KEPT_DEPTH if self.pretrained else DEPTH) if deep and not small else 1.0
 
 
 def _legal(network: Network, share: float) -> Resolution:

@@ -20,6 +20,7 @@ from .studies import Kind, Study, kind_of, studied
 
 CANDIDATES = (
     "GrowOnce",
+    "GrowOnce(resolution=0.625)",
     "ProgressiveResizing",
     "EfficientTrain",
     "Prog",
@@ -44,6 +45,7 @@ class Candidate:
 
     Attributes:
         method: as it is written.
+        epochs: length of its run: more than the dense one's where its study spent saved time on more epochs.
         speedup: time of dense training by the method's; None where it does not fit or prunes, which tells in training.
         bounds: between which the speedup lies, by the spread of the step times.
         flop_speedup: the same in FLOPs.
@@ -54,6 +56,7 @@ class Candidate:
     """
 
     method: str
+    epochs: int
     speedup: float | None
     bounds: tuple[float, float] | None
     flop_speedup: float | None
@@ -94,7 +97,7 @@ class Recommendation:
     Attributes:
         kind: of network, by which studies were chosen.
         candidates: in order.
-        epochs: length of the run.
+        epochs: length of the dense run.
         notes: what the figures leave out.
     """
 
@@ -114,6 +117,7 @@ class Recommendation:
         return [
             {
                 "method": each.method,
+                "epochs": f"{each.epochs}",
                 "time": _speedup(each),
                 "FLOPs": "" if each.flop_speedup is None else f"{each.flop_speedup:.2f}x",
                 "run": "" if each.seconds is None else duration(each.seconds),
@@ -153,7 +157,7 @@ class Recommendation:
         return [
             "the first one in a loop of your own:",
             f"  method = morphogen.{self.best.method}{brackets}",
-            f"  run = morphogen.attach(model, optimizer, method, example=images, epochs={self.epochs})",
+            f"  run = morphogen.attach(model, optimizer, method, example=images, epochs={self.best.epochs})",
             "  run.begin_epoch(epoch)  # at the head of every epoch",
         ]
 
@@ -184,7 +188,7 @@ def recommend(
         loss: of a model on images and labels, with what surrounds the forward pass, such as autocast; by default cross
             entropy.
         optimizer: makes one for a model; by default SGD with momentum.
-        epochs: length of the run.
+        epochs: length of the run. What a method saves is told for a run of its own length, see `Candidate`.
         steps_per_epoch: where it is known, tracing and morphs count.
         methods: to choose among, as in `morphogen train --method`.
         seconds: to measure for, all methods together; tracing and morphs come on top.
@@ -237,16 +241,22 @@ def ranked(kind: Kind, found: Mapping[str, Plan | MorphogenError], epochs: int) 
 
 
 def _candidate(kind: Kind, name: str, plan: Plan | MorphogenError, epochs: int) -> Candidate:
+    """A method's stages are shares of its run: one that is stretched takes as much longer as it has more epochs."""
     study = studied(kind, name, epochs)
+    length = epochs if study is None else round(epochs * study.stretch)
     if isinstance(plan, MorphogenError):
-        return Candidate(name, None, None, None, None, None, None, str(plan))
+        return Candidate(name, length, None, None, None, None, None, None, str(plan))
     memory = max(stage.memory for run in plan.runs for stage in run.stages) / plan.dense.memory
     if plan.prunes:
-        return Candidate(name, None, None, None, None, memory, study)
+        return Candidate(name, length, None, None, None, None, memory, study)
+    longer = length / epochs
     slowest = min(plan.runs, key=lambda run: run.prediction.speedup)
-    low, high = min(run.bounds[0] for run in plan.runs), max(run.bounds[1] for run in plan.runs)
-    prediction = slowest.prediction
-    return Candidate(name, prediction.speedup, (low, high), prediction.flop_speedup, prediction.seconds, memory, study)
+    low, high = min(run.bounds[0] for run in plan.runs) / longer, max(run.bounds[1] for run in plan.runs) / longer
+    found = slowest.prediction
+    seconds = None if found.seconds is None else found.seconds * longer
+    return Candidate(
+        name, length, found.speedup / longer, (low, high), found.flop_speedup / longer, seconds, memory, study
+    )
 
 
 def _speedup(candidate: Candidate) -> str:

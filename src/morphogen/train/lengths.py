@@ -43,10 +43,11 @@ class Lengths:
 def compare_lengths(config: CompareConfig, progress: Progress = lambda *_: None) -> Lengths:
     """Train dense and every method with every seed, once for each budget.
 
-    Each is a run of its own, of `round(budget * epochs)` epochs (a method's stretched by `config.stretch`), with a schedule of growth, learning rate and warm-up
-    of its own. One at a time, the runs of a seed take turns after every epoch, and their times count. With
-    `config.parallel` they are trained beside each other, but for those of full length with the first seed, which take
-    turns as a check; the times that count are then made of step times, taken when nothing else runs.
+    Each is a run of its own, of `round(budget * epochs)` epochs (a method's stretched by `config.stretch`), with a
+    schedule of growth, learning rate and warm-up of its own. One at a time, the runs of a seed take turns after every
+    epoch, and their times count. With `config.parallel` they are trained beside each other, but for those of full
+    length with the first seed, which take turns as a check; the times that count are then made of step times, taken
+    when nothing else runs.
 
     Finished runs are read from `runs.jsonl` in the output folder, others go on from their checkpoints.
 

@@ -255,6 +255,6 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     for cell in cells:
         if cell["cell_type"] == "code":
             assert not cell["outputs"] and cell["execution_count"] is None  # nothing of an old run is shown
-            exec("".join(cell["source"]).replace("EPOCHS = 6", "EPOCHS = 2"), names)
+            exec("".join(cell["source"]).replace("EPOCHS = 10", "EPOCHS = 2"), names)
     assert names["EPOCHS"] == 2
     assert torch.equal(names["again"], names["before"])

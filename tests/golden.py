@@ -124,7 +124,7 @@ RUNS = {
     "EfficientTrain": Golden("EfficientTrain", {"randaugment": 5.0, "erasing": 0.25, "model": "nets:Residual"}),
     "NetworkExpansion width": Golden(WIDE, {"clip_grad": 1.0}),
     "NetworkExpansion depth": Golden(DEEP, {"model": VIT, "ema": 0.9, **ADAMW}),
-    "GrowOnce": Golden("GrowOnce(at=0.5, depth=0.5)", {"model": VIT, "lr_schedule": "wsd", **ADAMW}),
+    "GrowOnce": Golden("GrowOnce(at=0.5, depth=0.5, resolution=0.625)", {"model": VIT, "lr_schedule": "wsd", **ADAMW}),
     "NetworkExpansion + AdaptRates": Golden(f"{WIDE} + AdaptRates", {"model": "nets:Residual", **ADAMW}),
     "Net2Net": Golden("Net2Net(stages=3)", {"model": "nets:Residual"}),
     "Bert2BERT": Golden("Bert2BERT(depth=0.5)", {"model": TOWER, **ADAMW}),

@@ -96,11 +96,11 @@ def test_the_headline_is_a_row_a_method_and_accuracy():
         "at accuracy %": "90.00 (dense)",
         "speedup in time (95 %)": "2.50x",
         "in FLOPs (95 %)": "2.50x",
-        "equal length, by step times": "2.00x",
+        "full length, by step times": "2.00x",
         "end to end": "1.90x",
     }
     assert second["at accuracy %"] == "88.00 (dense - 2)" and second["in FLOPs (95 %)"] == "2.21x"  # 50 sqrt(2) / 32
-    assert headline_rows(found, {})[0].keys() == {*first} - {"equal length, by step times", "end to end"}
+    assert headline_rows(found, {})[0].keys() == {*first} - {"full length, by step times", "end to end"}
 
 
 def test_without_a_dense_run_of_full_length_there_is_nothing_to_equal():

@@ -129,6 +129,10 @@ def test_patience_counts_from_the_last_change_of_size_and_not_while_one_is_to_co
 
 def test_a_run_stops_early_at_full_size_and_is_finished(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Classification, "evaluate", lambda *_: {"accuracy": 50.0})  # it never gets better
+    short = ["train", *SMALL, "--epochs", "3", "--method", "NetworkExpansion(stages=2)", "--patience", "2"]
+    assert main([*short, "--output", str(tmp_path / "short")]) == 0
+    said = capsys.readouterr().err
+    assert "patience 2 never counts so far" in said and "has 1 of the 3 epochs" in said
     arguments = ["train", *SMALL, "--epochs", "9", "--method", "NetworkExpansion(stages=2)", "--patience", "2"]
     arguments += ["--output", str(tmp_path)]
     assert main(arguments) == 0

@@ -100,6 +100,10 @@ CASES = {
 """What is studied."""
 
 
+WARM_EPOCHS = 12
+"""Of the run before the clock counts: enough for every size to have one."""
+
+
 class Step:
     """Forward and backward pass of one size as a CUDA graph; the update is apart, since it needs a learning rate."""
 
@@ -229,7 +233,7 @@ def study(bench: Bench, title: str) -> dict[str, Any]:
     done = {(run["method"], run["length"], run["seed"]) for run in rows}
     if not bench.toy:
         for name, (make, _) in case.methods.items():  # kernels are chosen, files are read, before the clock counts
-            one_run(bench, case, images, make(), 2, seed=-1)
+            one_run(bench, case, images, make(), WARM_EPOCHS, seed=-1)
             print(f"           {name} is warm", flush=True)
     count, an_epoch, to_begin = 0, 0.0, 0.0
     try:

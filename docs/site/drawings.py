@@ -60,7 +60,7 @@ class Drawing:
 
 
 STRETCH = 1.5
-"""Length of the runs of GrowOnce by that of the dense ones."""
+"""How many times as many epochs the runs of GrowOnce have as the dense ones."""
 
 
 def full_length(study: str) -> dict[str, dict[str, float]]:
@@ -74,8 +74,9 @@ def full_length(study: str) -> dict[str, dict[str, float]]:
         for row in rows:
             if row["method"] == method and row["budget"] == 1:
                 last = row["morphs"][-1]["epoch"] if row["morphs"] else 0
-                small += sum(epoch["seconds"] for epoch in row["epochs"][:last])
-                whole += sum(epoch["seconds"] for epoch in row["epochs"][last:])
+                before = row["epochs"][last - 1]["seconds"] if last else 0.0  # seconds count from the first epoch on
+                small += before
+                whole += row["epochs"][-1]["seconds"] - before
         found[method] = {"accuracy": knot["accuracy"], "seconds": knot["cost"], "small": small / (small + whole)}
     return found
 
@@ -91,11 +92,11 @@ def saving() -> None:
         runs = full_length(study)
         scale = room / runs["Dense"]["seconds"]
         drawing.text(24, y + 14, name, 16)
-        for method, label in (("Dense", "as usual"), ("GrowOnce", "Morphogen")):
+        for method, label, epochs in (("Dense", "as usual", "12 epochs"), ("GrowOnce", "Morphogen", "")):
             run = runs[method]
             x = left
             drawing.text(left - 12, y + 44, label, 14, "quiet", "end")
-            for kind, share, words in (("new", run["small"], "small images"), ("old", 1 - run["small"], "whole")):
+            for kind, share, words in (("new", run["small"], "small images"), ("old", 1 - run["small"], epochs)):
                 long = share * run["seconds"] * scale
                 if long:
                     drawing.box(kind, x, y + 26, max(long - 2, 0), 28)
@@ -106,8 +107,8 @@ def saving() -> None:
             y += 38
         y += 44
     for x, kind, words in (
-        (24, "new", "images of five sizes, 18 epochs in all"),
-        (404, "old", "images of full size, 12 epochs as usual"),
+        (24, "new", "images of five smaller sizes; 18 epochs in all"),
+        (404, "old", "images of full size"),
     ):
         drawing.box(kind, x, 338, 16, 16)
         drawing.text(x + 24, 351, words, 14)

@@ -58,6 +58,13 @@ def _train(config: TrainConfig) -> int:
         run = Run(config, load_data(config), method, config.method, config.seed, checkpoints=checkpoints)
         if config.resume and (state := checkpoints.latest()) is not None:
             run.load_state_dict(state)
+        last = run.attached.stages[-1].start
+        if config.patience >= run.total_epochs - last and last > 0 and config.patience > 0:
+            warnings.warn(
+                f"patience {config.patience} never counts so far: it counts in the last stage alone, which has "
+                f"{run.total_epochs - last} of the {run.total_epochs} epochs",
+                stacklevel=2,
+            )
         places = config.track if rank() == 0 else []
         with (
             listening(checkpoints.ask),  # until all is written

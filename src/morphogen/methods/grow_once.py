@@ -39,7 +39,8 @@ class GrowOnce(Method):
     enters late under a cosine hardly learns.
 
     Attributes:
-        at: the share of the run after which the network grows, in (0, 1).
+        at: the share of the run after which the network grows, in (0, 1). Without effect where six sizes of the images
+            are all that is small.
         resolution: share of the input's side until then, in (0, 1]. None, where the model takes images: six sizes
             from 3/8 of the side to the whole, each with the same share of the run's compute, so that the smallest has
             most of the epochs; of a pretrained network 0.625.
@@ -139,7 +140,13 @@ class GrowOnce(Method):
         if self.pretrained:
             legal = _legal(network, KEPT_RESOLUTION)
             return {0: legal} | ({} if legal == whole else {grown: whole})
-        sizes = sorted({_legal(network, share) for share in linear_ratios(SMALLEST, SIZES)}, key=prod)
+        sizes = [whole]
+        for share in reversed(linear_ratios(SMALLEST, SIZES)[:-1]):
+            size = _legal(network, share)
+            if size == whole:  # it runs at no smaller one, or at none that is near; others are not tried one by one
+                break
+            if size not in sizes:
+                sizes.insert(0, size)
         _, *later = starts_by_ratio(epochs, [1 / prod(size) for size in sizes])
         starts = [0, *(max(1, min(start, epochs - 1)) for start in later)]
         return dict(zip(starts, sizes, strict=True))  # of two sizes that begin together, in a short run, the larger

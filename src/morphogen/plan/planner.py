@@ -197,6 +197,7 @@ def plans(
     training: Training,
     *,
     epochs: int,
+    lengths: Mapping[str, int] | None = None,
     steps_per_epoch: int | None = None,
     supply: Supply | None = None,
     seconds: float = 60.0,
@@ -206,6 +207,7 @@ def plans(
 ) -> dict[str, Plan | MorphogenError]:
     """As `plan` for several methods, by name: the model is read once, what several methods train is measured once.
 
+    A method's run has `epochs`, or as many as `lengths` says; its savings count against dense training of as many.
     Without `multiples` only what trains is measured, not what other numbers of channels would cost.
 
     Returns:
@@ -228,10 +230,10 @@ def plans(
     found: dict[str, Plan | MorphogenError] = {}
     planners: dict[str, _Planner] = {}
     for name, method in methods.items():
-        assembly = Assembly(method)
+        assembly, length = Assembly(method), (lengths or {}).get(name, epochs)
         try:
-            assembly.plan(network, epochs)
-            planners[name] = _Planner(assembly, bench, epochs, steps_per_epoch, supply, multiples)
+            assembly.plan(network, length)
+            planners[name] = _Planner(assembly, bench, length, steps_per_epoch, supply, multiples)
         except (ConfigError, MorphError) as error:
             found[name] = error
     todo = {network.dense}.union(*(planner.todo for planner in planners.values()))

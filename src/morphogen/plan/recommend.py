@@ -16,7 +16,7 @@ from ..methods import build_method
 from .planner import Plan, Progress, Supply, plans
 from .show import duration
 from .steps import Training
-from .studies import Kind, Study, kind_of, studied
+from .studies import Kind, Study, kind_of, length_of, studied
 
 CANDIDATES = (
     "GrowOnce",
@@ -188,7 +188,7 @@ def recommend(
         loss: of a model on images and labels, with what surrounds the forward pass, such as autocast; by default cross
             entropy.
         optimizer: makes one for a model; by default SGD with momentum.
-        epochs: length of the run. What a method saves is told for a run of its own length, see `Candidate`.
+        epochs: length of the dense run; a method's own run may be longer, see `Candidate.epochs`.
         steps_per_epoch: where it is known, tracing and morphs count.
         methods: to choose among, as in `morphogen train --method`.
         seconds: to measure for, all methods together; tracing and morphs come on top.
@@ -222,6 +222,7 @@ def recommended(
         {name: build_method(name) for name in methods},
         training,
         epochs=epochs,
+        lengths={name: length_of(kind, name, epochs) for name in methods},
         steps_per_epoch=steps_per_epoch,
         supply=supply,
         seconds=seconds,
@@ -241,9 +242,8 @@ def ranked(kind: Kind, found: Mapping[str, Plan | MorphogenError], epochs: int) 
 
 
 def _candidate(kind: Kind, name: str, plan: Plan | MorphogenError, epochs: int) -> Candidate:
-    """A method's stages are shares of its run: one that is stretched takes as much longer as it has more epochs."""
-    study = studied(kind, name, epochs)
-    length = epochs if study is None else round(epochs * study.stretch)
+    """From a plan of the method's own length, which counts its savings against dense training of that length."""
+    study, length = studied(kind, name, epochs), length_of(kind, name, epochs)
     if isinstance(plan, MorphogenError):
         return Candidate(name, length, None, None, None, None, None, None, str(plan))
     memory = max(stage.memory for run in plan.runs for stage in run.stages) / plan.dense.memory
@@ -253,10 +253,8 @@ def _candidate(kind: Kind, name: str, plan: Plan | MorphogenError, epochs: int) 
     slowest = min(plan.runs, key=lambda run: run.prediction.speedup)
     low, high = min(run.bounds[0] for run in plan.runs) / longer, max(run.bounds[1] for run in plan.runs) / longer
     found = slowest.prediction
-    seconds = None if found.seconds is None else found.seconds * longer
-    return Candidate(
-        name, length, found.speedup / longer, (low, high), found.flop_speedup / longer, seconds, memory, study
-    )
+    speedup, flop_speedup = found.speedup / longer, found.flop_speedup / longer
+    return Candidate(name, length, speedup, (low, high), flop_speedup, found.seconds, memory, study)
 
 
 def _speedup(candidate: Candidate) -> str:

@@ -31,7 +31,7 @@ class Study:
         epochs: length of the dense runs.
         dense, ours: test accuracy in percent, one figure a seed.
         where: the folder of the runs.
-        stretch: length of the method's runs by that of the dense ones.
+        stretch: how many times as many epochs the method's runs have as the dense ones.
     """
 
     kind: Kind
@@ -143,6 +143,16 @@ STUDIES = (
         _PRUNED,
     ),
 )
+
+
+STRETCHED = {"GrowOnce": 1.5}
+"""Methods that are to have more epochs than dense training, also on networks of which there is no study."""
+
+
+def length_of(kind: Kind, method: str, epochs: int) -> int:
+    """Epochs that a method is to have where dense training has `epochs`: as many times more as in its study."""
+    study = studied(kind, method, epochs)
+    return round(epochs * (STRETCHED.get(method, 1.0) if study is None else study.stretch))
 
 
 def kind_of(model: nn.Module) -> Kind:

@@ -48,7 +48,7 @@ class Point:
 
     Attributes:
         method: its label; `Dense` is the baseline.
-        budget: its length, as a share of the full one.
+        budget: its length, as a share of the dense network's full one.
         seed: of the run.
         accuracy: on the test images, percent.
         seconds: of training.
@@ -68,7 +68,7 @@ class Knot:
     """One length of a method's runs.
 
     Attributes:
-        budget: the length, as a share of the full one.
+        budget: the length, as a share of the dense network's full one.
         seeds: how many runs.
         cost: their mean, seconds or FLOPs.
         accuracy: their mean, percent.

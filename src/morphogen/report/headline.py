@@ -37,7 +37,7 @@ def headline_rows(
     if checks:
         for row in rows.values():
             end_to_end, by_steps = (f"{value:.2f}x" for value in checks.get(row["method"], (math.nan, math.nan)))
-            row["equal length, by step times"], row["end to end"] = by_steps, end_to_end
+            row["full length, by step times"], row["end to end"] = by_steps, end_to_end
     return list(rows.values())
 
 

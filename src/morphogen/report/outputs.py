@@ -162,10 +162,16 @@ def _speedup(data: Any) -> Speedup:
 def _unfinished(records: Sequence[Record]) -> Fronts | None:
     """Fronts of the runs that are there; those that ran beside others have no time of their own."""
     points = [
-        Point(r["method"], float(r.get("budget", 1)), r["seed"], r["accuracy"], r["training_seconds"], r["flops"])
+        Point(r["method"], _length(r), r["seed"], r["accuracy"], r["training_seconds"], r["flops"])
         for r in records
         if not r.get("timed_apart")
     ]
     methods = dict.fromkeys(point.method for point in points)
     knots = {method: {cost: front(points, method, cost) for cost in UNITS} for method in methods}
     return Fronts(knots, [], "the runs themselves; the comparison is not finished", {}) if knots else None
+
+
+def _length(record: Record) -> float:
+    """Of a run, as a share of the dense network's full one."""
+    stretch = 1.0 if record["method"] == "Dense" else record.get("recipe", {}).get("stretch", 1.0)
+    return float(record.get("budget", FULL_LENGTH)) * float(stretch)

@@ -77,8 +77,8 @@ class CompareConfig(Recipe):
         first_seed: of these runs, so that several machines can share the work.
         budgets: lengths of complete runs as shares of epochs, 1 among them, such as `[0.3, 0.5, 0.75, 1]`: the speedup
             is read off at equal accuracy. By default all runs are of full length.
-        stretch: length of the methods' runs by that of the dense ones, at least 1: with 1.5 a method spends a part of
-            the time that it saves on half as many epochs again.
+        stretch: how many times as many epochs the methods' runs have as the dense ones, at least 1: with 1.5 a method
+            spends a part of the time that it saves on half as many epochs again.
         parallel: runs at a time, each in a process of its own, with budgets; times are then made of step times that
             are taken when all runs are over.
         output: folder for the results; finished runs found there are kept, others continue where they stopped.

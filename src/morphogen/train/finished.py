@@ -22,7 +22,7 @@ BESIDE_THE_RECIPE = tuple(
 """Settings that leave the outcome of a run as it is."""
 
 Key = tuple[str, float, int]
-"""What a run is known by: its label, its length as a share of the full one, its seed."""
+"""What a run is known by: its label, its length as a share of its own full one, its seed."""
 
 
 class Finished:
@@ -82,6 +82,8 @@ class Finished:
         """Refuse a record of another recipe."""
         # Keys that came after the record was written have their defaults in it.
         theirs = _recipe(CompareConfig()) | {"data_known_as": recipe["data_known_as"]} | dict(record.get("recipe", {}))
+        if record["method"] == "Dense":  # whose length the stretch does not change
+            theirs["stretch"] = recipe["stretch"]
         other = next((key for key in sorted(theirs.keys() | recipe.keys()) if theirs.get(key) != recipe.get(key)), None)
         if other is not None:
             raise ConfigError(

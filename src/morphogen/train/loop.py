@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import CheckpointError, ConfigError, DivergedError, first_line
 from ..machine.ranks import gathered, mean, rank, ranks, spread
-from ..methods import Method
+from ..methods import GrowOnce, Method
 from ..parts import Batch, Choose, Resize
 from ..report.correlations import FeatureMaps
 from ..report.ledger import Epoch, Ledger
@@ -104,6 +104,12 @@ class Run:
             self.model.train()
             self.tester = Tester(recipe, data, self.device)
             begin_with(self.model, recipe.pretrained, recipe.model, data.num_classes)
+            if recipe.pretrained and isinstance(method, GrowOnce) and not method.pretrained:
+                warnings.warn(
+                    "GrowOnce begins at 3/8 of the images' side, where what was learnt at full size is worth little; "
+                    "for pretrained weights take GrowOnce(pretrained=True)",
+                    stacklevel=2,
+                )
             self.optimizer = build_optimizer(self.model, recipe)
             self.averages = [ModelEmaV3(self.model, decay) for decay in recipe.decays]
             self.stepper = Stepper(recipe, data.task, self.model, self.optimizer, self.averages)

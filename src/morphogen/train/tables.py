@@ -62,7 +62,7 @@ def table_comparison(given: Mapping[str, Any]) -> TableComparison:
         ConfigError: no such table, no data, or none of its rows can be run.
     """
     table, scale = find_table(given["table"]), given.get("scale")
-    unfit = [key for key in ("recipe", "methods", "budgets", "model") if given.get(key)]
+    unfit = [key for key in ("recipe", "methods", "budgets", "stretch", "model") if given.get(key)]
     if unfit:
         raise ConfigError("a table brings its own", where=", ".join(unfit), todo="Leave it out, or --table")
     check_data(given, table.rows[0])

@@ -1,11 +1,10 @@
-"""Runs that take turns after every epoch, so that a noisy machine hits all alike."""
+"""Runs that take turns after every epoch, the one furthest behind first, so that a noisy machine hits all alike."""
 
 from __future__ import annotations
 
 import gc
 import shutil
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +91,11 @@ class Resumable:
             self.run.load_state_dict(state)
         return self.run.epochs()
 
+    @property
+    def share_done(self) -> float:
+        """Of its epochs, once it is begun."""
+        return len(self.run.ledger.epochs) / self.run.total_epochs
+
     def record(self) -> Record:
         """Of the finished run."""
         record = self.run.ledger.record() | {"budget": self.planned.budget}
@@ -120,15 +124,17 @@ def unfinished(plans: Sequence[PlannedRun], config: CompareConfig, finished: Fin
 def in_turn(
     plans: Sequence[PlannedRun], config: CompareConfig, data: Data, finished: Finished, progress: Progress
 ) -> list[str]:
-    """One epoch of each run after the other until all are over; returns what went wrong with any, also that a method
-    does not fit. Of several lengths it then trains at none: a front without one of its lengths tells nothing.
+    """One epoch after the other, of the run that has done the smallest share of its own, until all are over.
+
+    Returns what went wrong with any, also that a method does not fit. Of several lengths it then trains at none: a
+    front without one of its lengths tells nothing.
 
     Raises:
         MorphogenError: the dense run cannot begin, or that of no method.
         Stopped: asked to; every run that had begun has saved a checkpoint.
     """
     runs = [Resumable(planned, config) for planned in plans]
-    going = deque[tuple[Resumable, Iterator[Epoch]]]()
+    going = list[tuple[Resumable, Iterator[Epoch]]]()
 
     def ask(number: int) -> None:
         for run in runs:
@@ -150,18 +156,16 @@ def in_turn(
                 failures.append(left_out(str(run.planned), error))
                 unfit.add(run.planned.label)
         runs[:] = [run for run in runs if run.planned.label not in unfit]
-        going = deque((run, epochs) for run, epochs in going if run.planned.label not in unfit)
+        going = [(run, epochs) for run, epochs in going if run.planned.label not in unfit]
         if failures and all(run.planned.method == "Dense" for run in runs):
             raise TrainingError("; ".join(failures))  # nothing to compare with
         while going:
-            run, epochs = going[0]
-            if _turn(run, epochs, finished, failures, stopped, progress):
-                going.popleft()
-                runs.remove(run)
-                del run, epochs
+            turn = min(going, key=lambda each: each[0].share_done)  # also of different lengths, side by side to the end
+            if _turn(*turn, finished, failures, stopped, progress):
+                going.remove(turn)
+                runs.remove(turn[0])
+                del turn
                 gc.collect()  # a network and its hooks hold each other, and a GPU's memory
-            else:
-                going.rotate(-1)
     if stopped:
         number = stopped[0].signal
         raise Stopped(number, f"{len(finished.records)} runs are finished, {len(stopped)} are saved in the middle")

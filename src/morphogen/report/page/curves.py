@@ -44,7 +44,7 @@ def _front(fronts: Fronts, series: Mapping[str, Series], cost: str, metric: str)
         chart.line([(knot.cost / unit, knot.fitted) for knot in each], one.look)
         for knot in each:
             spread = "" if knot.spread is None else f" ± {knot.spread:.2f}"
-            told = f"{one.name}, {knot.budget:g} of the length: {knot.accuracy:.2f}{spread} %, {knot.seeds} seeds"
+            told = f"{one.name}, {knot.budget:g} of the dense length: {knot.accuracy:.2f}{spread} %, {knot.seeds} seeds"
             chart.dot(knot.cost / unit, knot.accuracy, one, told)
         chart.label(each[-1].cost / unit, each[-1].fitted, one.name, one.look)
     return chart.element(

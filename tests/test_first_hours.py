@@ -49,8 +49,8 @@ def test_recommend_measures_what_trains_and_nothing_else(measured):
         seconds=0.01,
         progress=lambda *n: told.append(n),
     )
-    # The dense network, and its four smaller sizes: no other numbers of channels, nothing such as pruning leaves.
-    assert len(measured) == 5 and told == [(done, 5) for done in range(6)]
+    # The dense network at its six sizes: no other numbers of channels, nothing such as pruning leaves.
+    assert len(measured) == 6 and told == [(done, 6) for done in range(7)]
 
 
 def test_recommend_times_the_loss_it_is_given(measured):
@@ -68,11 +68,11 @@ def test_recommend_times_the_loss_it_is_given(measured):
 
 
 def test_recommend_ends_with_the_lines_to_use():
-    lines = str(ranked(OTHER, {"Prog(stages=2)": plan_of(2.0), "GrowOnce": plan_of(3.0)}, 9)).splitlines()
+    lines = str(ranked(OTHER, {"Prog(stages=2)": plan_of(2.0), "GrowOnce": plan_of(6.0)}, 9)).splitlines()
     assert lines[-4:] == [
         "the first one in a loop of your own:",
         "  method = morphogen.GrowOnce()",
-        "  run = morphogen.attach(model, optimizer, method, example=images, epochs=9)",
+        "  run = morphogen.attach(model, optimizer, method, example=images, epochs=14)",  # 1.5 times 9
         "  run.begin_epoch(epoch)  # at the head of every epoch",
     ]
     assert "  method = morphogen.Prog(stages=2)" in str(ranked(OTHER, {"Prog(stages=2)": plan_of(2.0)}, 9))

@@ -138,14 +138,14 @@ class GrowOnce(Method):
             small = 1.0 if self.resolution is None else self.resolution
             return {0: small} | ({} if small == 1 else {grown: 1.0})
         if self.pretrained:
-            legal = _legal(network, KEPT_RESOLUTION)
+            legal = _legal(network, KEPT_RESOLUTION) or whole
             return {0: legal} | ({} if legal == whole else {grown: whole})
         sizes = [whole]
         for share in reversed(linear_ratios(SMALLEST, SIZES)[:-1]):
             size = _legal(network, share)
-            if size == whole:  # it runs at no smaller one, or at none that is near; others are not tried one by one
+            if size is None:  # nor does it run at a smaller one: that takes long to find out
                 break
-            if size not in sizes:
+            if prod(size) < prod(sizes[0]):
                 sizes.insert(0, size)
         _, *later = starts_by_ratio(epochs, [1 / prod(size) for size in sizes])
         starts = [0, *(max(1, min(start, epochs - 1)) for start in later)]
@@ -156,12 +156,12 @@ class GrowOnce(Method):
         return (KEPT_DEPTH if self.pretrained else DEPTH) if deep and not small else 1.0
 
 
-def _legal(network: Network, share: float) -> Resolution:
-    """The size nearest to a share of the side at which the model runs; the whole one where it runs at no other."""
+def _legal(network: Network, share: float) -> Resolution | None:
+    """The size nearest to a share of the side at which the model runs; None where it takes none as small."""
     whole = network.dense.resolution
     assert whole is not None
     height, width = (max(1, round(share * side)) for side in whole)
     try:
         return network.grids.nearest((height, width))
     except SubNetworkError:
-        return whole
+        return None

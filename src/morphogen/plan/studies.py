@@ -79,46 +79,25 @@ def _of_vit(method: str, ours: tuple[float, ...]) -> Study:
     return Study(VIT, method, _VIT, "CIFAR-10, 5,000 images", 12, _DENSE_VIT, ours, _OPERATORS)
 
 
+def _grow_once(kind: Kind, method: str, ours: tuple[float, ...], stretch: float = 1.0) -> Study:
+    network, dense, where = (
+        ("ResNet-8 of 32 to 128 channels", (69.80, 69.21, 70.26, 70.31, 69.26), "benchmarks/results/grow_once_resnet")
+        if kind == CNN
+        else (_VIT, (50.62, 51.8, 51.64, 51.84, 51.68), "benchmarks/results/grow_once_vit")
+    )
+    return Study(kind, method, network, "CIFAR-10, 10,000 images", 12, dense, ours, where, stretch)
+
+
 STUDIES = (
     _on_gpu(CNN, "GrowOnce(resolution=0.625)", _RESNET, (84.40, 84.62), (85.18,)),
     _on_gpu(VIT, "GrowOnce(resolution=0.625, depth=0.25)", _VIT, (68.40, 68.11), (69.23,)),
-    *(
-        Study(
-            CNN,
-            method,
-            "ResNet-8 of 32 to 128 channels",
-            "CIFAR-10, 10,000 images",
-            12,
-            (69.80, 69.21, 70.26, 70.31, 69.26),
-            ours,
-            "benchmarks/results/grow_once_resnet",
-            stretch,
-        )
-        for method, ours, stretch in (
-            ("GrowOnce", (71.84, 71.35, 70.86, 71.67, 71.71), 1.5),
-            ("GrowOnce(resolution=0.625)", (69.54, 68.88, 68.80, 70.52, 69.46), 1.0),
-        )
-    ),
-    *(
-        Study(
-            VIT,
-            method,
-            _VIT,
-            "CIFAR-10, 10,000 images",
-            12,
-            (50.62, 51.8, 51.64, 51.84, 51.68),
-            ours,
-            "benchmarks/results/grow_once_vit",
-            stretch,
-        )
-        for method, ours, stretch in (
-            ("GrowOnce", (52.46, 51.7, 51.32, 51.44, 50.96), 1.5),
-            ("GrowOnce(resolution=0.625)", (50.38, 50.12, 50.06, 51.68, 51.26), 1.0),
-            ("GrowOnce(resolution=0.625, depth=0.25)", (46.52, 47.14, 46.58), 1.0),
-            ("EfficientTrain", (49.28, 49.68, 49.06), 1.0),
-            ("ProgressiveResizing", (50.7, 50.8, 50.34), 1.0),
-        )
-    ),
+    _grow_once(CNN, "GrowOnce", (71.84, 71.35, 70.86, 71.67, 71.71), 1.5),
+    _grow_once(CNN, "GrowOnce(resolution=0.625)", (69.54, 68.88, 68.80, 70.52, 69.46)),
+    _grow_once(VIT, "GrowOnce", (52.46, 51.7, 51.32, 51.44, 50.96), 1.5),
+    _grow_once(VIT, "GrowOnce(resolution=0.625)", (50.38, 50.12, 50.06, 51.68, 51.26)),
+    _grow_once(VIT, "GrowOnce(resolution=0.625, depth=0.25)", (46.52, 47.14, 46.58)),
+    _grow_once(VIT, "EfficientTrain", (49.28, 49.68, 49.06)),
+    _grow_once(VIT, "ProgressiveResizing", (50.7, 50.8, 50.34)),
     _of_vit("Prog", (38.64, 40.68, 40.20)),
     _of_vit("Prog(depth_operator='identity')", (40.80, 42.56, 41.00)),
     _of_vit("StackBERT", (38.24, 40.00, 41.12)),

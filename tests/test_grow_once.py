@@ -146,3 +146,17 @@ def test_shares_that_are_rounded_to_the_whole_are_refused():
         morphogen.ConfigError, match=r"nothing of this model is small.*rounded.*multiples of 8.*multiple_of"
     ):
         first_stage(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 2)), method)
+
+
+def test_a_state_of_other_defaults_is_refused(monkeypatch):
+    def attached():
+        model = Residual()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        example = torch.randn(2, 3, 8, 8)
+        return morphogen.attach(model, optimizer, morphogen.GrowOnce(), example=example, epochs=10, steps_per_epoch=1)
+
+    state = attached().state_dict()
+    attached().load_state_dict(state)
+    monkeypatch.setattr("morphogen.methods.grow_once.SMALLEST", 0.5)
+    with pytest.raises(morphogen.CheckpointError, match=r"another schedule, of other sizes from epoch 0 on.*A default"):
+        attached().load_state_dict(state)

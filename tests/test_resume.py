@@ -197,6 +197,10 @@ REFUSED = {
         lambda s: s.update(method="Dense()"),
         r"another method; expected NetworkExpansion\(.*found Dense",
     ),
+    "another default": (
+        lambda s: s["parts"]["grow"]["schedule"].pop(1),
+        r"schedule, of other sizes from epoch 2 on; expected .*at epochs \[0, 2, 4, 6\], found \[0, 4, 6\]",
+    ),
     "another length": (lambda s: s.update(epochs=9), "another length, in epochs,; expected 8, found 9"),
     "a tensor cut": (cut, "conv1.weight.*shape"),
     "a tensor missing": (lambda s: s["trees"][0]["state"].pop("fc.bias"), "fc.bias.*found none"),

@@ -9,12 +9,13 @@ import torch
 
 from ..dense.network import Network
 from ..dense.subnet import SubNetwork
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..machine.ranks import decided
 from ..morph.entry import DepthOperator, depth_named
 from ..morph.growth import GrowthOperator, named
 from ..run.assembly import distinct
 from ..run.part import Part
+from ..run.values import as_data
 from ..schedule.importance import CHOICES, Order, by_importance, chosen
 from ..schedule.revision import revised
 from ..schedule.stages import Stage
@@ -117,19 +118,34 @@ class Grow(Part):
         self.revisions.append((epoch, option))
 
     def state_dict(self) -> dict[str, Any]:
-        """What was revised, the stage at work, and the order in which channels are kept, where that is chosen."""
+        """The schedule, what was revised of it, the stage at work, and the order in which channels are kept, where that
+        is chosen."""
         order = {} if self._order is None else {"order": {name: list(units) for name, units in self._order.items()}}
         return {
             **order,
+            "schedule": _plain(self._stages),
             "revisions": [list(revision) for revision in self.revisions],
             "stage": None if self._stage is None else self._stages.index(self._stage),
         }
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """The same schedule, of the same channels, revised as it was."""
+        """The same schedule, of the same channels, revised as it was.
+
+        Raises:
+            CheckpointError: the settings give another schedule than they did: a default of the method has changed.
+        """
         revisions = [(int(epoch), str(option)) for epoch, option in state["revisions"]]
         order = None if self._order is None else _read(state["order"], self._order)
         stages = self._stages_after(revisions, order)
+        saved, own = state.get("schedule"), _plain(stages)  # states of before 2026-11-27 do not say it
+        if saved is not None and saved != own:
+            epoch = min(stage[0] for stage in [*saved, *own] if stage not in saved or stage not in own)
+            raise CheckpointError(
+                f"the run that was saved follows another schedule, of other sizes from epoch {int(epoch)} on",
+                expected=f"stages that begin at epochs {[start for start, _ in own]}",
+                found=f"{[start for start, _ in saved]}",
+                todo="A default of the method has changed since: set it as it was, or start over",
+            )
         number = state["stage"]
         stage = None if number is None else stages[number]
 
@@ -145,6 +161,10 @@ class Grow(Part):
         for epoch, option in revisions:
             stages = revised(stages, epoch, option, self._epochs)
         return stages
+
+
+def _plain(stages: Sequence[Stage]) -> list[list[Any]]:
+    return [[stage.start, as_data(stage.subnetwork)] for stage in stages]
 
 
 def _read(saved: Mapping[str, Any], own: Order) -> Order:

@@ -208,11 +208,13 @@ def test_tables_that_no_parameter_follows_are_no_channels():
 
 def test_an_op_that_reads_channels_pins_these_alone():
     def middle(net, x):
-        return torch.renorm(x, 2, 0, 5.0) if net.hard else x
+        return torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127) if net.hard else x
 
     model = nn.Sequential(Net(middle, setting(hard=lambda: True)), Net(middle, setting(hard=lambda: False)))
     model[1].first = nn.Conv2d(4, 16, 1)
-    with pytest.warns(UserWarning, match=r"^0: no rule for the op aten.renorm.default.*0.first.weight\[0\]"):
+    with pytest.warns(
+        UserWarning, match=r"^0: no rule for the op aten.fake_quantize_per_tensor_affine.default.*0.first.weight\[0\]"
+    ):
         net = morphogen.trace(model, image())
     assert [group.name for group in net.groups] == ["0.second", "1.first"]
     morphogen.morph(net, net.subnetwork(width=0.5))

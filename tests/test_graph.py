@@ -24,7 +24,7 @@ class Unknown(nn.Module):
 
     class Odd(nn.Module):
         def forward(self, x):
-            return torch.renorm(x, 2, 0, 5.0)
+            return torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127)
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class Unknown(nn.Module):
 
 
 def test_an_unknown_op_names_itself_the_module_and_the_way_out():
-    named = r"^odd: no rule for the op aten.renorm.default, .*: conv.weight\[0\] and 1 more.*rule\(.renorm.\)"
+    named = r"^odd: no rule for the op aten.fake_quant.*: conv.weight\[0\] and 1 more.*rule\(.fake_quant"
     for exclude in ((), ("odd",)):
         with pytest.warns(UserWarning, match=named) if not exclude else nullcontext():
             net = morphogen.trace(Unknown(), image(), exclude=exclude)
@@ -51,7 +51,9 @@ def test_an_unknown_op_names_itself_the_module_and_the_way_out():
 def test_where_an_unknown_op_keeps_all_channels_a_width_names_it():
     model = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 8, 1), odd=Unknown.Odd(), last=nn.Conv2d(8, 8, 1)))
     net = morphogen.trace(model, image())
-    with pytest.raises(morphogen.SubNetworkError, match=r"odd: .*no rule for the op aten.renorm.*exclude="):
+    with pytest.raises(
+        morphogen.SubNetworkError, match=r"odd: .*no rule for the op aten.fake_quantize_per_tensor_affine.*exclude="
+    ):
         net.subnetwork(width=0.5)
     morphogen.morph(net, net.subnetwork(resolution=4))  # nothing but width needs the rule
 
@@ -71,7 +73,7 @@ class Surrounded(nn.Module):
     def forward(self, x):
         x = self.stem(x)
         y = self.before(x)
-        y = torch.cat([torch.renorm(self.left(y).relu(), 2, 0, 5.0), self.right(y)], 1)
+        y = torch.cat([torch.fake_quantize_per_tensor_affine(self.left(y).relu(), 0.1, 0, -128, 127), self.right(y)], 1)
         return self.outer(self.inner((x + self.norm(self.back(y))).mean((2, 3))).relu())
 
 

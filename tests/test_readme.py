@@ -57,7 +57,7 @@ def test_contributing_examples_are_enough():
                 self.fc = nn.Linear(8, 2)
 
             def forward(self, x):
-                return self.fc(torch.renorm(self.conv(x), 2, 0, 5.0).mean((2, 3)))
+                return self.fc(torch.fake_quantize_per_tensor_affine(self.conv(x), 0.1, 0, -128, 127).mean((2, 3)))
 
         net = morphogen.trace(Odd(), torch.randn(1, 3, 8, 8))
         morphogen.morph(net, net.subnetwork(width=0.5))
@@ -69,7 +69,7 @@ def test_contributing_examples_are_enough():
         morphogen.morph(deep, deep.dense, depth_operator="halved")
         assert torch.equal(deep.model.blocks[1].conv.weight, deep.model.blocks[0].conv.weight / 2)
     finally:
-        RULES.pop("renorm", None)
+        RULES.pop("fake_quantize_per_tensor_affine", None)
         OPERATORS.pop("zeros", None)
         DEPTH_OPERATORS.pop("halved", None)
 

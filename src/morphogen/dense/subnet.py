@@ -179,7 +179,8 @@ class Role:
     Attributes:
         kind: `weight` (of a convolution or linear layer), `bias`, `scale`, `shift`, `mean`, `variance`
             (of a normalisation), or `direct` (a parameter used as it is: a layer scale, a token).
-        out_axis, in_axis: the channel axes of a `weight`.
+        out_axis, in_axis: the channel axes of a `weight`; the last one is `in_axis` where a kernel of one input channel
+            spans its inputs.
         groups: number of groups of the dense convolution.
         blockwise: the convolution loses and gains whole groups, so new inputs meet new outputs only.
 

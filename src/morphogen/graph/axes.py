@@ -46,6 +46,12 @@ def reshape(
 ) -> tuple[tuple[Axis, ...], list[Segment]]:
     """Axes of the view of a tensor of `shape` as `target`, and how they came about."""
     result: list[Axis] = [None] * len(target)
+    if 0 in shape:  # nothing is in it; the last axes stay what they are
+        for i, (old, new, axis) in enumerate(zip(shape[::-1], target[::-1], axes[::-1], strict=False), 1):
+            if old != new:
+                break
+            result[-i] = axis
+        return tuple(result), []
     segments = []
     for old, new in _runs(shape, target):
         factors = _refactor(slots, [shape[i] for i in old], [axes[i] for i in old], [target[i] for i in new])

@@ -18,6 +18,7 @@ from ..dense.subnet import Role, is_inside
 from ..errors import TraceError, first_line
 from ..machine.placement import on_cpu
 from ..machine.private import ConvBase, OpOverload, tree_leaves, tree_map
+from .composed import composed_of
 from .counting import Counting
 from .groups import TracedTensor
 from .numbers import Attribute, Dim, Numbers
@@ -76,8 +77,9 @@ class Walk:
         self._fix_immovable({name: t for name, t in named_tensors(model).items() if name not in self.plain})
 
     def _value(self, name: str, tensor: torch.Tensor, owner: nn.Module) -> Value:
-        # The taps of a convolution's kernel are never channels, whatever the module does with them first.
-        channels = 2 if isinstance(owner, ConvBase) else tensor.ndim
+        # The taps of a convolution's kernel are never channels, whatever the module does with them first; but those of
+        # one input channel may span an axis that is (see `rules.layers`).
+        channels = 2 if isinstance(owner, ConvBase) and owner.in_channels > 1 else tensor.ndim
         axes = [
             self.slots.fresh(size) if size > 1 and dim < channels else None for dim, size in enumerate(tensor.shape)
         ]
@@ -208,7 +210,7 @@ class _Reading:
                 if node.op == "placeholder":
                     env[node] = next(rest)
                 elif node.op == "get_attr":
-                    env[node] = getattr(module, node.target)
+                    env[node] = _fixed(getattr(module, node.target), frozenset())
                 elif node.op == "output":
                     return args[0] if isinstance(args[0], (tuple, list)) else [args[0]]
                 elif node.op != "call_function":
@@ -237,6 +239,8 @@ class _Reading:
         inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)]
         origin = _origin(inputs)
         excluded = any(is_inside(path, p) for p in walk.exclude)
+        if not excluded and rule is None and (composed := composed_of(node)) is not None:
+            return self._composed(node, args, kwargs, composed)
         if excluded or rule is None:
             if not excluded:
                 walk.unruled.setdefault(str(node.target), path)
@@ -256,6 +260,23 @@ class _Reading:
         values = [Value(shape, a, origin) for shape, a in zip(call.shapes, results, strict=True)]
         self.calls.append(TracedCall(op, path, tuple(values), bound, call.sizes))
         result = values if isinstance(axes, list) else values[0]
+        self._note(node, result)
+        return result
+
+    def _composed(
+        self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], module: torch.fx.GraphModule
+    ) -> Any:
+        """One op without a rule, by those of the ops that it is made of."""
+        assert isinstance(node.target, OpOverload)
+        bound, given = bind(node.target, args, kwargs), self._numbers.given(node)
+        call = self._call(op_name(node.target), bound, output_shapes(node), _used(node), given)
+        for number in given or ():
+            call.counts(number, None)  # what the pieces do with it is not known
+        call.keeps_values()
+        calls, self.calls = self.calls, []  # the model runs the op itself
+        values = self.graph(module, [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)])
+        self.calls = [*calls, TracedCall(call.op, module_path(node), tuple(values), bound, call.sizes)]
+        result = values[0] if isinstance(node.meta["val"], torch.Tensor) else list(values)
         self._note(node, result)
         return result
 

@@ -38,6 +38,8 @@ class Gap:
 
     def matrices(self, tensor: torch.Tensor) -> torch.Tensor:
         """A `weight` as (groups, out, in, taps), each convolution group by itself: a view of a contiguous one."""
+        if self.map.role.in_axis > 1:  # a kernel that spans its inputs
+            return tensor.reshape(1, tensor.shape[0], -1, tensor.shape[-1]).transpose(2, 3)
         groups = self.map.groups if tensor.shape == self.map.new_shape else self._old_groups
         split = tensor.reshape(groups, tensor.shape[0] // groups, tensor.shape[1], -1)
         return split if self.map.role.out_axis == 0 else split.transpose(1, 2)

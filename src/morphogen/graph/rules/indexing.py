@@ -39,6 +39,22 @@ def index_select(call: Call) -> Axes:
     return tuple(axes)
 
 
+@rule("index_fill", "slice_scatter", "select_scatter")
+def written(call: Call) -> Axes:
+    """Some positions of one axis are given other values; that axis stays whole."""
+    x, dim = call.input, call["dim"] % len(call.input.shape)
+    call.slots.fix(x.axes[dim], f"written to by index ({call.op})")
+    axes: list[Axis] = [None if i == dim else axis for i, axis in enumerate(x.axes)]
+    source = call.args.get("src")
+    if source is not None:
+        given = list(source.axes)
+        if call.op == "slice_scatter":
+            call.slots.fix(given.pop(dim), f"written by index ({call.op})")
+        for i, axis in zip([i for i in range(len(axes)) if i != dim], given, strict=True):
+            axes[i] = call.slots.tie(axes[i], axis, "meets an axis of fixed size")
+    return tuple(axes)
+
+
 @rule("gather", "scatter", "scatter_add", "scatter_reduce", "index_copy", "index_add")
 def gather(call: Call) -> Axes:
     """Positions along one axis by index; the tensors go side by side along the others.
@@ -64,7 +80,7 @@ def gather(call: Call) -> Axes:
     return tuple(axes)
 
 
-@rule("take_along_dim", "index_put", "_index_put_impl")
+@rule("index_put", "_index_put_impl", "masked_scatter")
 def taken(call: Call) -> Axes:
     """Positions of every axis by index."""
     for value in call.values():
@@ -92,6 +108,21 @@ def embedding(call: Call) -> Axes:
     call.role(table, Role("direct"))
     call.keeps(embedding_dim=table.axes[1])
     return (*_plain(call, indices), table.axes[1])
+
+
+@rule("embedding_bag")
+def embedding_bag(call: Call) -> list[Axes]:
+    """A sum, mean or maximum of rows of a table for each bag of indices; the other results are about the bags."""
+    table = call["weight"]
+    call.slots.fix(table.axes[0], "taken by index")
+    call.role(table, Role("direct"))
+    call.keeps(embedding_dim=table.axes[1])
+    for value in call.values():
+        if value is not table:
+            _plain(call, value)
+    features = (None, table.axes[1])
+    largest = call["mode"] == 2  # which has the places of the maxima too
+    return [features, *(features if largest and len(s) == 2 else (None,) * len(s) for s in call.shapes[1:])]
 
 
 def _plain(call: Call, value: Value) -> Axes:

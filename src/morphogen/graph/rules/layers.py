@@ -16,10 +16,15 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
     slots, channel = call.slots, -(len(weight.shape) - 1)
     first, second = weight.axes[0], weight.axes[1]
     blockwise = False
-    for axis in weight.axes[2:]:
-        slots.fix(axis, "")
+    spanned = _spanned(call)
+    for dim in range(2, len(weight.shape)):
+        if dim == spanned:
+            in_axis = dim
+            slots.tie(x.axes[dim - len(weight.shape)], weight.axes[dim], "")
+        else:
+            slots.fix(weight.axes[dim], "")
     if groups == 1:
-        call.reads(x, channel, weight.axes[in_axis])
+        call.reads(x, channel, weight.axes[1 - out_axis])
         out = weight.axes[out_axis]
     elif x.axes[channel] is None or first is None or any(map(_is_product, call.numbers(groups))):
         for axis in (first, second):
@@ -55,9 +60,19 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
     for dim in range(channel + 1, 0):
         if weight.shape[dim] == call["stride"][dim] == 1 and call["padding"] == [0] * (-channel - 1):
             axes[dim] = x.axes[dim]  # every position by itself
-        else:
+        elif dim != spanned - len(weight.shape):
             slots.fix(x.axes[dim], "convolved along it")
     return tuple(axes)
+
+
+def _spanned(call: Call) -> int:
+    """The last axis of the weight, where its taps are as many as the positions they meet and these are channels to
+    somebody: a word's features, to a convolution of one input channel over sentences (Kim, EMNLP 2014). Otherwise 0."""
+    x, weight = call["input"], call["weight"]
+    single = call.op.startswith("conv") and "transpose" not in call.op and weight.shape[1] == call["groups"] == 1
+    inside = isinstance(call["padding"], (list, tuple)) and call["padding"][-1] == 0
+    meets = single and inside and 1 < weight.shape[-1] == x.shape[-1] and x.axes[-1] is not None
+    return len(weight.shape) - 1 if meets else 0
 
 
 def _is_product(number: int | None) -> bool:
@@ -89,6 +104,24 @@ def linear(call: Call) -> Axes:
         out = call.slots.tie(out, bias.axes[0], "bias of fixed channels")
         call.role(bias, Role("bias"))
     return (*x.axes[:-1], out)
+
+
+@rule("bilinear")
+def bilinear(call: Call) -> Axes:
+    """x1 (..., in1), weight (out, in1, in2) and x2 (..., in2) to (..., out); in2 stays, for no operator divides the
+    weights of copies along two axes."""
+    weight, bias = call["weight"], call["bias"]
+    call.reads(call["input1"], -1, weight.axes[1])
+    for axis in (call["input2"].axes[-1], weight.axes[2]):
+        call.slots.fix(axis, "the second input of a bilinear layer")
+    batch = call.meet([(call[name].shape[:-1], call[name].axes[:-1]) for name in ("input1", "input2")])
+    out = weight.axes[0]
+    call.role(weight, Role("weight"))
+    call.keeps(in1_features=weight.axes[1], out_features=out)
+    if bias is not None:
+        out = call.slots.tie(out, bias.axes[0], "bias of fixed channels")
+        call.role(bias, Role("bias"))
+    return (*batch, out)
 
 
 @rule("batch_norm", "instance_norm")

@@ -22,6 +22,7 @@ def keep(call: Call) -> Axes | list[Axes]:
 
 
 @rule(*"__and__ __iand__ __or__ __ior__ absolute arccos arccosh arcsin arcsinh arctan arctan2 arctanh copy".split())
+@rule("complex", "polar")
 @rule(*"divide fix float_power floor_divide greater greater_equal hardswish imag isclose isreal".split())
 @rule(*"leaky_relu less less_equal multiply negative not_equal real special_digamma special_erf special_erfc".split())
 @rule(*"special_erfinv special_exp2 special_expit special_expm1 special_gammainc special_gammaincc".split())
@@ -52,19 +53,21 @@ def _is_pointwise(target: OpOverload) -> bool:
     return any(torch.Tag.pointwise in each.tags for each in [target, *others])
 
 
-@rule("_assert_tensor_metadata", "_assert_scalar", "sym_size")
+@rule("_assert_tensor_metadata", "_assert_scalar", "_linalg_check_errors", "sym_size")
 def assertion(call: Call) -> Axes | list[Axes]:
     """Checks without an output."""
     return []
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
-def along(call: Call) -> Axes:
-    """Positions along one axis that weigh on each other, also where they are zero."""
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
+@rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
+def along(call: Call) -> Axes | list[Axes]:
+    """Positions along one axis, or several, that weigh on each other, also where they are zero."""
     axes = list(call.input.axes)
-    call.slots.fix(axes[call["dim"]], f"{call.op} along it")
-    axes[call["dim"]] = None
-    return tuple(axes)
+    for dim in call["dim"] if isinstance(call["dim"], (list, tuple)) else [call["dim"]]:
+        call.slots.fix(axes[dim], f"{call.op} along it")
+        axes[dim] = None
+    return tuple(axes) if len(call.shapes) == 1 else [tuple(axes)] * len(call.shapes)
 
 
 @rule("tril", "triu")

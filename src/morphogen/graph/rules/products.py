@@ -30,6 +30,38 @@ def matmul(call: Call) -> Axes:
     return multiply(call, left, _transposed(right) if call.op == "inner" else right)
 
 
+@rule("_cdist_forward")
+def distances(call: Call) -> Axes:
+    """The distance of every row of (..., n, k) from every row of (..., m, k)."""
+    left, right = call["x1"], call["x2"]
+    call.slots.tie(left.axes[-1], right.axes[-1], "compared with a fixed axis")
+    batch = call.meet([(value.shape[:-2], value.axes[:-2]) for value in (left, right)])
+    return (*batch, left.axes[-2], right.axes[-2])
+
+
+@rule("dist")
+def distance(call: Call) -> Axes:
+    """The distance of one tensor from another, position by position, as one number."""
+    call.meet([(value.shape, value.axes) for value in call.values()])
+    return ()
+
+
+@rule("_linalg_solve_ex")
+def solve(call: Call) -> list[Axes]:
+    """The solution of A (..., n, n) X = B (..., n, k), and what A was taken apart into."""
+    left, right = call["A"], call["B"]
+    rows = right.axes[-2] if len(right.shape) == len(left.shape) and call["left"] else None
+    for axis in (*left.axes[-2:], rows):
+        call.slots.fix(axis, "a system of equations")
+    if len(right.shape) != len(left.shape) or not call["left"]:
+        for axis in right.axes:
+            call.slots.fix(axis, "a system of equations")
+        return [(None,) * len(shape) for shape in call.shapes]
+    batch = call.meet([(value.shape[:-2], value.axes[:-2]) for value in (left, right)])
+    rest = [(*batch, *(None,) * (len(shape) - len(batch))) for shape in call.shapes[1:]]
+    return [(*batch, None, right.axes[-1]), *rest]
+
+
 @rule("outer", "ger")
 def outer(call: Call) -> Axes:
     """Every position of the one with every position of the other."""

@@ -45,3 +45,24 @@ def recurrent(call: Call) -> list[Axes]:
     call.keeps(input_size=x.axes[-1], hidden_size=units)
     states = [(None,) * (len(shape) - 1) + (units,) for shape in call.shapes[1:]]
     return [(*x.axes[:-1], inputs), *states]
+
+
+CELLS = {"lstm_cell": 4, "gru_cell": 3, "rnn_tanh_cell": 1, "rnn_relu_cell": 1}
+
+
+@rule(*CELLS)
+def cell(call: Call) -> Axes | list[Axes]:
+    """One step of a recurrent layer: an LSTM's hands on two states, the others one."""
+    x, gates = call.input, CELLS[call.op]
+    states = call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
+    units = call["w_hh"].axes[1]
+    for name, kind in {"w_ih": "weight", "w_hh": "weight", "b_ih": "bias", "b_hh": "bias"}.items():
+        if call[name] is not None:
+            call.slots.tie(call[name].axes[0], None if units is None else units.repeat(gates), "")
+            call.role(call[name], Role(kind))
+    call.reads(x, -1, call["w_ih"].axes[1])
+    for state in states:
+        units = call.slots.tie(units, state.axes[-1], "meets an axis of fixed size")
+    call.keeps(input_size=call["w_ih"].axes[1], hidden_size=units)
+    axes: list[Axes] = [(*x.axes[:-1], units) for _ in call.shapes]
+    return axes if len(axes) > 1 else axes[0]

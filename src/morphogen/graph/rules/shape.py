@@ -120,7 +120,7 @@ def repeat_interleave(call: Call) -> Axes:
 @rule("cat", "concat")
 def cat(call: Call) -> Axes:
     """Tensors end to end along one axis; every other axis is alive together."""
-    values = [v for v in call.values() if v.shape != (0,)]
+    values = [v for v in call.values() if v.shape != (0,)] or list(call.values())
     dim = call["dim"] % len(values[0].shape)
     axes = list(values[0].axes)
     for value in values[1:]:
@@ -264,3 +264,16 @@ def moved_along(call: Call) -> Axes:
         call.slots.fix(axes[dim], f"reordered by {call.op}")
         axes[dim] = None
     return tuple(axes)
+
+
+@rule("view_as_complex")
+def view_as_complex(call: Call) -> Axes:
+    """The last axis holds real and imaginary parts, and goes."""
+    call.slots.fix(call.input.axes[-1], "made into complex numbers")
+    return call.input.axes[:-1]
+
+
+@rule("view_as_real")
+def view_as_real(call: Call) -> Axes:
+    """Real and imaginary parts on a new last axis."""
+    return (*call.input.axes, None)

@@ -160,6 +160,9 @@ class Call:
         axes, segments = reshape(self.slots, value.shape, value.axes, shape)
         for segment in segments if numbers else ():
             self.counting.segment(segment, numbers)
+        if 0 in shape:  # a view of nothing has no segments
+            for number, axis in zip(numbers, axes, strict=False):
+                self.counts(number, axis)
         return axes
 
     def reads(self, value: Value, dim: int, layer: Axis) -> Axis:

@@ -11,7 +11,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import morphogen
@@ -245,8 +245,6 @@ REFUSED = {
     "scripted inside": refused(scripted_inside, "^second: "),
     "forward compiled": refused(forward_compiled, r"Net.forward: .*use model.compile\(\)"),
     "meta model, real example": refused(on_meta, "^first: .*model and example on one device"),
-    "old weight norm": refused(lambda: sequence(weight_norm), "^0: .*parametrizations.weight_norm"),
-    "old spectral norm": refused(lambda: sequence(spectral_norm), "^0: .*parametrizations.spectral_norm"),
     "torch's pruning": refused(
         lambda: sequence(lambda layer: prune.l1_unstructured(layer, "weight", 0.5)), "^0: .*prune.remove"
     ),

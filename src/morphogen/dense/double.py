@@ -13,7 +13,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..machine.hook import Hook
-from ..machine.private import backward_hook_tables, forward_hook_tables, unwrapped
+from ..machine.private import backward_hook_tables, forward_hook_tables, forward_pre_hooks, unwrapped
+from .rewritten import rewriters, rewritten
 
 Replace = Callable[[torch.Tensor], torch.Tensor]
 
@@ -28,7 +29,8 @@ def double(model: nn.Module, replace: Replace, *, hooks: bool = False) -> nn.Mod
         model: it is only read.
         replace: what takes the place of a tensor.
         hooks: whether to keep the hooks around the forward pass. Where these hold modules of the model, lists or
-            dictionaries, those of the double hold copies, so that they leave the model's own alone.
+            dictionaries, those of the double hold copies, so that they leave the model's own alone. Those that write
+            weights (`weight_norm`) stay in any case.
     """
     memo: dict[int, Any] = {id(t): replace(t) for t in [*model.parameters(), *model.buffers()]}
     kept: list[tuple[Any, Any]] = []
@@ -40,6 +42,8 @@ def double(model: nn.Module, replace: Replace, *, hooks: bool = False) -> nn.Mod
         copied = copy.deepcopy(model, memo)
     for table, own in kept:
         own.update({key: _own(hook, memo) for key, hook in table.items() if not isinstance(unwrapped(hook), Hook)})
+    for module in model.modules():
+        memo[id(forward_pre_hooks(module))].update(rewriters(module))
     return copied
 
 
@@ -52,13 +56,14 @@ def has_hooks(model: nn.Module) -> bool:
 def plain_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that modules keep as plain attributes, by name, without parameters and buffers.
 
-    A module's state has none of them.
+    A module's state has none of them. What a hook computes anew is none.
     """
     known = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
     found: dict[str, torch.Tensor] = {}
     for path, module in model.named_modules():
+        computed = rewritten(module)
         for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and id(value) not in known:
+            if isinstance(value, torch.Tensor) and id(value) not in known and name not in computed:
                 known.add(id(value))
                 found[f"{path}.{name}".lstrip(".")] = value
     return found

@@ -15,6 +15,7 @@ from ..machine.randomness import own_random
 from .double import double, named_tensors
 from .images import Images, Path, exchanged, find_images, inputs_in
 from .program import silence, uncompiled
+from .rewritten import as_properties
 
 Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
 """What to call the model with: one tensor, positional arguments, or keyword arguments."""
@@ -39,6 +40,7 @@ class FakeModel:
         self.hooks = hooks
         own = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
         self.dense = self.copy(model, lambda t: self._fake(t) if id(t) in own else _plain(t))
+        as_properties(self.dense)
         make_ready(self.dense, training=False)
         self._example = tree_map(self._fake, as_call(example))
         self.device = next((t.device for t in self.dense.parameters()), torch.device("cpu"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..dense.subnet import DropPath
 from ..machine.private import NormBase, tree_leaves
@@ -22,7 +23,7 @@ def form_of(tree: nn.Module) -> dict[str, Any]:
     for path, module in tree.named_modules():
         if drop_path_attribute(module) is not None or type(module) is nn.Identity:
             continue  # stochastic depth differs from block to block, and is absent where its rate is 0
-        form[f"{path}:type"] = type(module)
+        form[f"{path}:type"] = type_before_parametrizations(module)
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             form[f"{path}.{name}"] = None if tensor is None else (tuple(tensor.shape), tensor.dtype)
         for name, value in vars(module).items():
@@ -59,6 +60,8 @@ def difference(one: Unit, other: Unit, buffers: Mapping[str, torch.Tensor]) -> s
         for path, module in a.module.named_modules():
             if not isinstance(module, NormBase):  # running statistics are learned, like weights
                 for key in [*module._buffers, *vars(module)]:
+                    if _is_estimate(module, key):
+                        continue
                     name = f"{path}.{key}".lstrip(".")
                     left, right = buffers.get(f"{a.path}.{name}"), buffers.get(f"{b.path}.{name}")
                     if left is None or right is None:
@@ -68,6 +71,12 @@ def difference(one: Unit, other: Unit, buffers: Mapping[str, torch.Tensor]) -> s
                     if not torch.equal(left, right):
                         return f"the buffer {name} is another in {a.path} than in {b.path}"
     return None
+
+
+def _is_estimate(module: nn.Module, key: str) -> bool:
+    """Whether a buffer is a singular vector that spectral norm estimates while it trains."""
+    of, _, side = key.rpartition("_")
+    return side in ("u", "v") and (type(module).__name__ == "_SpectralNorm" or f"{of}_orig" in module._parameters)
 
 
 def _short(value: Any) -> str:

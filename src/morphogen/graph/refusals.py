@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from ..dense.fake import has_own_arithmetic
 from ..dense.program import failing_module
+from ..dense.rewritten import rewriters
 from ..errors import TraceError, first_line
 from ..machine.private import forward_hooks, forward_pre_hooks, tree_leaves
 
@@ -32,7 +33,7 @@ REWRITING_HOOKS = {
     "SpectralNorm": "Use torch.nn.utils.parametrizations.spectral_norm",
     "BasePruningMethod": "Call torch.nn.utils.prune.remove(module, name) first",
 }
-"""Old-style parametrisations: hooks that write a parameter anew before each forward pass."""
+"""Hooks that write a parameter anew before each forward pass. Of layers that are not recurrent, `rewriters` are read."""
 
 CAUSES = (
     (
@@ -100,8 +101,8 @@ def _check_module(path: str, module: nn.Module) -> None:
                 expected="the plain module",
                 todo=WRAPPERS[kind.__name__],
             )
-    hooks: list[Any] = list(forward_pre_hooks(module).values())
-    for hook in hooks:
+    read = {} if isinstance(module, nn.RNNBase) else dict(rewriters(module))
+    for hook in [hook for key, hook in forward_pre_hooks(module).items() if key not in read]:
         for kind in type(hook).__mro__:
             if kind.__name__ in REWRITING_HOOKS and kind.__module__.startswith("torch."):
                 raise TraceError(
@@ -157,7 +158,9 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _may_change_values(module: nn.Module) -> bool:
-    return any(map(_returns, [*forward_pre_hooks(module).values(), *forward_hooks(module).values()]))
+    known = dict(rewriters(module))
+    before = [hook for key, hook in forward_pre_hooks(module).items() if key not in known]
+    return any(map(_returns, [*before, *forward_hooks(module).values()]))
 
 
 def _returns(hook: Any) -> bool:

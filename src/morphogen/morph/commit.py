@@ -16,6 +16,7 @@ from ..dense.assign import assign
 from ..dense.caches import forget
 from ..dense.fake import drop_caches, has_own_arithmetic, tensor_named
 from ..dense.network import Network, set_attributes, set_buffers
+from ..dense.rewritten import rewrite
 from ..dense.subnet import SubNetwork, within
 from ..dense.whole import about_to_write, overwrite, whole
 from ..errors import MorphError
@@ -201,6 +202,7 @@ def _change(
     for tree in trees:
         set_buffers(tree, network, target, values.buffers)
         set_attributes(tree, network, target)
+        rewrite(tree)
         drop_caches(tree)
         forget(tree, structure.caches)
     if current.blocks != target.blocks:  # rates of the loop's own stay where they are

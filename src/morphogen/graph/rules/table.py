@@ -96,10 +96,24 @@ class Call:
 
     def role(self, value: Value | None, role: Role) -> None:
         """Note what a parameter or buffer is to the layer that reads it, also after arithmetic of its own
-        (weight standardisation, a cast)."""
+        (weight standardisation, a cast).
+
+        Where weight norm gives a length to every input (as it does to transposed convolutions), new weights need one:
+        they are random, and the new lengths 0.
+        """
+        if value is not None and role.kind == "weight" and (lengths := self._lengths(value, role.in_axis)):
+            role = Role("direct")
+            self.roles.update(dict.fromkeys(lengths, Role("shift")))
         for name in (value.origin or ()) if value is not None else ():
             if value is not None and _same_axes(self.parameters[name], value):
                 self.roles.setdefault(name, role)
+
+    def _lengths(self, value: Value, axis: int) -> list[str]:
+        """The parameters that a weight is computed from and that have one number for each position of an axis."""
+        if not 0 <= axis < len(value.shape) or value.shape[axis] == 1:
+            return []
+        shape = tuple(size if dim == axis else 1 for dim, size in enumerate(value.shape))
+        return [name for name in value.origin or () if self.parameters[name].shape == shape != value.shape]
 
     def keeps(self, /, **sizes: Axis | Axes) -> None:
         """Note sizes that count these axes: arguments of the op, or attributes its module keeps by these names.

@@ -24,6 +24,7 @@ from .double import plain_tensors
 from .extent import Extent, extent
 from .fake import FakeModel, make_ready
 from .grid import Grids, Resolution
+from .kept import keep, kept
 from .program import rule_name
 from .subnet import BlockStack, ChannelGroup, PinnedAxis, Structure, SubNetwork, within
 
@@ -400,8 +401,8 @@ def set_attributes(model: nn.Module, network: Network, target: SubNetwork) -> No
     for path, name, value in attributes_in(network, target):
         module = model.get_submodule(path)
         try:
-            if getattr(module, name) != value:  # a property may follow the weights by itself
-                setattr(module, name, value)
+            if kept(module, name) != value:  # a property may follow the weights by itself
+                keep(module, name, value)
         except Exception as error:  # whatever a property or __setattr__ of the model's own raises
             raise MorphError(
                 f"the size {name} cannot be set ({first_line(error)})",

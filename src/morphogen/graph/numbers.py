@@ -8,6 +8,7 @@ given is noted, and the ops it leads to carry its number.
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
 
 from ..dense.double import named_tensors
+from ..dense.kept import is_configuration
 from ..machine.private import tree_leaves
 
 KEY = "morphogen_call"
@@ -316,6 +318,9 @@ class Numbers(TorchFunctionMode):
             for name, value in list(vars(module).items()):
                 if name not in OWN:
                     module.__dict__[name] = self._marked(value, path, name)
+                    if is_configuration(value):  # which modules may share; each has numbers of its own here
+                        own = module.__dict__[name] = copy.copy(value)
+                        vars(own).update({k: self._marked(v, path, f"{name}.{k}") for k, v in vars(own).items()})
 
     def _marked(self, value: Any, path: str, name: str) -> Any:
         if type(value) is int:

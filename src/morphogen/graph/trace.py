@@ -16,6 +16,7 @@ from torch.fx.traceback import preserve_node_meta
 from ..dense.double import has_hooks
 from ..dense.fake import Example, FakeModel, as_call, at_least_two
 from ..dense.images import Images
+from ..dense.kept import kept
 from ..dense.network import Network
 from ..dense.program import export, rule_name
 from ..dense.subnet import (
@@ -291,7 +292,7 @@ class _Layouts:
         """The sizes that modules keep: those met in the model's code, and those of the names the rules gave."""
         found: dict[tuple[str, str], AttributeLayout] = {}
         for key in dict.fromkeys((attribute.path, attribute.name) for attribute in counted):
-            value = getattr(model.get_submodule(key[0]), key[1])
+            value = kept(model.get_submodule(key[0]), key[1])
             places = range(len(value)) if isinstance(value, (tuple, list)) else [None]
             axes = self(counted.get(Attribute(*key, place)) for place in places)
             found[key] = AttributeLayout(*key, value, axes)

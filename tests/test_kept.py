@@ -1,0 +1,123 @@
+"""Sizes that a model's code reads from a configuration object, which its modules share."""
+
+import argparse
+import copy
+import dataclasses
+import logging
+import random
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import morphogen
+from morphogen.dense.kept import is_configuration
+
+from checks import assert_function_preserved
+
+
+@dataclasses.dataclass
+class Sizes:
+    heads: int = 4
+    features: int = 16
+    words: int = 30
+
+    @property
+    def head_size(self):
+        return self.features // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    heads: int = 4
+    features: int = 16
+    words: int = 30
+
+
+class Attention(nn.Module):
+    """As in lit-gpt: the forward pass asks the configuration, not attributes of its own."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes = sizes
+        self.norm = nn.LayerNorm(sizes.features)
+        self.qkv, self.out = nn.Linear(sizes.features, 3 * sizes.features), nn.Linear(sizes.features, sizes.features)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        heads = self.sizes.heads
+        size = getattr(self.sizes, "head_size", self.sizes.features // heads)
+        parts = self.qkv(self.norm(x)).split(self.sizes.features, 2)
+        q, k, v = (p.view(batch, length, heads, size).transpose(1, 2) for p in parts)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return x + self.out(mixed.reshape(batch, length, self.sizes.features))
+
+
+class Model(nn.Module):
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes = sizes
+        self.words, self.last = nn.Embedding(sizes.words, sizes.features), nn.Linear(sizes.features, 3)
+        self.blocks = nn.ModuleList(Attention(sizes) for _ in range(2))
+
+    def forward(self, x):
+        x = self.words(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x)
+
+
+def namespace(kind):
+    return kind(heads=4, features=16, words=30)
+
+
+CONFIGURATIONS = {
+    "dataclass": Sizes(),
+    "frozen": Frozen(),
+    "argparse": namespace(argparse.Namespace),
+    "namespace": namespace(types.SimpleNamespace),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_sizes_of_a_configuration_follow_and_the_users_object_stays(kind):
+    sizes = CONFIGURATIONS[kind]
+    given = copy.deepcopy(sizes)
+    model, x = Model(sizes).double(), torch.randint(0, 30, (2, 5))
+    net = morphogen.trace(model, x)
+    assert all(module.sizes is sizes for module in [model, *model.blocks]) and sizes == given
+    heads = [group for group in net.groups if group.size == 4 and not group.inner]
+    assert len(heads) == 2  # one a block, though both ask the same object
+    half = net.subnetwork(width=0.5)
+    morphogen.morph(net, half)
+    model(x).sum().backward()
+    assert model.blocks[0].sizes.heads == 2 and model.blocks[0].qkv.weight.shape == (24, 8)
+    assert sizes == given and type(model.blocks[0].sizes) is type(sizes)
+    assert_function_preserved(net, half, x, "quiet")
+    morphogen.morph(net, net.dense)
+    assert model.blocks[0].sizes == given
+    one = net.subnetwork(alive={heads[0].name: [0, 1]})
+    morphogen.morph(net, one)
+    assert (model.blocks[0].sizes.heads, model.blocks[1].sizes.heads) == (2, 4)
+    model(x)
+
+
+def test_a_configuration_comes_back_where_a_morph_fails(monkeypatch):
+    model, x = Model(Sizes()), torch.randint(0, 30, (2, 5))
+    net = morphogen.trace(model, x)
+    held = [module.sizes for module in model.blocks]
+    monkeypatch.setattr("morphogen.morph.commit.drop_caches", lambda tree: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        morphogen.morph(net, net.subnetwork(width=0.5))
+    assert all(module.sizes is before for module, before in zip(model.blocks, held, strict=True))
+    model(x)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [logging.getLogger("x"), random.Random(0), {}, [1], (1,), {1}, print, 3, "a", None, object(), nn.ReLU(), nn],
+)
+def test_what_is_no_configuration(value):
+    assert not is_configuration(value)

@@ -104,6 +104,27 @@ def test_sizes_of_a_configuration_follow_and_the_users_object_stays(kind):
     model(x)
 
 
+def test_sizes_in_a_dictionary_follow():
+    class Mixing(Attention):
+        def __init__(self, sizes):
+            super().__init__(Sizes())
+            self.sizes = types.SimpleNamespace(**sizes)
+            self.numbers, self.embed, self.last = sizes, nn.Linear(6, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            x = self.embed(x)
+            heads, features = self.numbers["heads"], self.numbers["features"]
+            parts = self.qkv(x).view(*x.shape[:2], 3, heads, features // heads).permute(2, 0, 3, 1, 4)
+            return self.last(self.out(F.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(x.shape)))
+
+    given = {"heads": 4, "features": 16, "name": "small"}
+    model, x = Mixing(given).double(), torch.randn(2, 5, 6).double()
+    net = morphogen.trace(model, x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    model(x)
+    assert (model.numbers["heads"], given["heads"]) == (2, 4) and model.qkv.out_features == 24
+
+
 def test_a_configuration_comes_back_where_a_morph_fails(monkeypatch):
     model, x = Model(Sizes()), torch.randint(0, 30, (2, 5))
     net = morphogen.trace(model, x)
@@ -115,9 +136,9 @@ def test_a_configuration_comes_back_where_a_morph_fails(monkeypatch):
     model(x)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [logging.getLogger("x"), random.Random(0), {}, [1], (1,), {1}, print, 3, "a", None, object(), nn.ReLU(), nn],
-)
+OTHERS = logging.getLogger("x"), random.Random(0), {}, {"a": "b"}, {1: 1}, [1], (1,), {1}, print, 3, "a", None, object()
+
+
+@pytest.mark.parametrize("value", [*OTHERS, nn.ReLU(), torch.ones(1), types])
 def test_what_is_no_configuration(value):
     assert not is_configuration(value)

@@ -12,8 +12,11 @@ from torch import nn
 
 
 def is_configuration(value: Any) -> bool:
-    """Whether it is an object that holds values by name and does nothing else, as a dataclass or a namespace."""
+    """Whether it is an object that holds values by name and does nothing else: a dataclass, a namespace, or a dictionary
+    with numbers in it."""
     kind = type(value)
+    if kind is dict:
+        return all(type(key) is str for key in value) and any(type(each) is int for each in value.values())
     if isinstance(value, types.SimpleNamespace):
         return True
     if isinstance(value, (nn.Module, torch.Tensor, type, types.ModuleType, dict, list, tuple, set)) or callable(value):
@@ -25,11 +28,16 @@ def is_configuration(value: Any) -> bool:
     return plain and hasattr(value, "__dict__") and not hasattr(kind, "__copy__")
 
 
+def values_in(configuration: Any) -> dict[str, Any]:
+    """What it holds, by name."""
+    return configuration if type(configuration) is dict else vars(configuration)
+
+
 def kept(module: nn.Module, name: str) -> Any:
     """An attribute of a module, or (`config.n_embd`) of an object that it holds."""
     head, _, inner = name.partition(".")
     value = getattr(module, head)
-    return vars(value)[inner] if inner else value
+    return values_in(value)[inner] if inner else value
 
 
 def keep(module: nn.Module, name: str, value: Any) -> None:
@@ -37,6 +45,6 @@ def keep(module: nn.Module, name: str, value: Any) -> None:
     head, _, inner = name.partition(".")
     if inner:
         own = copy.copy(getattr(module, head))
-        vars(own)[inner] = value
+        values_in(own)[inner] = value
         value = own
     setattr(module, head, value)

@@ -22,7 +22,7 @@ from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
 
 from ..dense.double import named_tensors
-from ..dense.kept import is_configuration
+from ..dense.kept import is_configuration, values_in
 from ..machine.private import tree_leaves
 
 KEY = "morphogen_call"
@@ -320,7 +320,8 @@ class Numbers(TorchFunctionMode):
                     module.__dict__[name] = self._marked(value, path, name)
                     if is_configuration(value):  # which modules may share; each has numbers of its own here
                         own = module.__dict__[name] = copy.copy(value)
-                        vars(own).update({k: self._marked(v, path, f"{name}.{k}") for k, v in vars(own).items()})
+                        held = values_in(own)
+                        held.update({key: self._marked(each, path, f"{name}.{key}") for key, each in held.items()})
 
     def _marked(self, value: Any, path: str, name: str) -> Any:
         if type(value) is int:

@@ -12,8 +12,8 @@ from torch import nn
 
 
 def is_configuration(value: Any) -> bool:
-    """Whether it is an object that holds values by name and does nothing else: a dataclass, a namespace, or a dictionary
-    with numbers in it."""
+    """Whether an object holds values by name and does nothing else: a dataclass, a namespace, a dictionary with
+    numbers in it."""
     kind = type(value)
     if kind is dict:
         return all(type(key) is str for key in value) and any(type(each) is int for each in value.values())

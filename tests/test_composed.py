@@ -1,12 +1,15 @@
 """Ops without a rule of their own, read as what PyTorch makes them of; and a few rules that whole families lacked."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import morphogen
-from morphogen.graph.rules import RULES
+from morphogen.dense.subnet import Role
+from morphogen.graph.rules import LAYERS, RULES
 
 from checks import assert_equals_masked_dense, assert_function_preserved
 
@@ -236,3 +239,88 @@ def test_tensors_with_nothing_in_them(features, groups):
     net = morphogen.trace(model, x)
     assert len(net.groups) == 1 + groups
     assert_equals_masked_dense(net, net.subnetwork(width=0.5), x)
+
+
+def test_taps_of_a_layer_with_a_rule_of_its_own_stay():
+    class Own(nn.Conv2d):
+        pass
+
+    @morphogen.layer_rule(Own)
+    def own(call):
+        call.role(call["weight"], Role("weight"))
+        return (None, call["weight"].axes[0], None, None)
+
+    try:
+        model, x = (
+            nn.Sequential(Own(1, 8, 3, padding="same", bias=False), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+            torch.randn(2, 1, 6, 6),
+        )
+        net = morphogen.trace(model, x)
+        assert [group.size for group in net.groups] == [8]
+        morphogen.morph(net, net.subnetwork(width=0.5))
+        assert model[0].weight.shape == (4, 1, 3, 3)
+    finally:
+        LAYERS.pop(Own)
+
+
+def test_a_kernel_size_that_spans_follows():
+    net = morphogen.trace(Sentences(), torch.randint(0, 30, (4, 7)))
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert [conv.kernel_size for conv in net.model.convs] == [(2, 8), (3, 8)]
+
+
+class TwoLayers(nn.Module):
+    def __init__(self, op, **layers):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(6, 16), nn.Linear(6, 16), nn.LazyLinear(3)
+        self.op, self.places = op, 4
+
+    def forward(self, x):
+        return self.last(self.op(self, self.a(x), self.b(x)))
+
+
+OPS_OF_TWO = {
+    "places of the code": lambda m, a, b: F.pad(a, (0, 4)).slice_scatter(b[..., : m.places], -1, 16, 16 + m.places)[
+        ..., :16
+    ],
+    "indices of features": lambda m, a, b: a.index_fill(1, b.mean((0, 1)).abs().long().clamp(max=4), 0.0),
+    "a vector solved for": lambda m, a, b: torch.linalg.solve(torch.eye(16, dtype=a.dtype) + a.mT @ a, b.mean(1)),
+    "a batch of channels": lambda m, a, b: torch.linalg.solve(
+        torch.eye(5, dtype=a.dtype)[None], (a + b).permute(2, 1, 0)
+    ).permute(2, 1, 0),
+}
+
+
+@pytest.mark.parametrize("name", OPS_OF_TWO)
+def test_what_narrows_runs(name):
+    model, x = TwoLayers(OPS_OF_TWO[name]).double(), torch.randn(2, 5, 6).double()
+    model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        net = morphogen.trace(model, x)
+    if any(not group.inner for group in net.groups):
+        assert_equals_masked_dense(net, net.subnetwork(width=0.5), x)
+
+
+def test_complex_parameters_narrow_and_grow():
+    class Fourier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 16), nn.Linear(12, 3)
+            self.weight = nn.Parameter(torch.randn(16, 12, dtype=torch.cdouble) / 4)
+            self.gate = nn.Parameter(torch.ones(12, dtype=torch.cdouble))
+
+        def forward(self, x):
+            f = torch.fft.rfft(self.first(x), dim=1)
+            f = torch.einsum("bki,io->bko", f, self.weight) * self.gate
+            return self.last(torch.fft.irfft(f, n=x.shape[1], dim=1))
+
+    model, x = Fourier().double(), torch.randn(2, 6, 6).double()
+    net = morphogen.trace(model, x)
+    assert [group.size for group in net.groups] == [16, 12]
+    assert_equals_masked_dense(net, net.subnetwork(width=0.5), x)
+    for operator in ("quiet", "random", "net2net"):
+        morphogen.morph(net, net.dense, operator=operator)
+        model(x).sum().backward()
+        assert all(p.isfinite().all() for p in model.parameters())
+        morphogen.morph(net, net.subnetwork(width=0.5))

@@ -1,5 +1,7 @@
 """GrowOnce: what it makes small by itself, when it grows, and that the function stays."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -157,6 +159,11 @@ def test_a_state_of_other_defaults_is_refused(monkeypatch):
 
     state = attached().state_dict()
     attached().load_state_dict(state)
+    older = copy.deepcopy(state)  # of before states said it
+    del older["parts"]["grow"]["schedule"]
+    run = attached()
+    run.load_state_dict(older)
+    assert "schedule" not in run.state_dict()["parts"]["grow"]
     monkeypatch.setattr("morphogen.methods.grow_once.SMALLEST", 0.5)
-    with pytest.raises(morphogen.CheckpointError, match=r"another schedule, of other sizes from epoch 0 on.*A default"):
+    with pytest.raises(morphogen.CheckpointError, match=r"another schedule, of other sizes from epoch 0 on.*a default"):
         attached().load_state_dict(state)

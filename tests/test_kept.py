@@ -3,6 +3,7 @@
 import argparse
 import copy
 import dataclasses
+import functools
 import logging
 import random
 import types
@@ -134,6 +135,117 @@ def test_a_configuration_comes_back_where_a_morph_fails(monkeypatch):
         morphogen.morph(net, net.subnetwork(width=0.5))
     assert all(module.sizes is before for module, before in zip(model.blocks, held, strict=True))
     model(x)
+
+
+class Shared:
+    """What a module writes and another one reads."""
+
+    def __init__(self, gate):
+        self.heads, self.gate = 4, gate
+
+
+class Gated(nn.Module):
+    """Heads that are an attribute, and an object that carries a tensor from one module to the next."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.heads, self.first, self.qkv, self.last = 4, nn.Linear(6, 16), nn.Linear(16, 48), nn.Linear(16, 3)
+        self.writer, self.reader = Gate(shared), Gate(shared)
+
+    def forward(self, x):
+        x = self.writer(self.first(x), write=True)
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
+        return self.last(self.reader(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)))
+
+
+class Gate(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.shared = shared
+
+    def forward(self, x, write=False):
+        if write:
+            self.shared.gate = x.sigmoid()
+        return x if self.shared.gate is None else x * self.shared.gate
+
+
+@pytest.mark.parametrize("gate", [None, 1.0])
+def test_an_object_through_which_modules_speak_stays_one(gate):
+    model, x = Gated(Shared(gate)).double(), torch.randn(2, 5, 6).double()
+    net = morphogen.trace(model, x)
+    assert 4 in [group.size for group in net.groups]
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    model(x)
+    assert model.writer.shared is model.reader.shared
+
+
+class Single:
+    """Of which there is one."""
+
+    here = None
+
+    def __new__(cls):
+        cls.here = cls.here or super().__new__(cls)
+        cls.here.heads = 4
+        return cls.here
+
+
+class Cached:
+    """Keeps what it has computed of its numbers."""
+
+    def __init__(self):
+        self.features = 16
+
+    @functools.cached_property
+    def double(self):
+        return 2 * self.features
+
+
+def test_an_object_of_which_there_is_one_is_left_alone():
+    class Model(Gated):
+        def __init__(self):
+            super().__init__(Shared(1.0))
+            self.single = Single()
+
+        def forward(self, x):
+            return super().forward(x) * (self.single.heads / 4)
+
+    model, x = Model().double(), torch.randn(2, 5, 6).double()
+    net = morphogen.trace(model, x)
+    net.sketch(net.subnetwork(width=0.5))
+    assert Single.here.heads == 4 and type(Single.here.heads) is int and model.single is Single.here
+
+
+def test_a_number_that_an_object_has_computed_follows():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sizes = Cached()
+            self.first, self.last = nn.Linear(6, 32), nn.Linear(16, 3)
+
+        def forward(self, x):
+            left, right = self.first(x).split([self.sizes.features, self.sizes.double - self.sizes.features], -1)
+            return self.last(left * right)
+
+    model, x = Model().double(), torch.randn(2, 6).double()
+    model(x)  # which computes it
+    net = morphogen.trace(model, x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    model(x)
+
+
+def test_a_number_that_is_a_key_leaves_the_others_followed():
+    class Model(Gated):
+        def __init__(self):
+            super().__init__(Shared(1.0))
+            self.choice = types.SimpleNamespace(kind=1)
+
+        def forward(self, x):
+            return super().forward({1: torch.relu, 2: torch.tanh}[self.choice.kind](x))
+
+    net = morphogen.trace(Model(), torch.randn(2, 5, 6))
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert net.model.heads == 2 and net.model.choice.kind == 1
 
 
 OTHERS = logging.getLogger("x"), random.Random(0), {}, {"a": "b"}, {1: 1}, [1], (1,), {1}, print, 3, "a", None, object()

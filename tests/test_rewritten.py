@@ -98,3 +98,37 @@ def test_an_average_follows_with_its_hooks():
 def test_recurrent_layers_are_refused():
     with pytest.raises(morphogen.TraceError, match=r"0: a hook writes.*parametrizations.weight_norm"):
         morphogen.trace(nn.Sequential(weight_norm(nn.LSTM(4, 8), "weight_hh_l0")), torch.randn(3, 2, 4))
+
+
+def test_lengths_of_outputs_learn_where_a_weight_is_square():
+    class Transposed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8) / 3)
+
+        def forward(self, x):
+            return x @ self.weight.t()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), parametrizations.weight_norm(Transposed()), nn.Linear(8, 3)).double()
+    x = torch.randn(16, 6).double()
+    net = morphogen.trace(model, x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    morphogen.morph(net, net.dense)
+    assert model[1].parametrizations.weight.original0.abs().min() > 0.1
+
+
+def test_a_mask_of_inputs_is_no_length():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+            self.register_buffer("mask", torch.ones(1, 8, 1, 1))
+
+        def forward(self, x):
+            return nn.functional.conv2d(self.first(x), self.second.weight * self.mask)
+
+    model, x = Masked().double(), torch.randn(2, 3, 4, 4).double()
+    net = morphogen.trace(model, x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert_function_preserved(net, net.dense, x, "quiet")

@@ -5,32 +5,48 @@ from __future__ import annotations
 import copy
 import types
 from dataclasses import is_dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
+USUAL = "__new__ __reduce__ __reduce_ex__ __getstate__ __setstate__ __copy__ __getattribute__ __getattr__".split()
+"""What decides how an object is copied, and what its attributes are."""
+
 
 def is_configuration(value: Any) -> bool:
-    """Whether an object holds values by name and does nothing else: a dataclass, a namespace, a dictionary with
-    numbers in it."""
+    """Whether it is an object that keeps numbers by name and can be copied: a dataclass, a namespace, a dictionary."""
     kind = type(value)
     if kind is dict:
-        return all(type(key) is str for key in value) and any(type(each) is int for each in value.values())
-    if isinstance(value, types.SimpleNamespace):
-        return True
+        return all(type(key) is str for key in value) and any(map(_is_number, value.values()))
     if isinstance(value, (nn.Module, torch.Tensor, type, types.ModuleType, dict, list, tuple, set)) or callable(value):
         return False
+    if not hasattr(value, "__dict__") or not any(map(_is_number, vars(value).values())):
+        return False
     frozen = is_dataclass(value) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    plain = kind.__getattribute__ is object.__getattribute__ and not hasattr(kind, "__getattr__")
-    plain &= kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
-    plain &= frozen or kind.__setattr__ is object.__setattr__
-    return plain and hasattr(value, "__dict__") and not hasattr(kind, "__copy__")
+    writes = frozen or kind.__setattr__ is object.__setattr__
+    usual = all(getattr(kind, name, None) is getattr(object, name, None) for name in USUAL)
+    return kind is types.SimpleNamespace or (usual and writes)
+
+
+def _is_number(value: Any) -> bool:
+    several = value if isinstance(value, (tuple, list)) and value else (value,)
+    return all(isinstance(each, int) and not isinstance(each, bool) for each in several)
 
 
 def values_in(configuration: Any) -> dict[str, Any]:
     """What it holds, by name."""
     return configuration if type(configuration) is dict else vars(configuration)
+
+
+def copied(configuration: Any) -> Any:
+    """A copy, without what the object has computed of its numbers and kept."""
+    own = copy.copy(configuration)
+    held = values_in(own)
+    for key in [key for key in held if isinstance(getattr(type(own), key, None), cached_property)]:
+        del held[key]
+    return own
 
 
 def kept(module: nn.Module, name: str) -> Any:
@@ -44,7 +60,7 @@ def keep(module: nn.Module, name: str, value: Any) -> None:
     """Set it. An object that the module holds may be the user's and other modules' too: the module gets a copy."""
     head, _, inner = name.partition(".")
     if inner:
-        own = copy.copy(getattr(module, head))
+        own = copied(getattr(module, head))
         values_in(own)[inner] = value
         value = own
     setattr(module, head, value)

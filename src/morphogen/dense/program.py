@@ -27,26 +27,10 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     """Export a model in the mode it is in; raises whatever its own code raises on this input."""
     with READING, silence(), uncompiled(), own_random(torch.device("cpu")), graphs_only():
         program = torch.export.export(model, args, kwargs, strict=False)
-    paths = {path for path, _ in model.named_modules(remove_duplicate=False)}
     for node in calls(program.graph_module):
         stack = node.meta.get("nn_module_stack") or {}
         stack |= {run: (_unsliced(model, path), kind) for run, (path, kind) in stack.items() if "slice(" in path}
-        if any(path not in paths for path, _ in stack.values()):
-            stack |= _whole_paths(stack, paths)
     return program
-
-
-def _whole_paths(stack: Mapping[str, tuple[str, Any]], paths: set[str]) -> dict[str, tuple[str, Any]]:
-    """A stack of modules with the beginnings of their paths, which PyTorch loses below a child of a Sequential where a
-    module has two names."""
-    whole: dict[str, tuple[str, Any]] = {}
-    beginning = ""
-    for run, (path, kind) in stack.items():
-        if path not in paths:
-            outer = [beginning, *(f"{found}." for found, _ in reversed(whole.values()))]
-            beginning = next((each for each in outer if each + path in paths), "")
-        whole[run] = path if path in paths else beginning + path, kind
-    return whole
 
 
 SLICE = re.compile(r"slice\((None|-?\d+), (None|-?\d+), (None|-?\d+)\)")

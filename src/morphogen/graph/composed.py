@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..dense.program import bind, calls
+from ..dense.program import bind, calls, silence, uncompiled
+from ..machine.alone import READING
 from ..machine.private import OpOverload, tree_flatten, tree_leaves, tree_unflatten
 from .rules import rule_of
 
 WHICH = frozenset(
-    "dim dim0 dim1 dim2 dims dims_self dims_other axis axis0 axis1 diagonal indices n offset p s sections".split()
+    """dim dim0 dim1 dim2 dims dims_self dims_other axis axis0 axis1 correction diagonal indices n offset p reduction s
+    sections""".split()
 )
-"""Arguments that say which axis, which power, or where along an axis that is cut or padded there. Any other whole
-number could be a size, which the pieces would take for one that PyTorch computed."""
+"""Arguments that say which axis, power or kind, or the size of an axis that the pieces fix. Any other whole number
+could be a size that the pieces would take for one that PyTorch computed."""
 
 
 def composed_of(node: torch.fx.Node) -> torch.fx.GraphModule | None:
@@ -37,7 +39,8 @@ def composed_of(node: torch.fx.Node) -> torch.fx.GraphModule | None:
         return target(*inner_args, **inner_kwargs)
 
     try:
-        module = make_fx(run, decomposition_table=_table())(*(leaves[place] for place in places))
+        with READING, silence(), uncompiled():
+            module = make_fx(run, decomposition_table=_table())(*(leaves[place] for place in places))
     except Exception:  # whatever an op's decomposition raises on fake tensors
         return None
     if any(rule_of(each.target) is None for each in calls(module)):

@@ -8,11 +8,10 @@ given is noted, and the ops it leads to carry its number.
 
 from __future__ import annotations
 
-import copy
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from math import ceil, floor, prod
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
 
 from ..dense.double import named_tensors
-from ..dense.kept import is_configuration, values_in
+from ..dense.kept import copied, is_configuration, values_in
 from ..machine.private import tree_leaves
 
 KEY = "morphogen_call"
@@ -299,29 +298,52 @@ class Numbers(TorchFunctionMode):
         self._given: list[tuple[int, ...]] = []
         self._known: dict[int, tuple[torch.Tensor, tuple[int, int] | str]] = {}
         self._bodies: dict[types.FunctionType, types.FunctionType] = {}
+        self._configurations: list[tuple[Any, dict[str, Any]]] = []
         self.equal = Equal()
         self.values: list[Number] = []
 
-    def mark(self) -> None:
-        """Replace the numbers that modules keep, and look at the calls of the forward pass; the model is a double."""
-        forward = self._model.forward
+    def mark(self, *, configurations: bool) -> None:
+        """Replace the numbers that modules keep, and look at the calls of the forward pass; the model is a double.
 
-        @wraps(forward)
-        def seen(*args: Any, **kwargs: Any) -> Any:
+        Args:
+            configurations: also those in objects that modules hold; each module then has an object of its own.
+        """
+        kind = type(self._model)
+        forward = vars(self._model).get("forward")
+
+        def seen(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             for name, own in named_tensors(self._model).items():  # export has put others in the places of its own
                 self._known.setdefault(id(own), (own, name))
             with self:  # here alone: export reads many shapes for itself
-                return forward(*args, **kwargs)
+                return forward(*args, **kwargs) if forward is not None else kind.forward(module, *args, **kwargs)
 
-        self._model.forward = seen  # type: ignore[method-assign]
+        if forward is not None:
+            self._model.forward = wraps(forward)(partial(seen, self._model))  # type: ignore[method-assign]
+        else:  # a method, since export calls it with a stand-in for the model, by which it knows the paths of modules
+            self._model.__class__ = type(kind.__name__, (kind,), {"forward": wraps(kind.forward)(seen)})
         for path, module in self._model.named_modules():
             for name, value in list(vars(module).items()):
                 if name not in OWN:
                     module.__dict__[name] = self._marked(value, path, name)
-                    if is_configuration(value):  # which modules may share; each has numbers of its own here
-                        own = module.__dict__[name] = copy.copy(value)
+                    if configurations and is_configuration(value):
+                        own = module.__dict__[name] = copied(value)
                         held = values_in(own)
                         held.update({key: self._marked(each, path, f"{name}.{key}") for key, each in held.items()})
+                        self._configurations.append((own, dict(held)))
+
+    @property
+    def configured(self) -> bool:
+        """Whether numbers in objects that modules hold were marked."""
+        return bool(self._configurations)
+
+    @property
+    def written(self) -> bool:
+        """Whether the forward pass has written to an object that modules may share, which they do not here."""
+        return any(
+            values_in(own).keys() != before.keys()
+            or any(values_in(own)[key] is not each for key, each in before.items())
+            for own, before in self._configurations
+        )
 
     def _marked(self, value: Any, path: str, name: str) -> Any:
         if type(value) is int:

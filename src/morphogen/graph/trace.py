@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -246,15 +247,19 @@ def _export(fake: FakeModel, example: Example, *, training: bool) -> tuple[torch
     if training:  # batch norm refuses single values in training
         args, kwargs = tree_map(at_least_two, (args, kwargs))
     model = fake.double(training=training)
-    numbers = Numbers(model)
     try:
-        try:
-            numbers.mark()
-            with preserve_node_meta():
-                return export(model, args, kwargs), numbers
-        except Exception:  # the code may look a number up in a table, where one with an origin is not found
+        for configurations in (True, False):
+            numbers = Numbers(model)
+            with suppress(Exception), preserve_node_meta():
+                # The code may look a number up in a table, where one with an origin is not found.
+                numbers.mark(configurations=configurations)
+                program = export(model, args, kwargs)
+                if not numbers.written:
+                    return program, numbers
             model = fake.double(training=training)
-            return export(model, args, kwargs), Numbers(model)
+            if not numbers.configured:
+                break
+        return export(model, args, kwargs), Numbers(model)
     except Exception as error:  # whatever the model's own code raises on this input
         raise cannot_export(model, (args, kwargs), error) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -53,6 +54,7 @@ class Walk:
         self.layers = {path: LAYERS[type(m)] for path, m in model.named_modules() if type(m) in LAYERS and path}
         """Layers with a rule of their own, by path."""
         self.roles: dict[str, Role] = {}
+        self.lengths: dict[str, int] = {}
         self.read_names: set[str] = set()
         self.values: dict[str, Value] = {}
         self.aliases: dict[str, str] = {}
@@ -102,6 +104,11 @@ class Walk:
     @on_cpu
     def tensors(self) -> dict[str, TracedTensor]:
         """All parameters and buffers, of which those no graph reads stay whole, and plain tensors that one reads."""
+        for name, value in self.values.items():
+            owner = self.model.get_submodule(name.rpartition(".")[0])
+            if isinstance(owner, ConvBase) and self.roles.get(name, Role("direct")).in_axis < 2:
+                for axis in value.axes[2:]:  # taps that no convolution has read as channels
+                    self.slots.fix(axis, "")
         unread = self.plain.keys() - self.read_names
         tensors = named_tensors(self.model)
         if unread != self.plain.keys():
@@ -240,7 +247,8 @@ class _Reading:
         origin = _origin(inputs)
         excluded = any(is_inside(path, p) for p in walk.exclude)
         if not excluded and rule is None and (composed := composed_of(node)) is not None:
-            return self._composed(node, args, kwargs, composed)
+            with suppress(TraceError):  # a rule that does not cover this call of a piece; what it has tied stays so
+                return self._composed(node, args, kwargs, composed)
         if excluded or rule is None:
             if not excluded:
                 walk.unruled.setdefault(str(node.target), path)
@@ -274,7 +282,10 @@ class _Reading:
             call.counts(number, None)  # what the pieces do with it is not known
         call.keeps_values()
         calls, self.calls = self.calls, []  # the model runs the op itself
-        values = self.graph(module, [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)])
+        try:
+            values = self.graph(module, [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)])
+        finally:
+            self.calls = calls
         self.calls = [*calls, TracedCall(call.op, module_path(node), tuple(values), bound, call.sizes)]
         result = values[0] if isinstance(node.meta["val"], torch.Tensor) else list(values)
         self._note(node, result)
@@ -321,7 +332,7 @@ class _Reading:
         given: tuple[int, ...] | None,
     ) -> Call:
         walk = self._walk
-        return Call(walk.slots, op, args, shapes, walk.values, walk.roles, {}, used, given, walk.counting)
+        return Call(walk.slots, op, args, shapes, walk.values, walk.roles, walk.lengths, {}, used, given, walk.counting)
 
 
 def without_rule(op: str) -> str:

@@ -21,7 +21,7 @@ def reset(gap: Gap) -> torch.Tensor:
     if kind in BEGIN:
         return gap.map.carry(gap.old, BEGIN[kind])
     old = gap.old.to(torch.promote_types(gap.old.dtype, torch.float32))
-    if sum(size > 1 for size in gap.map.new_shape) < 2 or not gap.old.is_floating_point():
-        return gap.map.carry(gap.old, float(old.mean()))
+    if sum(size > 1 for size in gap.map.new_shape) < 2 or not (gap.old.is_floating_point() or gap.old.is_complex()):
+        return gap.map.carry(gap.old, old.mean().item())
     fresh = old.mean() + old.std(correction=0) * gap.randn(*gap.map.new_shape)
     return like(gap.map.carry(gap.old, fresh.to(gap.old.dtype)), gap.old)

@@ -71,6 +71,8 @@ class Grow(Part):
         self._stages: list[Stage] = []
         self.revisions: list[tuple[int, str]] = []
         self._stage: Stage | None = None
+        self._said: tuple[list[Stage], list[list[Any]]] | None = None
+        self._says = True
         self._filters: dict[str, torch.Tensor] | None = None
 
     def plan(self, network: Network, epochs: int) -> None:
@@ -123,7 +125,7 @@ class Grow(Part):
         order = {} if self._order is None else {"order": {name: list(units) for name, units in self._order.items()}}
         return {
             **order,
-            "schedule": _plain(self._stages),
+            **({"schedule": self._plain(self._stages)} if self._says else {}),
             "revisions": [list(revision) for revision in self.revisions],
             "stage": None if self._stage is None else self._stages.index(self._stage),
         }
@@ -137,22 +139,30 @@ class Grow(Part):
         revisions = [(int(epoch), str(option)) for epoch, option in state["revisions"]]
         order = None if self._order is None else _read(state["order"], self._order)
         stages = self._stages_after(revisions, order)
-        saved, own = state.get("schedule"), _plain(stages)  # states of before 2026-11-27 do not say it
-        if saved is not None and saved != own:
+        says, own = "schedule" in state, self._plain(stages)  # states of before 2026-11-27 do not say it
+        if says and state["schedule"] != own:
+            saved = state["schedule"]
             epoch = min(stage[0] for stage in [*saved, *own] if stage not in saved or stage not in own)
             raise CheckpointError(
                 f"the run that was saved follows another schedule, of other sizes from epoch {int(epoch)} on",
                 expected=f"stages that begin at epochs {[start for start, _ in own]}",
                 found=f"{[start for start, _ in saved]}",
-                todo="A default of the method has changed since: set it as it was, or start over",
+                todo="Where the method is the same, a default of it has changed since: set it as it was, or start over",
             )
         number = state["stage"]
         stage = None if number is None else stages[number]
 
         def load() -> None:
             self._stages, self.revisions, self._stage, self._order = stages, revisions, stage, order
+            self._says = says  # a run that was begun without it goes on so
 
         return load
+
+    def _plain(self, stages: list[Stage]) -> list[list[Any]]:
+        """A schedule as plain data, made once, since some averages ask for a state in every step."""
+        if self._said is None or self._said[0] != stages:
+            self._said = stages, [[stage.start, as_data(stage.subnetwork)] for stage in stages]
+        return self._said[1]
 
     def _stages_after(self, revisions: Sequence[tuple[int, str]], order: Order | None) -> list[Stage]:
         stages = distinct(self._schedule(self._network, self._epochs))
@@ -161,10 +171,6 @@ class Grow(Part):
         for epoch, option in revisions:
             stages = revised(stages, epoch, option, self._epochs)
         return stages
-
-
-def _plain(stages: Sequence[Stage]) -> list[list[Any]]:
-    return [[stage.start, as_data(stage.subnetwork)] for stage in stages]
 
 
 def _read(saved: Mapping[str, Any], own: Order) -> Order:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..dense.bypass import Bypass
 from ..dense.fake import tensor_named
-from ..dense.kept import keep
+from ..dense.kept import keep, kept
 from ..dense.network import Network, attributes_in
 from ..dense.subnet import DropPath, SubNetwork, contains, within
 from ..errors import ConfigError, SubNetworkError
@@ -118,7 +118,8 @@ class ElasticSupernet:
         for module, hand_on, _ in self._now.off:
             module.__dict__["forward"] = hand_on
         for module, name, value in self._now.attributes:
-            keep(module, name, value)
+            if kept(module, name) != value:
+                keep(module, name, value)
         scale = self.network.drop_path_scale
         for module, drop in self._now.rates:
             setattr(module, drop.attribute, scale * drop.rate)

@@ -44,6 +44,11 @@ def written(call: Call) -> Axes:
     """Some positions of one axis are given other values; that axis stays whole."""
     x, dim = call.input, call["dim"] % len(call.input.shape)
     call.slots.fix(x.axes[dim], f"written to by index ({call.op})")
+    for place in ("start", "end", "step"):
+        for number in call.numbers(call.args.get(place)):
+            call.counts(number, None)
+    if "index" in call.args and call.op == "index_fill":
+        _plain(call, call["index"])
     axes: list[Axis] = [None if i == dim else axis for i, axis in enumerate(x.axes)]
     source = call.args.get("src")
     if source is not None:

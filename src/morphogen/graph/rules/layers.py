@@ -21,6 +21,7 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
         if dim == spanned:
             in_axis = dim
             slots.tie(x.axes[dim - len(weight.shape)], weight.axes[dim], "")
+            call.keeps(kernel_size=weight.axes[2:])
         else:
             slots.fix(weight.axes[dim], "")
     if groups == 1:
@@ -180,5 +181,7 @@ def prelu(call: Call) -> Axes:
 def weight_norm(call: Call) -> Axes | list[Axes]:
     """A weight as direction `v` and length `g`, one length for each position of axis `dim`."""
     v, g = call["v"], call["g"]
+    if call["dim"] >= 0:
+        call.lengths.update(dict.fromkeys(g.origin or (), call["dim"]))
     axes = call.meet([(v.shape, v.axes), (g.shape, g.axes)])
     return axes if len(call.shapes) == 1 else [axes, g.axes]

@@ -50,16 +50,14 @@ def distance(call: Call) -> Axes:
 def solve(call: Call) -> list[Axes]:
     """The solution of A (..., n, n) X = B (..., n, k), and what A was taken apart into."""
     left, right = call["A"], call["B"]
-    rows = right.axes[-2] if len(right.shape) == len(left.shape) and call["left"] else None
-    for axis in (*left.axes[-2:], rows):
+    plain = len(right.shape) == len(left.shape) and call["left"]
+    for axis in (*left.axes[-2:], right.axes[-2]) if plain else (*left.axes, *right.axes):
         call.slots.fix(axis, "a system of equations")
-    if len(right.shape) != len(left.shape) or not call["left"]:
-        for axis in right.axes:
-            call.slots.fix(axis, "a system of equations")
+    if not plain:
         return [(None,) * len(shape) for shape in call.shapes]
     batch = call.meet([(value.shape[:-2], value.axes[:-2]) for value in (left, right)])
-    rest = [(*batch, *(None,) * (len(shape) - len(batch))) for shape in call.shapes[1:]]
-    return [(*batch, None, right.axes[-1]), *rest]
+    own = left.axes[:-2]
+    return [(*batch, None, right.axes[-1]), *((*own, *(None,) * (len(s) - len(own))) for s in call.shapes[1:])]
 
 
 @rule("outer", "ger")

@@ -62,6 +62,7 @@ class Call:
         shapes: the shapes of the outputs.
         parameters: the model's parameters and buffers by name.
         roles: what each of them is to its layer; the first to claim one wins.
+        lengths: of parameters that weight norm reads as lengths, the axis of the weight that they belong to.
         sizes: arguments of this call that count axes, by name; filled by `keeps`.
         used: for each output, whether the model does anything with it.
         given: the numbers that the model's code gave to the call; None where they are not known.
@@ -74,6 +75,7 @@ class Call:
     shapes: tuple[tuple[int, ...], ...]
     parameters: Mapping[str, Value]
     roles: dict[str, Role]
+    lengths: dict[str, int]
     sizes: dict[str, Axes]
     used: tuple[bool, ...]
     given: tuple[int, ...] | None
@@ -101,19 +103,12 @@ class Call:
         Where weight norm gives a length to every input (as it does to transposed convolutions), new weights need one:
         they are random, and the new lengths 0.
         """
-        if value is not None and role.kind == "weight" and (lengths := self._lengths(value, role.in_axis)):
-            role = Role("direct")
-            self.roles.update(dict.fromkeys(lengths, Role("shift")))
-        for name in (value.origin or ()) if value is not None else ():
+        names = () if value is None else value.origin or ()
+        of_inputs = [name for name in names if role.kind == "weight" and self.lengths.get(name) == role.in_axis]
+        for name in names:
             if value is not None and _same_axes(self.parameters[name], value):
-                self.roles.setdefault(name, role)
-
-    def _lengths(self, value: Value, axis: int) -> list[str]:
-        """The parameters that a weight is computed from and that have one number for each position of an axis."""
-        if not 0 <= axis < len(value.shape) or value.shape[axis] == 1:
-            return []
-        shape = tuple(size if dim == axis else 1 for dim, size in enumerate(value.shape))
-        return [name for name in value.origin or () if self.parameters[name].shape == shape != value.shape]
+                self.roles.setdefault(name, Role("direct") if of_inputs else role)
+                self.roles.update(dict.fromkeys(of_inputs, Role("shift")))
 
     def keeps(self, /, **sizes: Axis | Axes) -> None:
         """Note sizes that count these axes: arguments of the op, or attributes its module keeps by these names.

@@ -119,6 +119,16 @@ def test_hooks():
     optimizer.step()
 
 
+def test_spectral_norm_estimates_a_step_at_a_time():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+    norm, weight = layer.parametrizations.weight[0], layer.parametrizations.weight.original
+    assert isinstance(norm, private.SpectralNormToday)
+    norm._u.copy_(torch.eye(4)[0])
+    for _ in range(200):
+        private.power_iteration(norm, weight.detach())
+    torch.testing.assert_close(norm._u @ weight @ norm._v, torch.linalg.matrix_norm(weight, 2))
+
+
 def test_copies_of_data_parallel_say_so_and_keep_hooks():
     module = nn.Linear(2, 2)
     handle = module.register_forward_pre_hook(lambda *_: None)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..dense.subnet import DropPath
-from ..machine.private import NormBase, tree_leaves
+from ..machine.private import NormBase, SpectralNormToday, tree_leaves
 from .watch import Unit
 
 KEPT_BY_PYTORCH = frozenset(vars(nn.Module()))
@@ -76,7 +76,7 @@ def difference(one: Unit, other: Unit, buffers: Mapping[str, torch.Tensor]) -> s
 def _is_estimate(module: nn.Module, key: str) -> bool:
     """Whether a buffer is a singular vector that spectral norm estimates while it trains."""
     of, _, side = key.rpartition("_")
-    return side in ("u", "v") and (type(module).__name__ == "_SpectralNorm" or f"{of}_orig" in module._parameters)
+    return side in ("u", "v") and (isinstance(module, SpectralNormToday) or f"{of}_orig" in module._parameters)
 
 
 def _short(value: Any) -> str:

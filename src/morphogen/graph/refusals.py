@@ -33,7 +33,7 @@ REWRITING_HOOKS = {
     "SpectralNorm": "Use torch.nn.utils.parametrizations.spectral_norm",
     "BasePruningMethod": "Call torch.nn.utils.prune.remove(module, name) first",
 }
-"""Hooks that write a parameter before each forward pass. Of layers that are not recurrent, `rewriters` are read."""
+"""Hooks that write a parameter before each forward pass. Those of `rewriters` are refused on recurrent layers alone."""
 
 CAUSES = (
     (

@@ -27,6 +27,7 @@ from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNormToday
 from torch.optim import Optimizer
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
@@ -51,6 +52,7 @@ __all__ = [
     "HigherOrderOperator",
     "NormBase",
     "OpOverload",
+    "SpectralNormToday",
     "backward_hook_tables",
     "compilations",
     "compilations_allowed",
@@ -69,6 +71,7 @@ __all__ = [
     "more_compilations",
     "set_compiler_stance",
     "ops_seen",
+    "power_iteration",
     "rebuild",
     "storage_key",
     "unwrapped",
@@ -269,6 +272,11 @@ def ops_seen(note: Callable[[OpOverload, tuple[Any, ...], dict[str, Any], Any], 
     """Have a function told of every op that runs, as `torch.export` sees it: op, arguments, and what it returned."""
     with _BeforeDispatch(note), enable_python_dispatcher():
         yield
+
+
+def power_iteration(norm: SpectralNormToday, weight: torch.Tensor) -> None:
+    """One step of the estimate of a weight's singular vectors."""
+    norm._power_method(norm._reshape_weight_to_matrix(weight), 1)
 
 
 def without_step_hooks(optimizer: Optimizer) -> None:

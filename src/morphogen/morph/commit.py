@@ -16,7 +16,6 @@ from ..dense.assign import assign
 from ..dense.caches import forget
 from ..dense.fake import drop_caches, has_own_arithmetic, tensor_named
 from ..dense.network import Network, set_attributes, set_buffers
-from ..dense.rewritten import rewrite
 from ..dense.subnet import SubNetwork, within
 from ..dense.whole import about_to_write, overwrite, whole
 from ..errors import MorphError
@@ -30,6 +29,7 @@ from .growth import GrowthOperator, WidthGrowth, named
 from .optimizer import begin_together, check_optimizers
 from .optimizer_state import carried_state
 from .rehearsal import check_operator
+from .rewriting import rewrite
 from .rezero import fold_factors
 from .tensors import TensorMap, map_tensors
 from .trial import try_out

@@ -1,4 +1,4 @@
-"""Weights that are computed of others, after a change of size: written anew, and their singular vectors estimated anew."""
+"""Weights that are computed of others, after a change of size: written anew, their singular vectors estimated anew."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def rewrite(model: nn.Module) -> None:
             setattr(module, hook.name, computed(hook, module, training=False))
         for of in module.parametrizations.values() if is_parametrized(module) else ():
             for each in of:
-                if isinstance(each, SpectralNormToday):
+                if isinstance(each, SpectralNormToday) and of.original.ndim > 1:
                     _estimate([each._u, each._v], lambda each=each, of=of: power_iteration(each, of.original))
 
 
 def _estimate(vectors: list[torch.Tensor], step: Callable[[], Any]) -> None:
     """Power iterations, where vectors are not of length 1 any more."""
-    if any(abs(float(vector.norm()) - 1) > 1e-3 for vector in vectors):
+    if any(not vector.is_meta and abs(float(vector.norm()) - 1) > 1e-3 for vector in vectors):
         about_to_write(vectors)
         with torch.no_grad():
             for _ in range(ESTIMATES):

@@ -324,3 +324,29 @@ def test_complex_parameters_narrow_and_grow():
         model(x).sum().backward()
         assert all(p.isfinite().all() for p in model.parameters())
         morphogen.morph(net, net.subnetwork(width=0.5))
+
+
+def test_a_module_whose_buffers_only_training_reads_stays_where_training_cannot_be_read():
+    class Codebook(nn.Module):
+        """An average of what was quantised, written through `data`, which no export reads (MONAI's VQVAE)."""
+
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(8, 16)
+            self.words.weight.requires_grad = False
+            self.register_buffer("average", self.words.weight.data.clone())
+
+        def forward(self, x):
+            quantised = self.words(torch.cdist(x, self.words.weight).argmin(-1))
+            if self.training:
+                with torch.no_grad():
+                    self.average.data.mul_(0.9).add_(0.1 * x.mean((0, 1)))
+                    self.words.weight.data.copy_(self.average)
+            return x + (quantised - x).detach() + F.mse_loss(quantised.detach(), x)
+
+    model, x = nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 16), Codebook(), nn.Linear(16, 3)), torch.randn(2, 5, 6)
+    with pytest.warns(UserWarning, match="only the evaluation mode was read"):
+        net = morphogen.trace(model, x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model[0].out_features == 6 and model[2].words.weight.shape == (8, 16)
+    model.train()(x).sum().backward()

@@ -131,6 +131,7 @@ def read(
             if walk.unread():
                 raise
             warnings.warn(f"only the evaluation mode was read: in training mode, {error}", stacklevel=4)
+            walk.keep_where_buffers_are_unread()
         else:
             forward[True] = walk.read(program, numbers)
     check_outputs(walk.outputs, outputs)

@@ -101,6 +101,16 @@ class Walk:
         """Parameters no graph has used so far."""
         return self.parameters - self.read_names
 
+    def keep_where_buffers_are_unread(self) -> None:
+        """Keep modules whole that have buffers which no graph reads; call it where training mode, which may, was not
+        read."""
+        for name, _ in self.model.named_buffers():
+            if self.aliases[name] not in self.read_names and max(self.values[self.aliases[name]].shape, default=1) > 1:
+                inside = name.rpartition(".")[0]
+                for other, value in self.values.items():
+                    if is_inside(other, inside):
+                        self.fix(value, "in a module with buffers for training, which was not read")
+
     @on_cpu
     def tensors(self) -> dict[str, TracedTensor]:
         """All parameters and buffers, of which those no graph reads stay whole, and plain tensors that one reads."""

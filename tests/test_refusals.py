@@ -496,7 +496,7 @@ def test_unusual_models_narrow_and_grow(row):
         found = numbers(model(*args, **kwargs))
         assert all(bool(tensor.isfinite().all()) for tensor in found)
         tolerance = 1e-2 if row in ("half", "bfloat16") else 1e-5
-        if row != "weight norm":  # the direction of a row of zeros is not a number
+        if row not in ("weight norm", "spectral norm"):  # a row of zeros has no direction; the estimate is made anew
             torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
         morphogen.morph(net, net.dense)
         assert all(bool(tensor.isfinite().all()) for tensor in numbers(model(*args, **kwargs)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..dense.rewritten import computed, rewriters
@@ -30,10 +30,11 @@ def rewrite(model: nn.Module) -> None:
                 vectors = [getattr(module, f"{hook.name}_{side}") for side in "uv"]
                 _estimate(vectors, lambda hook=hook, module=module: hook.compute_weight(module, True))
             setattr(module, hook.name, computed(hook, module, training=False))
-        for of in module.parametrizations.values() if is_parametrized(module) else ():
-            for each in of:
-                if isinstance(each, SpectralNormToday) and of.original.ndim > 1:
-                    _estimate([each._u, each._v], lambda each=each, of=of: power_iteration(each, of.original))
+        if isinstance(module, ParametrizationList):
+            weight: Any = getattr(module, "original", None)  # of several tensors, which are no weight, there is none
+            for each in module:
+                if isinstance(each, SpectralNormToday) and weight.ndim > 1:
+                    _estimate([each._u, each._v], lambda each=each, weight=weight: power_iteration(each, weight))
 
 
 def _estimate(vectors: list[torch.Tensor], step: Callable[[], Any]) -> None:

@@ -230,8 +230,10 @@ def test_a_number_that_an_object_has_computed_follows():
     model, x = Model().double(), torch.randn(2, 6).double()
     model(x)  # which computes it
     net = morphogen.trace(model, x)
+    assert [group.size for group in net.groups] == [16]
     morphogen.morph(net, net.subnetwork(width=0.5))
     model(x)
+    assert (model.sizes.features, model.sizes.double, model.first.out_features) == (8, 16, 16)
 
 
 def test_a_number_that_is_a_key_leaves_the_others_followed():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import types
-from dataclasses import is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +23,7 @@ def is_configuration(value: Any) -> bool:
         return False
     if not hasattr(value, "__dict__") or not any(map(_is_number, vars(value).values())):
         return False
-    frozen = is_dataclass(value) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    frozen = getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
     writes = frozen or kind.__setattr__ is object.__setattr__
     usual = all(getattr(kind, name, None) is getattr(object, name, None) for name in USUAL)
     return kind is types.SimpleNamespace or (usual and writes)
@@ -40,12 +39,19 @@ def values_in(configuration: Any) -> dict[str, Any]:
     return configuration if type(configuration) is dict else vars(configuration)
 
 
+def given_in(configuration: Any) -> dict[str, Any]:
+    """What it holds, without what it has computed of that and kept (`functools.cached_property`)."""
+    kind = type(configuration)
+    return {
+        k: v for k, v in values_in(configuration).items() if not isinstance(getattr(kind, k, None), cached_property)
+    }
+
+
 def copied(configuration: Any) -> Any:
-    """A copy, without what the object has computed of its numbers and kept."""
-    own = copy.copy(configuration)
-    held = values_in(own)
-    for key in [key for key in held if isinstance(getattr(type(own), key, None), cached_property)]:
-        del held[key]
+    """A copy with what is given alone."""
+    own, given = copy.copy(configuration), given_in(configuration)
+    values_in(own).clear()
+    values_in(own).update(given)
     return own
 
 

@@ -21,7 +21,7 @@ from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
 
 from ..dense.double import named_tensors
-from ..dense.kept import copied, is_configuration, values_in
+from ..dense.kept import copied, given_in, is_configuration, values_in
 from ..machine.private import tree_leaves
 
 KEY = "morphogen_call"
@@ -339,11 +339,11 @@ class Numbers(TorchFunctionMode):
     @property
     def written(self) -> bool:
         """Whether the forward pass has written to an object that modules may share, which they do not here."""
-        return any(
-            values_in(own).keys() != before.keys()
-            or any(values_in(own)[key] is not each for key, each in before.items())
-            for own, before in self._configurations
-        )
+        for own, before in self._configurations:
+            now = given_in(own)
+            if now.keys() != before.keys() or any(now[key] is not before[key] for key in before):
+                return True
+        return False
 
     def _marked(self, value: Any, path: str, name: str) -> Any:
         if type(value) is int:

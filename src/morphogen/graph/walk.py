@@ -251,7 +251,7 @@ class _Reading:
             self._made |= {(number, i): value for i, value in enumerate(tree_leaves(result))}
 
     def _op(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """One op, by its rule; what an op without one reads and returns stays whole."""
+        """One op, by its rule or those of its pieces; what an op without either reads and returns stays whole."""
         walk, path, op, rule = self._walk, module_path(node), op_name(node.target), rule_of(node.target)
         inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Value)]
         origin = _origin(inputs)

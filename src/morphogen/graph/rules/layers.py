@@ -7,6 +7,7 @@ from math import prod
 from ...dense.subnet import Role
 from ..axes import divide_groups
 from ..numbers import Number, Times
+from ..slots import Axis
 from .table import Axes, Call, rule
 
 
@@ -54,9 +55,7 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
             out = None if second is None else second.expand(groups, weight.shape[1]).reshape(-1)
     call.role(weight, Role("weight", out_axis, in_axis, groups, blockwise))
     call.keeps(in_channels=x.axes[channel], out_channels=out)
-    if call.args.get("bias") is not None:
-        out = slots.tie(out, call["bias"].axes[0], "bias of fixed channels")
-        call.role(call["bias"], Role("bias"))
+    out = _with_bias(call, out)
     axes = list(x.axes[:channel]) + [out] + [None] * (-channel - 1)
     for dim in range(channel + 1, 0):
         if weight.shape[dim] == call["stride"][dim] == 1 and call["padding"] == [0] * (-channel - 1):
@@ -64,6 +63,13 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
         elif dim != spanned - len(weight.shape):
             slots.fix(x.axes[dim], "convolved along it")
     return tuple(axes)
+
+
+def _with_bias(call: Call, out: Axis) -> Axis:
+    """The output channels of a layer, and of its bias where it has one."""
+    bias = call.args.get("bias")
+    call.role(bias, Role("bias"))
+    return out if bias is None else call.slots.tie(out, bias.axes[0], "bias of fixed channels")
 
 
 def _spanned(call: Call) -> int:
@@ -96,22 +102,19 @@ def transposed_convolution(call: Call) -> Axes:
 @rule("linear")
 def linear(call: Call) -> Axes:
     """x (..., in) and weight (out, in) to (..., out)."""
-    x, weight, bias = call["input"], call["weight"], call["bias"]
+    x, weight = call["input"], call["weight"]
     call.reads(x, -1, weight.axes[1])
     out = weight.axes[0]
     call.role(weight, Role("weight"))
     call.keeps(in_features=weight.axes[1], out_features=out)
-    if bias is not None:
-        out = call.slots.tie(out, bias.axes[0], "bias of fixed channels")
-        call.role(bias, Role("bias"))
-    return (*x.axes[:-1], out)
+    return (*x.axes[:-1], _with_bias(call, out))
 
 
 @rule("bilinear")
 def bilinear(call: Call) -> Axes:
     """x1 (..., in1), weight (out, in1, in2) and x2 (..., in2) to (..., out); in2 stays, for no operator divides the
     weights of copies along two axes."""
-    weight, bias = call["weight"], call["bias"]
+    weight = call["weight"]
     call.reads(call["input1"], -1, weight.axes[1])
     for axis in (call["input2"].axes[-1], weight.axes[2]):
         call.slots.fix(axis, "the second input of a bilinear layer")
@@ -119,10 +122,7 @@ def bilinear(call: Call) -> Axes:
     out = weight.axes[0]
     call.role(weight, Role("weight"))
     call.keeps(in1_features=weight.axes[1], out_features=out)
-    if bias is not None:
-        out = call.slots.tie(out, bias.axes[0], "bias of fixed channels")
-        call.role(bias, Role("bias"))
-    return (*batch, out)
+    return (*batch, _with_bias(call, out))
 
 
 @rule("batch_norm", "instance_norm")

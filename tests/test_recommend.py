@@ -119,6 +119,8 @@ def test_the_study_of_about_the_same_length_counts():
     short, long = studied(VIT, quarter, 10), studied(VIT, quarter, 60)
     assert short is not None and long is not None and (short.epochs, long.epochs) == (12, 40)
     assert short.gap < -4 and long.gap > 0
+    early, late = studied(CNN, "GrowOnce", 12), studied(CNN, "GrowOnce", 90)
+    assert early is not None and late is not None and early.gap > 1.5 and -0.3 < late.gap < 0  # nearer to the plateau
     assert ranked(VIT, {quarter: plan_of(2.0)}, 10).candidates[0].verdict == "loses accuracy"
 
 

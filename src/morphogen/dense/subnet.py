@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import lcm
 from typing import Any
@@ -179,8 +179,10 @@ class Role:
     Attributes:
         kind: `weight` (of a convolution or linear layer), `bias`, `scale`, `shift`, `mean`, `variance`
             (of a normalisation), or `direct` (a parameter used as it is: a layer scale, a token).
-        out_axis, in_axis: the channel axes of a `weight`; the last one is `in_axis` where a kernel of one input channel
-            spans its inputs.
+        outs, ins: the axes of a `weight` along which its outputs lie, and those that it sums over; several where heads
+            and their channels are axes of their own. A kernel that spans its inputs sums over its last axis.
+        batch: axes along which there is a matrix for each position (the experts of a mixture); all that is in none of
+            the three is the taps of a kernel.
         groups: number of groups of the dense convolution.
         blockwise: the convolution loses and gains whole groups, so new inputs meet new outputs only.
 
@@ -189,14 +191,27 @@ class Role:
     """
 
     kind: str
-    out_axis: int = 0
-    in_axis: int = 1
+    outs: tuple[int, ...] = (0,)
+    ins: tuple[int, ...] = (1,)
+    batch: tuple[int, ...] = ()
     groups: int = 1
     blockwise: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError("no such role of a tensor", expected=", ".join(KINDS), found=repr(self.kind))
+
+    @property
+    def filters(self) -> int | None:
+        """The axis with one filter at each position; None where outputs have several axes, or none."""
+        return self.outs[0] if self.kind == "weight" and len(self.outs) == 1 else None
+
+    def through(self, order: Sequence[int]) -> Role:
+        """The role of a tensor whose axis `order[i]` is axis `i` of the one that this is the role of."""
+        if self.kind != "weight":
+            return self
+        outs, ins, batch = (tuple(order[axis] for axis in axes) for axes in (self.outs, self.ins, self.batch))
+        return replace(self, outs=outs, ins=ins, batch=batch)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _is_given(places: Sequence[tuple[Role, int, bool]]) -> bool:
 
 def _produces(role: Role, dim: int) -> bool:
     """Whether this axis is where a layer writes its channels, the natural place to name a group after."""
-    return role.kind == "weight" and dim == role.out_axis
+    return role.kind == "weight" and dim in role.outs
 
 
 def _unique_in_order(values: torch.Tensor) -> torch.Tensor:

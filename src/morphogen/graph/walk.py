@@ -116,7 +116,7 @@ class Walk:
         """All parameters and buffers, of which those no graph reads stay whole, and plain tensors that one reads."""
         for name, value in self.values.items():
             owner = self.model.get_submodule(name.rpartition(".")[0])
-            if isinstance(owner, ConvBase) and self.roles.get(name, Role("direct")).in_axis < 2:
+            if isinstance(owner, ConvBase) and max(self.roles.get(name, Role("direct")).ins) < 2:
                 for axis in value.axes[2:]:  # taps that no convolution has read as channels
                     self.slots.fix(axis, "")
         unread = self.plain.keys() - self.read_names

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -37,26 +39,62 @@ class Gap:
         return normal(self.old, shape, self.generator)
 
     def matrices(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A `weight` as (groups, out, in, taps), each convolution group by itself: a view of a contiguous one."""
-        if self.map.role.in_axis > 1:  # a kernel that spans its inputs
-            return tensor.reshape(1, tensor.shape[0], -1, tensor.shape[-1]).transpose(2, 3)
-        groups = self.map.groups if tensor.shape == self.map.new_shape else self._old_groups
-        split = tensor.reshape(groups, tensor.shape[0] // groups, tensor.shape[1], -1)
-        return split if self.map.role.out_axis == 0 else split.transpose(1, 2)
+        """A `weight` after the morph as (matrices, out, in, taps): one matrix for each convolution group, and for each
+        position of its batch axes. `tensor` is the way back."""
+        whole = tensor.reshape(self._grouped).permute(self._order)
+        return whole.reshape([prod(whole.shape[start:end]) for start, end in self._parts])
+
+    def tensor(self, matrices: torch.Tensor) -> torch.Tensor:
+        """The weight that `matrices` has taken apart."""
+        order, shape = self._order, self._grouped
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return matrices.reshape([shape[axis] for axis in order]).permute(back).reshape(self.map.new_shape)
 
     @property
-    def _old_groups(self) -> int:
-        return (
-            self.map.groups * self.map.old_shape[0] // self.map.new_shape[0]
-            if self.map.role.blockwise
-            else self.map.groups
-        )
+    def fan_in(self) -> int:
+        """How many entries of the weight an output of the grown layer sums over."""
+        shape, (_, _, ins, taps) = [self._grouped[axis] for axis in self._order], self._parts
+        return prod(shape[slice(*ins)]) * prod(shape[slice(*taps)])
 
-    def carried(self, axis: int) -> torch.Tensor:
-        """Which positions of a weight's axis, within one convolution group, were alive (boolean)."""
-        size, axis_map = self.map.new_shape[axis], self.map.axes[axis]
-        mask = torch.ones(size, dtype=torch.bool, device="cpu") if axis_map is None else axis_map.carried
-        return mask.view(self.map.groups, -1)[0] if axis == 0 else mask
+    @property
+    def fresh(self) -> torch.Tensor:
+        """Which of the matrices are new altogether (boolean)."""
+        groups, axis = self.map.groups, self.map.axes[0]
+        known = torch.ones(groups, dtype=torch.bool, device="cpu")
+        if self.map.role.blockwise and axis is not None:
+            known = axis.carried.view(groups, -1)[:, 0]
+        return ~(known[:, None] & self.carried(self.map.role.batch)).flatten()
+
+    def carried(self, axes: Sequence[int]) -> torch.Tensor:
+        """Which positions of a weight's axes, as one axis of its matrices, were alive (boolean)."""
+        mask = torch.ones(1, dtype=torch.bool, device="cpu")
+        for dim in axes:
+            axis = self.map.axes[dim]
+            own = torch.ones(self.map.new_shape[dim], dtype=torch.bool, device="cpu") if axis is None else axis.carried
+            own = own.view(self.map.groups, -1).any(0) if dim == 0 else own
+            mask = (mask[:, None] & own).flatten()
+        return mask
+
+    @property
+    def _grouped(self) -> list[int]:
+        """The shape after the morph, with the groups of a convolution as an axis of their own, in front."""
+        first, *rest = self.map.new_shape
+        return [self.map.groups, first // self.map.groups, *rest]
+
+    @property
+    def _order(self) -> list[int]:
+        """The axes of `_grouped`, those of `_parts` one after the other."""
+        role = self.map.role
+        named = (*role.batch, *role.outs, *role.ins)
+        taps = (axis for axis in range(len(self.map.new_shape)) if axis not in named)
+        return [0, *(axis + 1 for axis in (*named, *taps))]
+
+    @property
+    def _parts(self) -> list[tuple[int, int]]:
+        """Where in `_order` matrices, outputs, inputs and taps begin and end."""
+        role = self.map.role
+        ends = list(accumulate((1 + len(role.batch), len(role.outs), len(role.ins))))
+        return list(pairwise([0, *ends, len(self.map.new_shape) + 1]))
 
 
 def normal(like: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:

@@ -108,9 +108,9 @@ class TensorMap:
         return like(new, old)
 
     @property
-    def reads(self) -> int | None:
-        """The axis along which a weight sums over channels. A convolution that gains whole groups sums within each."""
-        return self.role.in_axis if self.role.kind == "weight" and not self.role.blockwise else None
+    def reads(self) -> tuple[int, ...]:
+        """The axes along which a weight sums over channels. A convolution that gains whole groups sums within each."""
+        return self.role.ins if self.role.kind == "weight" and not self.role.blockwise else ()
 
     def divide(self, old: torch.Tensor) -> torch.Tensor:
         """`select`, with each input weight divided among the copies of its input, so that they add up to the old one.
@@ -119,16 +119,17 @@ class TensorMap:
         (Net2Net, equation 2; bert2BERT, section 3.3).
         """
         new = self.select(old)
-        axis = None if self.reads is None else self.axes[self.reads]
-        if self.reads is not None and axis is not None:
-            shape = [-1 if dim == self.reads else 1 for dim in range(new.ndim)]
-            new.div_(axis.copies.view(shape).to(new.device))
+        for read in self.reads:
+            axis = self.axes[read]
+            if axis is not None:
+                shape = [-1 if dim == read else 1 for dim in range(new.ndim)]
+                new.div_(axis.copies.view(shape).to(new.device))
         return new
 
     def replace_outputs(self, new: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """`new`, in place, with everything that belongs to new outputs from `other`; what reads new inputs stays."""
         for dim, axis in enumerate(self.axes):
-            if axis is not None and dim != self.reads:
+            if axis is not None and dim not in self.reads:
                 fresh = (~axis.carried).nonzero().flatten().to(new.device)
                 new.index_copy_(dim, fresh, other.index_select(dim, fresh))
         return new

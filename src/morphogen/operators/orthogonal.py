@@ -18,7 +18,7 @@ def orthogonal(gap: Gap, scale: float = 1.0) -> torch.Tensor:
     (W^g) are orthogonal to the rows of W^o, new inputs to old outputs (W^r) to its columns, each scaled to
     the mean norm of the old ones; new inputs to new outputs are He-normal. Where the old vectors leave no or
     too little room (a 1 x 1 convolution of full rank), the room there is is used, and the remaining vectors
-    are He-normal. A convolution that gains whole groups has new inputs to new outputs only.
+    are He-normal. So are matrices that are new altogether: of whole groups that a convolution gains, of experts.
 
     Args:
         gap: what grows.
@@ -29,30 +29,29 @@ def orthogonal(gap: Gap, scale: float = 1.0) -> torch.Tensor:
         return reset(gap)
     if not gap.map.carried:
         return random(gap)  # nothing survives that the new filters could repeat
-    new = gap.map.carry(gap.old.contiguous())
-    weight = gap.matrices(new)  # a view: filling it fills `new`
+    weight = gap.matrices(gap.map.carry(gap.old.contiguous()))
+    fresh = gap.fresh
+    if fresh.any():
+        weight[fresh] = he(gap, int(fresh.sum()), *weight.shape[1:]).to(weight.dtype)
     if role.blockwise:
-        axis = gap.map.axes[0]
-        assert axis is not None
-        fresh = ~axis.carried.view(gap.map.groups, -1)[:, 0]
-        weight[fresh] = he(gap, int(fresh.sum()), *weight.shape[1:]).to(new.dtype)
-        return like(new, gap.old)
-    carried_out, carried_in = gap.carried(role.out_axis), gap.carried(role.in_axis)
+        return like(gap.tensor(weight), gap.old)
+    carried_out, carried_in = gap.carried(role.outs), gap.carried(role.ins)
     old_out, new_out = carried_out.nonzero().flatten(), (~carried_out).nonzero().flatten()
     old_in, new_in = carried_in.nonzero().flatten(), (~carried_in).nonzero().flatten()
-    for matrix in weight:
+    for number in (~fresh).nonzero().flatten().tolist():
+        matrix = weight[number]  # a view: filling it fills `weight`
         old = matrix[old_out][:, old_in]
         taps = old.shape[-1]
         if len(new_out):
             rows = orthogonal_rows(gap, old.flatten(1), len(new_out))
-            matrix[new_out[:, None], old_in] = rows.view(-1, len(old_in), taps).to(new.dtype)
+            matrix[new_out[:, None], old_in] = rows.view(-1, len(old_in), taps).to(weight.dtype)
         if len(new_in):
             columns = orthogonal_rows(gap, old.transpose(0, 1).flatten(1), len(new_in))
             columns = scale * columns.view(-1, len(old_out), taps).transpose(0, 1)
-            matrix[old_out[:, None], new_in] = columns.to(new.dtype)
+            matrix[old_out[:, None], new_in] = columns.to(weight.dtype)
         if len(new_out) and len(new_in):
-            matrix[new_out[:, None], new_in] = he(gap, len(new_out), len(new_in), taps).to(new.dtype)
-    return like(new, gap.old)
+            matrix[new_out[:, None], new_in] = he(gap, len(new_out), len(new_in), taps).to(weight.dtype)
+    return like(gap.tensor(weight), gap.old)
 
 
 def orthogonal_rows(gap: Gap, old: torch.Tensor, count: int) -> torch.Tensor:
@@ -74,7 +73,7 @@ def orthogonal_rows(gap: Gap, old: torch.Tensor, count: int) -> torch.Tensor:
         basis = torch.linalg.qr(old.t()).Q
         vectors = gap.randn(length, room)
         for _ in range(2):
-            vectors = vectors - basis @ (basis.t() @ vectors)
+            vectors = vectors - basis @ (basis.mH @ vectors)
         parts.append(torch.linalg.qr(vectors).Q.t() * norm)
     if count > room:
         rest = gap.randn(count - room, length)

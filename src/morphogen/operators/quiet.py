@@ -31,16 +31,18 @@ def quiet(gap: Gap) -> torch.Tensor:
     grown = orthogonal(gap, scale=0.0)
     if gap.map.role.kind != "weight" or gap.map.role.blockwise or not gap.map.carried:
         return grown
-    grown = grown.contiguous()
-    out, into = gap.carried(gap.map.role.out_axis), gap.carried(gap.map.role.in_axis)
+    out, into = gap.carried(gap.map.role.outs), gap.carried(gap.map.role.ins)
     new_out, new_in = (~out).nonzero(), (~into).nonzero().flatten()
-    for matrix in gap.matrices(grown):  # a view: filling it fills `grown`
+    weight = gap.matrices(grown)
+    for number in (~gap.fresh).nonzero().flatten().tolist():
+        matrix = weight[number]  # a view: filling it fills `weight`
         old, new = matrix[out][:, into], matrix[new_out, new_in]
         if old.numel() and new.numel():
             matrix[new_out, new_in] = new * (_size(old) / _size(new)).clamp(max=1).to(new.dtype)
-    return like(grown, gap.old)
+    return like(gap.tensor(weight), gap.old)
 
 
 def _size(values: torch.Tensor) -> torch.Tensor:
     """The root mean square, a tensor, since a number would wait for the device."""
-    return values.to(torch.promote_types(values.dtype, torch.float32)).square().mean().sqrt().clamp_min(1e-30)
+    sizes = values.abs()
+    return sizes.to(torch.promote_types(sizes.dtype, torch.float32)).square().mean().sqrt().clamp_min(1e-30)

@@ -13,10 +13,7 @@ from .reset import reset
 
 def he(gap: Gap, *shape: int) -> torch.Tensor:
     """Normal numbers of standard deviation sqrt(2 / fan-in) of the grown layer (He et al., ICCV 2015)."""
-    role = gap.map.role
-    taps = gap.matrices(gap.old).shape[-1]
-    inputs = gap.map.new_shape[role.in_axis] // (gap.map.groups if role.in_axis == 0 else 1)
-    return gap.randn(*shape) * sqrt(2 / (inputs * taps))
+    return gap.randn(*shape) * sqrt(2 / gap.fan_in)
 
 
 @operator("random")

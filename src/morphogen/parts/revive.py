@@ -26,9 +26,9 @@ EMPTY = 1e-2
 def filter_norms(network: Network) -> dict[str, torch.Tensor]:
     """The norm of every filter (output channel) of each weight of the dense network, by the weight's name."""
     return {
-        name: _norms(tensor_named(network.model, name), layout.role.out_axis)
+        name: _norms(tensor_named(network.model, name), axis)
         for name, layout in network.structure.tensors.items()
-        if layout.role.kind == "weight"
+        if (axis := layout.role.filters) is not None
     }
 
 
@@ -46,9 +46,10 @@ def revive(network: Network, dense: Mapping[str, torch.Tensor], copies: Iterable
     """
     alive, filled, frozen = network.structure.alive_mask(network.current), list[str](), list[str]()
     for name, layout in network.structure.present(network.current).items():
-        if name not in dense:
+        axis = layout.role.filters
+        if axis is None or name not in dense:
             continue
-        weight, axis = tensor_named(network.model, name), layout.role.out_axis
+        weight = tensor_named(network.model, name)
         units, was = layout.axes[axis], dense[name]
         was = was if units is None else was[alive[units].to(was.device)]
         empty = (_norms(weight, axis) <= EMPTY * was) & (was > 0)

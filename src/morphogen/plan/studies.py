@@ -104,6 +104,17 @@ STUDIES = (
     _of_vit("ProgStack", (40.92, 39.24, 41.20)),
     Study(
         CNN,
+        "GrowOnce",
+        "ResNet-8 of 16 to 64 channels",
+        "CIFAR-10, 25,000 images",
+        40,
+        (80.19, 80.02, 80.33, 80.69, 79.76),
+        (79.7, 80.01, 80.1, 79.74, 80.18),
+        "benchmarks/results/grow_once_plateau",
+        1.5,
+    ),
+    Study(
+        CNN,
         "PruneEarly",
         "ResNet-8 of 32 to 128 channels",
         "CIFAR-10 at 16 x 16, 10,000 images",

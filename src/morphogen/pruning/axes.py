@@ -64,7 +64,7 @@ def channel_axes(network: Network) -> dict[str, tuple[ChannelAxis, ...]]:
         if layout.role.kind != "weight":
             continue
         device = tensor_named(network.model, name).device
-        dims = dict.fromkeys((layout.role.out_axis, layout.role.in_axis))
+        dims = dict.fromkeys((*layout.role.outs, *layout.role.ins))
         axes = [(dim, layout.axes[dim]) for dim in dims]
         found[name] = tuple(_axis(name, dim, axis[alive[axis]], device) for dim, axis in axes if axis is not None)
     return {name: axes for name, axes in found.items() if axes}

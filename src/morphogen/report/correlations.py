@@ -87,8 +87,8 @@ def _convolutions(network: Network) -> list[str]:
         name.removesuffix(".weight")
         for name, layout in present.items()
         if name.endswith(".weight")
-        and layout.role.kind == "weight"
-        and layout.axes[layout.role.out_axis] is not None
+        and layout.role.filters is not None
+        and layout.axes[layout.role.filters] is not None
         and isinstance(network.model.get_submodule(name.removesuffix(".weight")), (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     ]
 
@@ -96,8 +96,9 @@ def _convolutions(network: Network) -> list[str]:
 def _new(network: Network, before: SubNetwork, path: str) -> Tensor:
     """For each output channel of a layer, whether it was not alive before."""
     layout = network.structure.tensors[f"{path}.weight"]
-    units = layout.axes[layout.role.out_axis]
-    assert units is not None
+    assert layout.role.filters is not None
+    units = layout.axes[layout.role.filters]
+    assert units is not None  # `_convolutions` gives no others
     now, was = (network.structure.alive_mask(each)[units] for each in (network.current, before))
     return (~was & (units != FIXED))[now]
 

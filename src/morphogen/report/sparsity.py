@@ -29,7 +29,7 @@ def mapped_layers(network: Network, paths: Sequence[str] = ()) -> tuple[str, ...
     Raises:
         ConfigError: a path that is no layer whose output channels can change.
     """
-    known = [name for name, layout in _layers(network).items() if layout.axes[layout.role.out_axis] is not None]
+    known = [name for name, layout in _layers(network).items() if _filters(layout) is not None]
     if paths:
         named = {path: next((name for name in (path, f"{path}.weight") if name in known), None) for path in paths}
         for path, name in named.items():
@@ -67,12 +67,12 @@ def output_maxima(network: Network, names: Sequence[str]) -> dict[str, list[floa
     found = {}
     for name in names:
         layout = network.structure.tensors[name]
-        units = layout.axes[layout.role.out_axis]
+        units = _filters(layout)
         assert units is not None  # `mapped_layers` gives no others
         units = units[units != FIXED].unique()
         row = torch.zeros(len(units), device="cpu")
         for axis in axes.get(name, ()):
-            if axis.dim == layout.role.out_axis:
+            if axis.dim == layout.role.filters:
                 maxima = axis.maxima(tensor_named(network.model, name).detach())
                 row[torch.searchsorted(units, axis.units)] = maxima.float().cpu()
         found[layer_of(name)] = [float(f"{figure:.3g}") for figure in row.tolist()]
@@ -100,6 +100,12 @@ def densities(network: Network, threshold: float) -> list[LayerDensity]:
 def layer_of(name: str) -> str:
     """The layer of a weight, as a user calls it."""
     return name.removesuffix(".weight")
+
+
+def _filters(layout: TensorLayout) -> torch.Tensor | None:
+    """The units of a weight's filters; None where they cannot change, or have several axes."""
+    axis = layout.role.filters
+    return None if axis is None else layout.axes[axis]
 
 
 def _layers(network: Network) -> dict[str, TensorLayout]:

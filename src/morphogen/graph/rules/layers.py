@@ -16,11 +16,11 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
     x, weight, groups = call["input"], call["weight"], call["groups"]
     slots, channel = call.slots, -(len(weight.shape) - 1)
     first, second = weight.axes[0], weight.axes[1]
-    blockwise = False
+    blockwise, ins = False, (in_axis,)
     spanned = _spanned(call)
     for dim in range(2, len(weight.shape)):
         if dim == spanned:
-            in_axis = dim
+            ins = (dim,)
             slots.tie(x.axes[dim - len(weight.shape)], weight.axes[dim], "")
             call.keeps(kernel_size=weight.axes[2:])
         else:
@@ -53,7 +53,7 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
             out = line[:, None].expand(groups, weight.shape[1]).reshape(-1)
         else:
             out = None if second is None else second.expand(groups, weight.shape[1]).reshape(-1)
-    call.role(weight, Role("weight", out_axis, in_axis, groups, blockwise))
+    call.role(weight, Role("weight", (out_axis,), ins, groups=groups, blockwise=blockwise))
     call.keeps(in_channels=x.axes[channel], out_channels=out)
     out = _with_bias(call, out)
     axes = list(x.axes[:channel]) + [out] + [None] * (-channel - 1)
@@ -112,16 +112,14 @@ def linear(call: Call) -> Axes:
 
 @rule("bilinear")
 def bilinear(call: Call) -> Axes:
-    """x1 (..., in1), weight (out, in1, in2) and x2 (..., in2) to (..., out); in2 stays, for no operator divides the
-    weights of copies along two axes."""
+    """x1 (..., in1), weight (out, in1, in2) and x2 (..., in2) to (..., out)."""
     weight = call["weight"]
-    call.reads(call["input1"], -1, weight.axes[1])
-    for axis in (call["input2"].axes[-1], weight.axes[2]):
-        call.slots.fix(axis, "the second input of a bilinear layer")
+    for dim, name in enumerate(("input1", "input2"), 1):
+        call.reads(call[name], -1, weight.axes[dim])
     batch = call.meet([(call[name].shape[:-1], call[name].axes[:-1]) for name in ("input1", "input2")])
     out = weight.axes[0]
-    call.role(weight, Role("weight"))
-    call.keeps(in1_features=weight.axes[1], out_features=out)
+    call.role(weight, Role("weight", ins=(1, 2)))
+    call.keeps(in1_features=weight.axes[1], in2_features=weight.axes[2], out_features=out)
     return (*batch, _with_bias(call, out))
 
 

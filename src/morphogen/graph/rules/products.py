@@ -13,9 +13,9 @@ def _transposed(value: Value) -> Value:
 
 def multiply(call: Call, left: Value, right: Value) -> Axes:
     """(..., n, k) times (..., k, m)."""
-    if len(right.shape) == 2:
-        call.role(right, Role("weight", out_axis=1, in_axis=0))
-        call.role(_transposed(right), Role("weight"))
+    _weigh(call, right, left, Role("weight", outs=(-1,), ins=(-2,)))
+    if right.origin is None:
+        _weigh(call, left, right, Role("weight", outs=(-2,), ins=(-1,)))
     call.slots.tie(left.axes[-1], right.axes[max(-2, -len(right.shape))], "multiplied with a fixed axis")
     batch = call.meet([(value.shape[:-2], value.axes[:-2]) for value in (left, right)])
     rows = left.axes[-2:-1]
@@ -23,11 +23,36 @@ def multiply(call: Call, left: Value, right: Value) -> Axes:
     return (*batch, *rows, *columns)
 
 
+def _weigh(call: Call, weight: Value, other: Value, role: Role) -> None:
+    """Note what a matrix of parameters is to what it is multiplied with; `role` is that of its last two axes."""
+    ndim = len(weight.shape)
+    if ndim == 1:
+        call.role(weight, Role("weight", outs=(), ins=(0,)))
+        return
+    before = range(ndim - 2)
+    apart = tuple(dim for dim in before if ndim - dim <= len(other.shape) and other.shape[dim - ndim] != 1)
+    more = tuple(dim for dim in before if dim not in apart)
+    outs, ins = (tuple(axis + ndim for axis in axes) for axes in (role.outs, role.ins))
+    call.role(weight, Role("weight", outs=(*more, *outs), ins=ins, batch=apart))
+
+
 @rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
 def matmul(call: Call) -> Axes:
     """The last axis of the one and the last but one of the other are contracted, the axes before meet."""
     left, right = call.values()
     return multiply(call, left, _transposed(right) if call.op == "inner" else right)
+
+
+@rule("_grouped_mm", "transformers.grouped_mm_fallback")
+def grouped_matmul(call: Call) -> Axes:
+    """Rows (T, k), sorted by expert, times the matrices (experts, k, m) to (T, m)."""
+    rows, experts, *rest = call.values()
+    for axis in (*rows.axes[:-1], *experts.axes[:-2], *(axis for value in rest for axis in value.axes)):
+        call.slots.fix(axis, "sorted by expert")
+    call.slots.tie(rows.axes[-1], experts.axes[-2], "multiplied with a fixed axis")
+    call.role(experts, Role("weight", outs=(2,), ins=(1,), batch=(0,)))
+    (shape,) = call.shapes
+    return (*(None,) * (len(shape) - 1), experts.axes[-1])
 
 
 @rule("_cdist_forward")
@@ -100,6 +125,14 @@ def einsum(call: Call) -> Axes:
     if "->" not in call["equation"]:
         letters = "".join(term.replace("...", "") for term in terms)
         output = "..." * bool(dots) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    for number, (term, value) in enumerate(zip(terms, values, strict=True)):
+        others = "".join(other for i, other in enumerate(terms) if i != number)
+        if "..." not in term and any(other.origin is None for other in values):
+            outs = tuple(i for i, letter in enumerate(term) if letter in output and letter not in others)
+            ins = tuple(i for i, letter in enumerate(term) if letter not in output)
+            batch = tuple(i for i, letter in enumerate(term) if letter in output and letter in others)
+            if ins:
+                call.role(value, Role("weight", outs, ins, batch))
     head, ellipsis, tail = output.partition("...")
     middle = call.meet(dots) if ellipsis else ()
     return (*(of[c] for c in head), *middle, *(of[c] for c in tail))

@@ -17,13 +17,23 @@ from .table import Axes, Call, Value, rule
 @rule(*"upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa".split())
 @rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d")
 def spatial(call: Call) -> Axes | list[Axes]:
-    """Pooling and resizing: all axes behind the channels are space, which mixes neighbours."""
+    """Pooling and resizing: all axes behind the channels are space, which mixes neighbours where a kernel spans any."""
     x = call.input
     space = next(int(digit) for digit in reversed(call.op) if digit.isdigit())
-    for axis in x.axes[-space:]:
-        call.slots.fix(axis, f"neighbours along it are mixed by {call.op}")
-    axes = (*x.axes[:-space], *[None] * space)
+    mixed = [dim for dim in range(-space, 0) if not _by_itself(call, dim)]
+    for dim in mixed:
+        call.slots.fix(x.axes[dim], f"neighbours along it are mixed by {call.op}")
+    axes = tuple(None if i - len(x.axes) in mixed else axis for i, axis in enumerate(x.axes))
     return [axes] * len(call.shapes) if len(call.shapes) > 1 else axes
+
+
+def _by_itself(call: Call, dim: int) -> bool:
+    """Whether pooling leaves an axis as it is: windows of one position, from each to the next."""
+    if "kernel_size" not in call.args:
+        return False
+    kernel = call["kernel_size"]
+    given = kernel, call.args.get("stride") or kernel, call.args.get("padding") or [0]
+    return [sizes[dim] if len(sizes) > 1 else sizes[0] for sizes in given] == [1, 1, 0]
 
 
 @rule("pad", "constant_pad_nd", *[f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)])

@@ -98,16 +98,17 @@ class Call:
 
     def role(self, value: Value | None, role: Role) -> None:
         """Note what a parameter or buffer is to the layer that reads it, also after arithmetic of its own
-        (weight standardisation, a cast).
+        (weight standardisation, a cast) and with its axes in another order.
 
         Where weight norm gives a length to every input (as it does to transposed convolutions), new weights need one:
         they are random, and the new lengths 0.
         """
         names = () if value is None else value.origin or ()
-        of_inputs = [name for name in names if role.kind == "weight" and self.lengths.get(name) == role.in_axis]
+        of_inputs = [name for name in names if role.kind == "weight" and self.lengths.get(name) in role.ins]
         for name in names:
-            if value is not None and _same_axes(self.parameters[name], value):
-                self.roles.setdefault(name, Role("direct") if of_inputs else role)
+            order = None if value is None else _order(self.parameters[name], value)
+            if order is not None:
+                self.roles.setdefault(name, Role("direct") if of_inputs else role.through(order))
                 self.roles.update(dict.fromkeys(of_inputs, Role("shift")))
 
     def keeps(self, /, **sizes: Axis | Axes) -> None:
@@ -179,12 +180,20 @@ class Call:
         return self.slots.tie(value.axes[dim], layer, OF_INPUT)
 
 
-def _same_axes(left: Value, right: Value) -> bool:
-    """Whether two tensors have the same slots in the same places, so that one is not the other transposed."""
-    return left.shape == right.shape and all(
-        a is b or (a is not None and b is not None and torch.equal(a, b))
-        for a, b in zip(left.axes, right.axes, strict=True)
-    )
+def _order(parameter: Value, value: Value) -> list[int] | None:
+    """For each axis of a value the axis of a parameter that it is; None where it is not its axes in some order."""
+    rest, order = list(range(len(parameter.shape))), list[int]()
+    for size, axis in zip(value.shape, value.axes, strict=True):
+        alike = [dim for dim in rest if parameter.shape[dim] == size and _same(parameter.axes[dim], axis)]
+        if not alike:
+            return None
+        order.append(alike[0])
+        rest.remove(alike[0])
+    return None if rest else order
+
+
+def _same(one: Axis, other: Axis) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 Rule = Callable[[Call], Axes | list[Axes]]

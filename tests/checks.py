@@ -129,7 +129,9 @@ def assert_survivors_equal(
                 right = right.index_select(dim, both[mask_new[axis]].nonzero().flatten())
         role = net.structure.tensors[name].role
         if rescaled and name == key and role.kind == "weight" and not role.blockwise:
-            left, right = left.transpose(0, role.in_axis).flatten(1), right.transpose(0, role.in_axis).flatten(1)
+            front = tuple(range(len(role.ins)))
+            left, right = (each.movedim(role.ins, front).flatten(0, len(front) - 1) for each in (left, right))
+            left, right = left.reshape(len(left), -1), right.reshape(len(right), -1)
             parts = (left.norm(dim=1, keepdim=True) / right.norm(dim=1, keepdim=True)).round()
             assert (parts >= 1).all(), key
             right = right if (parts == 1).all() else right * parts

@@ -32,7 +32,7 @@ def plant(net: morphogen.Network, share: float = 0.4) -> None:
         for name, layout in net.structure.present(net.current).items():
             if layout.role.kind != "weight":
                 continue
-            for dim in {layout.role.out_axis, layout.role.in_axis}:
+            for dim in {*layout.role.outs, *layout.role.ins}:
                 axis = layout.axes[dim]
                 if axis is not None:
                     units = axis[alive[axis]].unique()

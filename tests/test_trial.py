@@ -238,7 +238,7 @@ def test_square_matrices_used_directly_have_the_right_sides(transposed):
 
     net = morphogen.trace(Direct(), image())
     role = net.structure.tensors["matrix"].role
-    assert (role.kind, role.out_axis, role.in_axis) == ("weight", *((0, 1) if transposed else (1, 0)))
+    assert (role.kind, role.outs, role.ins) == ("weight", *(((0,), (1,)) if transposed else ((1,), (0,))))
     assert_equals_masked_dense(net, net.subnetwork(width=0.5), image())
 
 

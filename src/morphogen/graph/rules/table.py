@@ -104,11 +104,12 @@ class Call:
         they are random, and the new lengths 0.
         """
         names = () if value is None else value.origin or ()
-        of_inputs = [name for name in names if role.kind == "weight" and self.lengths.get(name) in role.ins]
         for name in names:
             order = None if value is None else _order(self.parameters[name], value)
             if order is not None:
-                self.roles.setdefault(name, Role("direct") if of_inputs else role.through(order))
+                own = role.through(order)
+                of_inputs = [each for each in names if own.kind == "weight" and self.lengths.get(each) in own.ins]
+                self.roles.setdefault(name, Role("direct") if of_inputs else own)
                 self.roles.update(dict.fromkeys(of_inputs, Role("shift")))
 
     def keeps(self, /, **sizes: Axis | Axes) -> None:

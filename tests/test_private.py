@@ -32,6 +32,11 @@ def test_trees():
     assert isinstance(spec, private.TreeSpec) and isinstance(private.tree_flatten(1)[1], private.LeafSpec)
 
 
+def test_modes_can_be_left():
+    with private.FakeTensorMode(), private.for_real():
+        assert torch.tensor([True, False, True]).nonzero().tolist() == [[0], [2]]
+
+
 def test_ops_and_fake_tensors():
     assert isinstance(torch.ops.aten.add.Tensor, private.OpOverload)
     assert issubclass(type(torch.ops.higher_order.cond), private.HigherOrderOperator)

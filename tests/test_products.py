@@ -88,7 +88,9 @@ class Heads(nn.Module):
 
     def forward(self, x):
         h = self.inner(x)
-        return self.head(h + torch.einsum("bthk,hkd->btd", torch.einsum("btd,dhk->bthk", h, self.value).relu(), self.out))
+        return self.head(
+            h + torch.einsum("bthk,hkd->btd", torch.einsum("btd,dhk->bthk", h, self.value).relu(), self.out)
+        )
 
 
 ROLES = {
@@ -131,7 +133,9 @@ def gap_of(role, shape, grown, groups=1):
         for old, new in zip(shape, grown, strict=True)
     ]
     old = torch.randn(*shape)
-    return Gap(TensorMap("w", role, shape, grown, tuple(axes), groups, grown, None), old, torch.Generator().manual_seed(0))
+    return Gap(
+        TensorMap("w", role, shape, grown, tuple(axes), groups, grown, None), old, torch.Generator().manual_seed(0)
+    )
 
 
 def test_each_expert_grows_by_itself():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..machine.private import Constants, FakeTensorMode, as_parameter, is_fake, 
 from ..machine.randomness import own_random
 from .double import double, named_tensors
 from .images import Images, Path, exchanged, find_images, inputs_in
+from .picked import AllPicked
 from .program import silence, uncompiled
 from .rewritten import as_properties
 
@@ -31,6 +32,7 @@ class FakeModel:
         mode: PyTorch's mode in which its tensors live.
         device: where the model is (its first parameter).
         hooks: whether the double keeps the hooks around the model's forward pass, because it is nothing without them.
+        picked: where masks pick every position, because the model cannot be read otherwise; else None.
         images: the example's images and their sizes, see `find_images`.
     """
 
@@ -38,6 +40,7 @@ class FakeModel:
         """The model is only read."""
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.hooks = hooks
+        self.picked: AllPicked | None = None
         own = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
         self.dense = self.copy(model, lambda t: self._fake(t) if id(t) in own else _plain(t))
         as_properties(self.dense)
@@ -123,8 +126,12 @@ class FakeModel:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Where a fake model is called."""
-        with READING, own_random(self.device), self.mode, Constants(), silence(), uncompiled():
+        with READING, own_random(self.device), self.mode, Constants(), silence(), uncompiled(), self.picking():
             yield
+
+    def picking(self) -> AbstractContextManager[Any]:
+        """Where masks pick positions as they do for this model."""
+        return nullcontext() if self.picked is None else self.picked
 
     def _fake(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):

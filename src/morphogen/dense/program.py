@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..machine.alone import READING
-from ..machine.private import HigherOrderOperator, OpOverload, graphs_only
+from ..machine.private import HigherOrderOperator, OpOverload, graphs_only, tree_leaves
 from ..machine.randomness import own_random
 from ..machine.surroundings import LOGGERS
 
@@ -53,6 +53,12 @@ def _unsliced(model: nn.Module, path: str) -> str:
 
 REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "tag_activation_checkpoint")
 """Ops that run a graph of their own on what is given behind it, and change nothing of what it computes."""
+
+
+def is_open(program: torch.export.ExportedProgram) -> bool:
+    """Whether sizes in a program are only known when it runs: of what is picked by a mask."""
+    outputs = (output for node in calls(program.graph_module) for output in tree_leaves(node.meta.get("val")))
+    return any(not isinstance(size, int) for each in outputs if isinstance(each, torch.Tensor) for size in each.shape)
 
 
 def region(node: torch.fx.Node) -> int | None:

@@ -19,7 +19,8 @@ from ..dense.fake import Example, FakeModel, as_call, at_least_two
 from ..dense.images import Images
 from ..dense.kept import kept
 from ..dense.network import Network
-from ..dense.program import export, rule_name
+from ..dense.picked import AllPicked
+from ..dense.program import export, is_open, rule_name
 from ..dense.subnet import (
     FIXED,
     AttributeLayout,
@@ -135,6 +136,13 @@ def read(
         else:
             forward[True] = walk.read(program, numbers)
     check_outputs(walk.outputs, outputs)
+    if fake.picked is not None and fake.picked.branched and (unread := walk.unread()):
+        raise TraceError(
+            "the code asks whether a mask picks anything, and does not run this where it does",
+            where=min(unread),
+            expected="a forward pass that runs all of its layers where masks pick all positions",
+            todo="Run both ways and choose with torch.where, or trace a submodule",
+        )
     tensors = walk.tensors()
     derived = derive_groups(walk.slots, tensors, walk.counting.attributes, walk.parameters)
     layouts = _Layouts(derived.number)
@@ -243,7 +251,28 @@ def _fake(model: nn.Module, example: Example, images: Images, *, hooks: bool) ->
 
 
 def _export(fake: FakeModel, example: Example, *, training: bool) -> tuple[torch.export.ExportedProgram, Numbers]:
-    """The exported model, and where the numbers in it come from."""
+    """The exported model, and where the numbers in it come from.
+
+    What is picked by a mask has a size that only its values tell. Where that is in the way, masks pick all.
+    """
+    found, error = None, None
+    try:
+        found = _exported(fake, example, training=training)
+    except TraceError as raised:
+        error = raised
+    if fake.picked is None and (found is None or is_open(found[0])):
+        fake.picked = AllPicked()
+        with suppress(TraceError):
+            return _exported(fake, example, training=training)
+        fake.picked = None
+    if found is None:
+        assert error is not None
+        raise error
+    return found
+
+
+def _exported(fake: FakeModel, example: Example, *, training: bool) -> tuple[torch.export.ExportedProgram, Numbers]:
+    """The same, with masks as they are."""
     args, kwargs = as_call(example)
     if training:  # batch norm refuses single values in training
         args, kwargs = tree_map(at_least_two, (args, kwargs))
@@ -251,7 +280,7 @@ def _export(fake: FakeModel, example: Example, *, training: bool) -> tuple[torch
     try:
         for configurations in (True, False):
             numbers = Numbers(model)
-            with suppress(Exception), preserve_node_meta():
+            with suppress(Exception), preserve_node_meta(), fake.picking():
                 # The code may look a number up in a table, where one with an origin is not found.
                 numbers.mark(configurations=configurations)
                 program = export(model, args, kwargs)
@@ -260,7 +289,8 @@ def _export(fake: FakeModel, example: Example, *, training: bool) -> tuple[torch
             model = fake.double(training=training)
             if not numbers.configured:
                 break
-        return export(model, args, kwargs), Numbers(model)
+        with fake.picking():
+            return export(model, args, kwargs), Numbers(model)
     except Exception as error:  # whatever the model's own code raises on this input
         raise cannot_export(model, (args, kwargs), error) from error
 

@@ -31,6 +31,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNormToday
 from torch.optim import Optimizer
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _disable_current_modes as for_real
 from torch.utils._pytree import LeafSpec, TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "OpOverload",
     "SpectralNormToday",
     "backward_hook_tables",
+    "for_real",
     "compilations",
     "compilations_allowed",
     "compiler_stance",

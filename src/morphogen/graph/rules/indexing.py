@@ -85,7 +85,26 @@ def gather(call: Call) -> Axes:
     return tuple(axes)
 
 
-@rule("index_put", "_index_put_impl", "masked_scatter")
+@rule("index_put", "_index_put_impl")
+def put(call: Call) -> Axes:
+    """x[..., indices, ...] = values: the axes without an index go on, and meet those of the values."""
+    x, indices, values = call.input, call["indices"], call["values"]
+    places = [i for i, each in enumerate(indices) if each is not None]
+    one_each = all(len(indices[i].shape) == 1 for i in places)
+    if not places or not one_each or places != list(range(places[0], places[-1] + 1)):
+        return taken(call)
+    for value in (value for value in call.values() if value is not x and value is not values):
+        for axis in value.axes:
+            call.slots.fix(axis, "used as index")
+    for i in places:
+        call.slots.fix(x.axes[i], f"taken by index ({call.op})")
+    first, behind = places[0], places[-1] + 1
+    shape = (*x.shape[:first], max(indices[i].shape[0] for i in places), *x.shape[behind:])
+    met = call.meet([(shape, (*x.axes[:first], None, *x.axes[behind:])), (values.shape, values.axes)])
+    return (*met[:first], *(None,) * len(places), *met[first + 1 :])
+
+
+@rule("masked_scatter")
 def taken(call: Call) -> Axes:
     """Positions of every axis by index."""
     for value in call.values():

@@ -94,6 +94,14 @@ class Zipped(Loop):
         return [self.mixes[i], self.feeds[i]]
 
 
+class Behind(Zipped):
+    """The same, the list that is called first registered last."""
+
+    def make(self, depth):
+        self.feeds = nn.ModuleList(Branch() for _ in range(depth))
+        self.mixes = nn.ModuleList(Branch() for _ in range(depth))
+
+
 class NormFirst(Loop):
     """Norms beside the branches that read them, and a function of the stream before each."""
 
@@ -133,4 +141,4 @@ class Inside(Tower):
         return [self.blocks[i]]
 
 
-LOOPS = {net.__name__: net for net in (Inside, Added, Pairs, Twins, Zipped, NormFirst, Alternating)}
+LOOPS = {net.__name__: net for net in (Inside, Added, Pairs, Twins, Zipped, Behind, NormFirst, Alternating)}

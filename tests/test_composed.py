@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import DeformConv2d, roi_align
 
 import morphogen
 from morphogen.dense.subnet import Role
@@ -328,27 +329,122 @@ def test_complex_parameters_narrow_and_grow():
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_a_module_whose_buffers_only_training_reads_stays_where_training_cannot_be_read():
-    class Codebook(nn.Module):
-        """An average of what was quantised, written through `data`, which no export reads (MONAI's VQVAE)."""
+class Codebook(nn.Module):
+    """Words that are averages of what they stood for, written through `data` (VQ-VAE-2, MONAI's VQVAE)."""
 
-        def __init__(self):
-            super().__init__()
-            self.words = nn.Embedding(8, 16)
-            self.words.weight.requires_grad = False
-            self.register_buffer("average", self.words.weight.data.clone())
+    def __init__(self, read=lambda x: x):
+        super().__init__()
+        self.words, self.read = nn.Embedding(8, 16), read
+        self.words.weight.requires_grad = False
+        self.register_buffer("average", self.words.weight.data.clone())
 
-        def forward(self, x):
-            quantised = self.words(torch.cdist(x, self.words.weight).argmin(-1))
-            if self.training:
-                with torch.no_grad():
-                    self.average.data.mul_(0.9).add_(0.1 * x.mean((0, 1)))
-                    self.words.weight.data.copy_(self.average)
-            return x + (quantised - x).detach() + F.mse_loss(quantised.detach(), x)
+    def forward(self, x):
+        nearest = torch.cdist(x, self.words.weight).argmin(-1)
+        quantised = self.words(nearest)
+        if self.training:
+            chosen = F.one_hot(nearest.flatten(), 8).to(x)
+            self.average.data.mul_(0.9).add_(chosen.mT @ self.read(x).flatten(0, 1).detach(), alpha=0.1)
+            self.words.weight.data = self.average.clone()
+        return x + (quantised - x).detach() + F.mse_loss(quantised.detach(), x)
 
+
+class Whole(Codebook):
+    """A model that keeps the words itself."""
+
+    def __init__(self, read=lambda x: x):
+        super().__init__(read)
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.last(super().forward(self.first(x)))
+
+
+def test_what_is_written_through_data_follows():
     model, x = nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 16), Codebook(), nn.Linear(16, 3)), torch.randn(2, 5, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = morphogen.trace(model, x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model[0].out_features == 6 and model[2].average.shape == model[2].words.weight.shape == (8, 8)
+    before = model[2].average.clone()
+    model.train()(x).sum().backward()
+    assert not torch.equal(model[2].average, before) and torch.equal(model[2].words.weight, model[2].average)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_module_whose_buffers_only_training_reads_stays_where_training_cannot_be_read(whole):
+    def read(x):
+        return x if x.mean() > 0 else -x
+
+    model = (
+        Whole(read) if whole else nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 16), Codebook(read), nn.Linear(16, 3))
+    )
+    x = torch.randn(2, 5, 6)
     with pytest.warns(UserWarning, match="only the evaluation mode was read"):
         net = morphogen.trace(model, x)
     morphogen.morph(net, net.subnetwork(width=0.5))
-    assert model[0].out_features == 6 and model[2].words.weight.shape == (8, 16)
+    assert model.first.out_features == 16 if whole else model[0].out_features == 6
+    assert (model if whole else model[2]).words.weight.shape == (8, 16)
     model.train()(x).sum().backward()
+
+
+class Deformed(nn.Module):
+    def __init__(self, groups=1):
+        super().__init__()
+        self.first, self.places = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(3, 27 * groups, 3, padding=1)
+        self.conv, self.last, self.groups = DeformConv2d(16, 16, 3, padding=1), nn.Conv2d(16, 3, 1), groups
+
+    def forward(self, x):
+        at, mask = self.places(x).split((18 * self.groups, 9 * self.groups), 1)
+        return self.last(self.conv(self.first(x), at, mask.sigmoid()).relu())
+
+
+class Unpooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x):
+        x, places = F.max_pool2d(self.first(x), 2, return_indices=True)
+        return self.last(F.max_unpool2d(x, places, 2))
+
+
+class Cut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16 * 9, 3)
+
+    def forward(self, x):
+        boxes = torch.tensor([[0.0, 1, 1, 5, 5], [1.0, 0, 2, 7, 6]], device=x.device, dtype=x.dtype)
+        return self.last(roi_align(self.first(x), boxes, (3, 3)).flatten(1))
+
+
+class Words(nn.Module):
+    """Pooled along the words alone (Funnel), as images of one channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.last(F.avg_pool2d(self.first(x).unsqueeze(1), (2, 1), (2, 1), ceil_mode=True).squeeze(1))
+
+
+@pytest.mark.parametrize(
+    "model, x, sizes",
+    [
+        (Deformed(), torch.randn(2, 3, 8, 8), [16, 16]),
+        (Deformed(2), torch.randn(2, 3, 8, 8), [16]),
+        (Unpooled(), torch.randn(2, 3, 8, 8), [16]),
+        (Cut(), torch.randn(2, 3, 8, 8), [16]),
+        (Words(), torch.randn(2, 5, 6), [16]),
+    ],
+    ids=["deformable", "deformable in groups", "unpooled", "boxes", "words"],
+)
+def test_rules_of_space(model, x, sizes):
+    model, x = model.double(), x.double()
+    net = morphogen.trace(model, x)
+    assert [group.size for group in net.groups] == sizes
+    assert_equals_masked_dense(net, net.subnetwork(width=0.5), x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert_function_preserved(net, net.dense, x, "quiet")

@@ -24,6 +24,7 @@ from nets import image
         ("Pairs", "layers", ("layers.1.0", "layers.1.1"), (True, True)),
         ("Twins", "layers", ("layers.1.0", "layers.1.1"), (True, True)),
         ("Zipped", "mixes+feeds", ("mixes.1", "feeds.1"), (True, True)),
+        ("Behind", "mixes+feeds", ("mixes.1", "feeds.1"), (True, True)),
         ("NormFirst", "layers", ("layers.1.0", "layers.1.1"), (False, True)),
         ("Alternating", "layers", ("layers.2", "layers.3"), (True, True)),
         ("Inside", "blocks", ("blocks.1",), (False,)),

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 import morphogen
 
-from checks import assert_equals_masked_dense
+from checks import assert_equals_masked_dense, assert_function_preserved
 from nets import image
 
 
@@ -361,3 +362,50 @@ def test_sizes_of_a_turned_tensor_follow(turn):
     net = morphogen.trace(model, x)
     assert_equals_masked_dense(net, net.subnetwork(width=0.5), x)
     assert model.stem.weight.shape == (8, 8)
+
+
+class Gates(nn.Module):
+    """Layers that are given their part of one tensor, `c[:, i * n : i * n + n]` (WaveGlow, VITS); gates are the last
+    features, or all but the first."""
+
+    def __init__(self, n=16, negative=False):
+        super().__init__()
+        self.n, self.negative = n, negative
+        self.first, self.given, self.last = nn.Linear(6, 16), nn.Linear(6, 3 * 2 * 16), nn.Linear(16, 3)
+        self.layers = nn.ModuleList(nn.Linear(16, 32) for _ in range(3))
+
+    def forward(self, x):
+        c, x = self.given(x), self.first(x)
+        for i, layer in enumerate(self.layers):
+            start = i * 2 * self.n
+            z = layer(x) + c[:, start : start + 2 * self.n]
+            x = x + z[:, : self.n].tanh() * (z[:, -self.n :] if self.negative else z[:, self.n :]).sigmoid()
+        return self.last(x.view(len(x), self.n))
+
+
+@pytest.mark.parametrize("number", [16, np.int64(16), np.prod((4, 4))], ids=["int", "int64", "prod"])
+@pytest.mark.parametrize("negative", [False, True])
+def test_parts_that_begin_at_none_and_at_the_end_and_numbers_of_numpy(number, negative):
+    model, x = Gates(number, negative).double(), torch.randn(4, 6).double()
+    net = morphogen.trace(model, x)
+    assert [group.size for group in net.groups] == [16]
+    assert_equals_masked_dense(net, net.subnetwork(width=0.5), x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model.n == 8 and type(model.n) is int
+    assert_function_preserved(net, net.dense, x, "quiet")
+
+
+def test_pairs_of_numbers_of_numpy():
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sizes = (np.int64(4), np.int64(16))
+            self.first, self.last = nn.Linear(6, 64), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.last(self.first(x).view(len(x), *self.sizes).relu())
+
+    model, x = Folded(), torch.randn(2, 6)
+    net = morphogen.trace(model, x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model(x).shape == (2, 4, 3) and model.last.in_features == 8

@@ -91,7 +91,7 @@ def test_flops_are_those_of_experts_that_take_every_token():
 
 
 class Points(nn.Module):
-    """PointNet++: centres chosen one by one, the points within a radius of each, and the first in place of missing ones."""
+    """PointNet++: centres chosen one by one, the points near each, and the first in place of missing ones."""
 
     def __init__(self):
         super().__init__()

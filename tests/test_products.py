@@ -1,4 +1,4 @@
-"""Weights that are multiplied by hand: matrices from the left, one for each expert, with heads as an axis of their own."""
+"""Weights multiplied by hand: matrices from the left, one for each expert, with heads as an axis of their own."""
 
 from math import prod
 
@@ -110,6 +110,26 @@ ROLES = {
 }
 
 
+class LowRank(nn.Module):
+    """A weight that is a product of two, beside one of its own (LoRA, merged)."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.down, self.up = nn.Linear(6, 16), weight(8, 16), weight(16, 8)
+        self.own, self.head = weight(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.inner(x).relu()
+        return self.head(F.linear(x, self.own + 0.5 * self.up @ self.down).relu())
+
+
+ROLES[LowRank] = {
+    "down": Role("weight", outs=(0,), ins=(1,)),
+    "up": Role("weight", outs=(0,), ins=(1,)),
+    "own": Role("weight"),
+}
+
+
 @pytest.mark.parametrize("kind", ROLES, ids=lambda kind: kind.__name__)
 def test_they_narrow_and_grow_as_layers_do(kind):
     model, x = kind(), torch.randn(2, 4, 6)
@@ -124,6 +144,39 @@ def test_they_narrow_and_grow_as_layers_do(kind):
         assert_function_preserved(net, net.dense, x, operator, tolerance=1e-5)
         loss = model(x).square().sum()
         assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, model.parameters()))
+
+
+class Modulated(nn.Module):
+    """Kernels that differ from example to example: scaled by features of it (StyleGAN2), or mixed of several (CondConv),
+    in a convolution with a group for each example."""
+
+    def __init__(self, mixed):
+        super().__init__()
+        self.first, self.last, self.mixed = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 3, 1), mixed
+        self.kernel = weight(4 if mixed else 1, 16, 16, 3, 3)
+        self.style = nn.Linear(3, 4) if mixed else nn.Linear(3, 16)
+
+    def forward(self, x):
+        style, x = self.style(x.mean((2, 3))), self.first(x).relu()
+        b, c, h, w = x.shape
+        if self.mixed:
+            kernels = (style.softmax(-1) @ self.kernel.view(4, -1)).view(-1, c, 3, 3)
+        else:
+            kernels = (self.kernel * style.view(b, 1, c, 1, 1)).view(-1, c, 3, 3)
+        y = F.conv2d(x.reshape(1, -1, h, w), kernels, padding=1, groups=b).view(b, -1, h, w)
+        return self.last(y.relu())
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_kernels_in_disguise_grow_without_a_change_of_the_function(mixed):
+    model, x = Modulated(mixed).double(), torch.randn(4, 3, 8, 8).double()
+    net = morphogen.trace(model, x)
+    assert [group.size for group in net.groups] == [16, 16]
+    assert_equals_masked_dense(net, net.subnetwork(width=0.5), x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert_function_preserved(net, net.dense, x, "quiet")
+    (grad,) = torch.autograd.grad(model(x).square().sum(), model.kernel)
+    assert grad[:, :8, 8:].abs().amax() > 0  # old outputs learn to read what is new
 
 
 def gap_of(role, shape, grown, groups=1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .images import Images, Path, exchanged, find_images, inputs_in
 from .picked import AllPicked
 from .program import silence, uncompiled
 from .rewritten import as_properties
+from .unhidden import DataSeen
 
 Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
 """What to call the model with: one tensor, positional arguments, or keyword arguments."""
@@ -126,12 +127,14 @@ class FakeModel:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Where a fake model is called."""
-        with READING, own_random(self.device), self.mode, Constants(), silence(), uncompiled(), self.picking():
+        with READING, own_random(self.device), self.mode, Constants(), silence(), uncompiled(), self.reading():
             yield
 
-    def picking(self) -> AbstractContextManager[Any]:
-        """Where masks pick positions as they do for this model."""
-        return nullcontext() if self.picked is None else self.picked
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Where the code of the model is run to be read: in doubles and exports."""
+        with DataSeen(), nullcontext() if self.picked is None else self.picked:
+            yield
 
     def _fake(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):

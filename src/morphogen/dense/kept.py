@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import types
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -31,7 +32,12 @@ def is_configuration(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     several = value if isinstance(value, (tuple, list)) and value else (value,)
-    return all(isinstance(each, int) and not isinstance(each, bool) for each in several)
+    return all(map(is_whole, several))
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, of Python or NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def values_in(configuration: Any) -> dict[str, Any]:
@@ -56,10 +62,13 @@ def copied(configuration: Any) -> Any:
 
 
 def kept(module: nn.Module, name: str) -> Any:
-    """An attribute of a module, or (`config.n_embd`) of an object that it holds."""
+    """An attribute of a module, or (`config.n_embd`) of an object that it holds; NumPy's numbers as Python's."""
     head, _, inner = name.partition(".")
     value = getattr(module, head)
-    return values_in(value)[inner] if inner else value
+    value = values_in(value)[inner] if inner else value
+    if isinstance(value, (tuple, list)) and any(is_whole(each) and type(each) is not int for each in value):
+        return type(value)(int(each) if is_whole(each) else each for each in value)
+    return int(value) if is_whole(value) else value
 
 
 def keep(module: nn.Module, name: str, value: Any) -> None:

@@ -51,6 +51,8 @@ class Counting:
             if number is not None:
                 self._slots.fix(axis, "its size is written in the model's code")
             return
+        if axis is not None and not len(axis):  # `i * n` channels are none in the first turn
+            return
         match number.origin:
             case Attribute() as attribute:
                 if attribute in self.attributes:

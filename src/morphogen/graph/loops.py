@@ -58,6 +58,7 @@ def loops(seen: Watch, model: nn.Module, skipped: frozenset[str]) -> Iterator[li
     for path, module in model.named_modules():
         places = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
         columns = [units for place in places if (units := lists.get(place)) and not alone[place] and len(units) > 1]
+        columns.sort(key=lambda units: units[0].blocks[0].start)
         for units in _zipped(columns):
             yield from finder.chains(units)
 

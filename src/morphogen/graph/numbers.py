@@ -21,7 +21,7 @@ from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
 
 from ..dense.double import named_tensors
-from ..dense.kept import copied, given_in, is_configuration, values_in
+from ..dense.kept import copied, given_in, is_configuration, is_whole, values_in
 from ..machine.private import tree_leaves
 
 KEY = "morphogen_call"
@@ -168,20 +168,20 @@ class Number(int):
         return number
 
     def __mul__(self, other: Any) -> Any:
-        return self._times(self, other) if _is_whole(other) else self._part(int(self) * other)
+        return self._times(self, other) if is_whole(other) else self._part(int(self) * other)
 
     def __rmul__(self, other: Any) -> Any:
-        return self._times(other, self) if _is_whole(other) else self._part(other * int(self))
+        return self._times(other, self) if is_whole(other) else self._part(other * int(self))
 
     def __truediv__(self, other: Any) -> Any:
-        value = int(self) / (int(other) if _is_whole(other) else other)
-        return Part(value, self, other) if _is_whole(other) else self._part(value)
+        value = int(self) / (int(other) if is_whole(other) else other)
+        return Part(value, self, other) if is_whole(other) else self._part(value)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return self._part((int(other) if _is_whole(other) else other) / int(self))
+        return self._part((int(other) if is_whole(other) else other) / int(self))
 
     def __pow__(self, other: Any, modulus: Any = None) -> Any:
-        value = pow(int(self), int(other) if _is_whole(other) else other, modulus)
+        value = pow(int(self), int(other) if is_whole(other) else other, modulus)
         if isinstance(value, float):
             self.equal.roots += _roots(self)
             self.equal.values.append((value, self))
@@ -197,22 +197,22 @@ class Number(int):
         return Part(value, self) if type(value) is float else value
 
     def __floordiv__(self, other: Any) -> Any:
-        return self._divided(self, other) if _is_whole(other) else int(self) // other
+        return self._divided(self, other) if is_whole(other) else int(self) // other
 
     def __rfloordiv__(self, other: Any) -> Any:
-        return self._divided(other, self) if _is_whole(other) else other // int(self)
+        return self._divided(other, self) if is_whole(other) else other // int(self)
 
     def __add__(self, other: Any) -> Any:
-        return self._plus(self, other) if _is_whole(other) else int(self) + other
+        return self._plus(self, other) if is_whole(other) else int(self) + other
 
     def __radd__(self, other: Any) -> Any:
-        return self._plus(other, self) if _is_whole(other) else other + int(self)
+        return self._plus(other, self) if is_whole(other) else other + int(self)
 
     def __sub__(self, other: Any) -> Any:
-        return self._minus(self, other) if _is_whole(other) else int(self) - other
+        return self._minus(self, other) if is_whole(other) else int(self) - other
 
     def __rsub__(self, other: Any) -> Any:
-        return self._minus(other, self) if _is_whole(other) else other - int(self)
+        return self._minus(other, self) if is_whole(other) else other - int(self)
 
     def _times(self, left: int, right: int) -> int:
         factors = tuple(factor for number in (left, right) for factor in factors_of(number) if int(factor) != 1)
@@ -249,6 +249,10 @@ class Number(int):
         """Not that of the plain number: a cache (`functools.lru_cache`) must not hand out numbers of another origin."""
         return hash((id(self.equal), identity(self)))
 
+    def __neg__(self) -> Any:
+        """Counted from the end."""
+        return self._times(-1, self)
+
     def __reduce__(self) -> Any:
         return int, (int(self),)
 
@@ -257,10 +261,6 @@ def _roots(number: int) -> list[float]:
     """What attention scales by: at once, or queries and keys each by half as much."""
     size = abs(int(number))
     return [size**power for power in (0.5, -0.5, 0.25, -0.25)] if size else [0.0]
-
-
-def _is_whole(value: Any) -> bool:
-    return type(value) is int or isinstance(value, Number)
 
 
 def factors_of(number: int) -> tuple[int, ...]:
@@ -346,9 +346,9 @@ class Numbers(TorchFunctionMode):
         return False
 
     def _marked(self, value: Any, path: str, name: str) -> Any:
-        if type(value) is int:
+        if is_whole(value):
             return Number(value, Attribute(path, name), self.equal)
-        if type(value) in (tuple, list, torch.Size) and value and all(type(item) is int for item in value):
+        if type(value) in (tuple, list, torch.Size) and value and all(map(is_whole, value)):
             return type(value)(Number(n, Attribute(path, name, i), self.equal) for i, n in enumerate(value))
         return value
 
@@ -426,9 +426,7 @@ def _never(*_: Any) -> bool:
 
 def _numbers(value: Any) -> Iterator[int]:
     """The whole numbers among arguments, those of slices included."""
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int):
+    if is_whole(value):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:

@@ -70,6 +70,13 @@ class Slots:
             self.ties.append((left.reshape(-1), right.reshape(-1)))
         return left
 
+    def tied(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+        """Whether these two axes are one, or were tied to each other."""
+        if torch.equal(one, other):
+            return True
+        pairs = ((one, other), (other, one))
+        return any(torch.equal(left, a) and torch.equal(right, b) for left, right in self.ties for a, b in pairs)
+
     def fix(self, axis: Axis, reason: str) -> None:
         """Keep an axis whole in every sub-network; `reason` is what the user will read."""
         if axis is not None:

@@ -280,7 +280,7 @@ def _exported(fake: FakeModel, example: Example, *, training: bool) -> tuple[tor
     try:
         for configurations in (True, False):
             numbers = Numbers(model)
-            with suppress(Exception), preserve_node_meta(), fake.picking():
+            with suppress(Exception), preserve_node_meta(), fake.reading():
                 # The code may look a number up in a table, where one with an origin is not found.
                 numbers.mark(configurations=configurations)
                 program = export(model, args, kwargs)
@@ -289,7 +289,7 @@ def _exported(fake: FakeModel, example: Example, *, training: bool) -> tuple[tor
             model = fake.double(training=training)
             if not numbers.configured:
                 break
-        with fake.picking():
+        with fake.reading():
             return export(model, args, kwargs), Numbers(model)
     except Exception as error:  # whatever the model's own code raises on this input
         raise cannot_export(model, (args, kwargs), error) from error

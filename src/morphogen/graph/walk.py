@@ -108,7 +108,7 @@ class Walk:
             if self.aliases[name] not in self.read_names and max(self.values[self.aliases[name]].shape, default=1) > 1:
                 inside = name.rpartition(".")[0]
                 for other, value in self.values.items():
-                    if is_inside(other, inside):
+                    if not inside or is_inside(other, inside):
                         self.fix(value, "in a module with buffers for training, which was not read")
 
     @on_cpu

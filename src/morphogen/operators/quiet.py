@@ -29,6 +29,8 @@ def quiet(gap: Gap) -> torch.Tensor:
     if gap.map.role.kind == "scale" and gap.old.numel():
         return gap.map.carry(gap.old, _size(gap.old).to(gap.old.dtype).expand(gap.map.new_shape))
     grown = orthogonal(gap, scale=0.0)
+    if gap.map.role.kind == "direct":
+        return _apart(gap, grown)
     if gap.map.role.kind != "weight" or gap.map.role.blockwise or not gap.map.carried:
         return grown
     out, into = gap.carried(gap.map.role.outs), gap.carried(gap.map.role.ins)
@@ -40,6 +42,21 @@ def quiet(gap: Gap) -> torch.Tensor:
         if old.numel() and new.numel():
             matrix[new_out, new_in] = new * (_size(old) / _size(new)).clamp(max=1).to(new.dtype)
     return like(gap.tensor(weight), gap.old)
+
+
+def _apart(gap: Gap, grown: torch.Tensor) -> torch.Tensor:
+    """A parameter of three axes or more of which several grow, with zeros where new positions of one meet old ones of
+    another. It may be a weight in disguise (a kernel that is modulated, or mixed of several), and along which axis it is
+    read is not known. A matrix may as well be what a weight is multiplied with, which has the zeros already."""
+    fresh = [
+        (~axis.carried).view([-1 if i == dim else 1 for i in range(grown.ndim)])
+        for dim, axis in enumerate(gap.map.axes)
+        if axis is not None and not bool(axis.carried.all())
+    ]
+    if len(fresh) < 2 or sum(size > 1 for size in grown.shape) < 3:
+        return grown
+    count = sum(each.int() for each in fresh)
+    return grown.masked_fill(((count > 0) & (count < len(fresh))).to(grown.device), 0)
 
 
 def _size(values: torch.Tensor) -> torch.Tensor:

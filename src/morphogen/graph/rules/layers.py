@@ -58,7 +58,15 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
     out = _with_bias(call, out)
     axes = list(x.axes[:channel]) + [out] + [None] * (-channel - 1)
     for dim in range(channel + 1, 0):
-        if weight.shape[dim] == call["stride"][dim] == 1 and call["padding"] == [0] * (-channel - 1):
+        if (
+            weight.shape[dim] == 1
+            and "stride" in call.args
+            and (call["stride"][dim], *call["padding"])
+            == (
+                1,
+                *[0] * (-channel - 1),
+            )
+        ):
             axes[dim] = x.axes[dim]  # every position by itself
         elif dim != spanned - len(weight.shape):
             slots.fix(x.axes[dim], "convolved along it")
@@ -77,8 +85,8 @@ def _spanned(call: Call) -> int:
     somebody: a word's features, to a convolution of one input channel over sentences (Kim, EMNLP 2014). Otherwise 0."""
     x, weight = call["input"], call["weight"]
     single = call.op.startswith("conv") and "transpose" not in call.op and weight.shape[1] == call["groups"] == 1
-    inside = isinstance(call["padding"], (list, tuple)) and call["padding"][-1] == 0
-    meets = single and inside and 1 < weight.shape[-1] == x.shape[-1] and x.axes[-1] is not None
+    inside = single and isinstance(call["padding"], (list, tuple)) and call["padding"][-1] == 0
+    meets = inside and 1 < weight.shape[-1] == x.shape[-1] and x.axes[-1] is not None
     return len(weight.shape) - 1 if meets else 0
 
 
@@ -90,6 +98,17 @@ def _is_product(number: int | None) -> bool:
 @rule("conv1d", "conv2d", "conv3d")
 def convolution(call: Call) -> Axes:
     """Plain, grouped, depthwise and dilated convolutions; weight (out, in / groups, *kernel)."""
+    return convolve(call, out_axis=0, in_axis=1)
+
+
+@rule("torchvision.deform_conv2d")
+def deformable_convolution(call: Call) -> Axes:
+    """A convolution whose taps lie at places given by another tensor, for each of so many groups of its inputs."""
+    for name in ("offset", "mask"):
+        for axis in call[name].axes:
+            call.slots.fix(axis, "places of the taps")
+    if call["offset_groups"] > 1:
+        call.slots.fix(call["input"].axes[1], "each group of inputs has places of its own")
     return convolve(call, out_axis=0, in_axis=1)
 
 

@@ -241,7 +241,7 @@ def slice_(call: Call) -> Axes:
             if call.counting.stays(number) or (x.origin is not None and not isinstance(number, Number)):
                 call.slots.fix(behind, "a table read as far as the input is long")
         else:
-            call.slots.fix(behind, "sliced at fixed positions")
+            call.counts(-number if isinstance(number, Number) else number, behind)
     return (*x.axes[:dim], axis[start:end:step] if end > 0 else axis[start:][:end:step], *x.axes[dim + 1 :])
 
 

@@ -156,6 +156,27 @@ def grid_sample(call: Call) -> Axes:
     return (*x.axes[:2], *[None] * (len(x.axes) - 2))
 
 
+@rule("torchvision.roi_align", "torchvision.roi_pool")
+def boxes(call: Call) -> Axes | list[Axes]:
+    """(N, C, H, W) cut at boxes, each to one size."""
+    x, places = call["input"], call["rois"]
+    for axis in (x.axes[0], *x.axes[2:], *places.axes):
+        call.slots.fix(axis, "cut at boxes")
+    axes = (None, x.axes[1], None, None)
+    return axes if len(call.shapes) == 1 else [axes] * len(call.shapes)
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def placed(call: Call) -> Axes:
+    """Values put back at the places (N, C, H, W) that pooling has taken them from."""
+    x, places = call.input, call["indices"]
+    space = int(call.op[-2])
+    for axis in (*x.axes[-space:], *places.axes[-space:]):
+        call.slots.fix(axis, f"laid out in space by {call.op}")
+    axes = call.meet([(each.shape[:-space], each.axes[:-space]) for each in (x, places)])
+    return (*axes, *(None,) * space)
+
+
 @rule("unfold")
 def unfold(call: Call) -> Axes:
     """Windows along one axis, which stays whole, on a new last axis."""

@@ -105,11 +105,14 @@ class Call:
         """
         names = () if value is None else value.origin or ()
         for name in names:
-            order = None if value is None else _order(self.parameters[name], value)
-            if order is not None:
-                own = role.through(order)
+            assert value is not None
+            own, factor = _role_of(self.parameters[name], value, role), False
+            if own is None:
+                own, factor = _role_of_factor(self.slots, self.parameters[name], value, role), True
+            if own is not None:
                 of_inputs = [each for each in names if own.kind == "weight" and self.lengths.get(each) in own.ins]
-                self.roles.setdefault(name, Role("direct") if of_inputs else own)
+                if factor or name not in self.roles:  # what factors are to each other was noted before
+                    self.roles[name] = Role("direct") if of_inputs else own
                 self.roles.update(dict.fromkeys(of_inputs, Role("shift")))
 
     def keeps(self, /, **sizes: Axis | Axes) -> None:
@@ -179,6 +182,33 @@ class Call:
     def reads(self, value: Value, dim: int, layer: Axis) -> Axis:
         """Tie an axis of the layer's own tensor to the axis it reads."""
         return self.slots.tie(value.axes[dim], layer, OF_INPUT)
+
+
+def _role_of(parameter: Value, value: Value, role: Role) -> Role | None:
+    """The role of a parameter that a value with this role is, its axes in any order; None where it is not."""
+    order = _order(parameter, value)
+    return None if order is None else role.through(order)
+
+
+def _role_of_factor(slots: Slots, parameter: Value, value: Value, role: Role) -> Role | None:
+    """The role of a parameter of a weight that is made of several: of a product `B @ A` the one that has its inputs
+    comes first, the one that has its outputs last. None where that cannot be told."""
+    if role.kind != "weight" or len(value.origin or ()) < 2 or sum(size > 1 for size in parameter.shape) < 2:
+        return None
+    places = [
+        next(
+            (
+                i
+                for i, other in enumerate(value.axes)
+                if axis is not None and other is not None and slots.tied(axis, other)
+            ),
+            None,
+        )
+        for axis in parameter.axes
+    ]
+    outs, ins = (tuple(dim for dim, at in enumerate(places) if at in axes) for axes in (role.outs, role.ins))
+    inner = tuple(dim for dim, at in enumerate(places) if at is None)
+    return None if bool(outs) == bool(ins) or not inner else Role("weight", outs or inner, ins or inner)
 
 
 def _order(parameter: Value, value: Value) -> list[int] | None:

@@ -147,8 +147,8 @@ def test_they_narrow_and_grow_as_layers_do(kind):
 
 
 class Modulated(nn.Module):
-    """Kernels that differ from example to example: scaled by features of it (StyleGAN2), or mixed of several (CondConv),
-    in a convolution with a group for each example."""
+    """Kernels that differ from example to example: scaled by features of it (StyleGAN2), or mixed of several
+    (CondConv), in a convolution with a group for each example."""
 
     def __init__(self, mixed):
         super().__init__()

@@ -218,13 +218,11 @@ REFUSED = {
     "loop on data": refused(lambda: Net(while_large), "does not branch"),
     "item": refused(lambda: Net(lambda _, x: x * x.mean().item()), "reads no numbers out of tensors"),
     "numbers in a size": refused(lambda: Net(lambda _, x: x[:, : int(x.max().item())]), "does not branch"),
-    "nonzero": refused(lambda: Net(lambda _, x: x + x[x > 0].sum()), "reads no numbers out of tensors"),
     "numpy": refused(lambda: Net(lambda _, x: x * float(x.detach().numpy().mean())), "PyTorch's ops alone.*custom_op"),
     "code that fails": refused(lambda: Net(lambda _, x: {}["x"]), "KeyError.*Call model"),
     "lazy layer": refused(
         lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.LazyLinear(5)), "2.weight: .*no shape yet.*Call"
     ),
-    "writes to parameter.data": refused(scaled(lambda: torch.ones(16, 1, 1), in_data), "does not write to"),
     "lock": refused(lambda: Net(None, setting(k=threading.Lock)), "cannot be copied"),
     "slots": refused(given(lambda net, x: net.k(x), Slotted), "k: .*without __slots__"),
     "op without shapes": refused(lambda: Net(lambda _, x: no_fake(x)), "register_fake"),
@@ -389,6 +387,8 @@ WORK = {
         given(lambda n, x: x * n.k[0] + n.k[1], lambda: nn.ParameterList(torch.ones(2, 16, 1, 1).unbind()))
     ),
     "parameter made in forward": works(lambda: Net(lambda _, x: x * nn.Parameter(torch.ones(16, 1, 1))), {"second"}),
+    "picked by a mask": works(lambda: Net(lambda _, x: x + x[x > 0].sum()), frozenset(["second"])),
+    "writes to parameter.data": works(scaled(lambda: torch.ones(16, 1, 1), in_data)),
     "parameter replaced in forward": works(scaled(lambda: torch.ones(16, 1, 1), replaced)),
     "buffer written in forward": works(
         lambda: Net(lambda n, x: x + n.k.add_(1), buffer(lambda: torch.zeros(16, 1, 1)))

@@ -35,7 +35,7 @@ class AllPicked(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a call; those that pick by a mask in another way."""
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        first = args[0] if args else None
+        first: Any = args[0] if args else None
         if name == "where" and len(args) == 1 and not kwargs and _is_mask(first):
             return _places(first)
         if name in ("nonzero", "argwhere") and _is_mask(first):

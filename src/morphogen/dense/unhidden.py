@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 class DataSeen(TorchFunctionMode):
     """While it is active, `tensor.data` is `tensor.detach()`, and `tensor.data = value` copies.
 
-    Export lets nobody write to a parameter; what is written to one goes to a copy. A double's own are never needed after.
+    Export lets nobody write to a parameter; what is written to one goes to a copy.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

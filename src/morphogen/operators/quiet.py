@@ -46,8 +46,8 @@ def quiet(gap: Gap) -> torch.Tensor:
 
 def _apart(gap: Gap, grown: torch.Tensor) -> torch.Tensor:
     """A parameter of three axes or more of which several grow, with zeros where new positions of one meet old ones of
-    another. It may be a weight in disguise (a kernel that is modulated, or mixed of several), and along which axis it is
-    read is not known. A matrix may as well be what a weight is multiplied with, which has the zeros already."""
+    another. It may be a weight in disguise (a kernel that is modulated, or mixed of several), and which axis is summed
+    over is not known. A matrix may as well be what a weight is multiplied with, which has the zeros already."""
     fresh = [
         (~axis.carried).view([-1 if i == dim else 1 for i in range(grown.ndim)])
         for dim, axis in enumerate(gap.map.axes)
@@ -55,7 +55,7 @@ def _apart(gap: Gap, grown: torch.Tensor) -> torch.Tensor:
     ]
     if len(fresh) < 2 or sum(size > 1 for size in grown.shape) < 3:
         return grown
-    count = sum(each.int() for each in fresh)
+    count = torch.stack(torch.broadcast_tensors(*fresh)).sum(0)
     return grown.masked_fill(((count > 0) & (count < len(fresh))).to(grown.device), 0)
 
 

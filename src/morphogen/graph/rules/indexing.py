@@ -92,7 +92,7 @@ def put(call: Call) -> Axes:
     places = [i for i, each in enumerate(indices) if each is not None]
     one_each = all(len(indices[i].shape) == 1 for i in places)
     if not places or not one_each or places != list(range(places[0], places[-1] + 1)):
-        return taken(call)
+        return _taken(call)
     for value in (value for value in call.values() if value is not x and value is not values):
         for axis in value.axes:
             call.slots.fix(axis, "used as index")
@@ -105,13 +105,9 @@ def put(call: Call) -> Axes:
 
 
 @rule("masked_scatter")
-def taken(call: Call) -> Axes:
-    """Positions of every axis by index."""
-    for value in call.values():
-        for axis in value.axes:
-            call.slots.fix(axis, f"taken by index ({call.op})")
-    (shape,) = call.shapes
-    return (None,) * len(shape)
+def written_by_mask(call: Call) -> Axes:
+    """Positions of every axis by a mask."""
+    return _taken(call)
 
 
 @rule("meshgrid", "one_hot", "bincount", "bucketize", "searchsorted")
@@ -153,3 +149,11 @@ def _plain(call: Call, value: Value) -> Axes:
     for axis in value.axes:
         call.slots.fix(axis, "used as index")
     return (None,) * len(value.shape)
+
+
+def _taken(call: Call) -> Axes:
+    for value in call.values():
+        for axis in value.axes:
+            call.slots.fix(axis, f"taken by index ({call.op})")
+    (shape,) = call.shapes
+    return (None,) * len(shape)

@@ -1,5 +1,7 @@
 """Models that are given, or return, more than images and scores: masks, maps, dictionaries."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -108,3 +110,26 @@ def test_images_inside_an_argument_are_resized():
     seen.clear()
     step(model, optimizer, example[0])
     assert seen == [run.network.current.resolution] and seen != [tuple(example[0]["image"].shape[2:])]
+
+
+def test_maps_have_the_size_that_the_model_gives_them_at_any_size_of_images():
+    """A stride of 8 makes 13 of 100 pixels, not 100 / 8 rounded."""
+    layers = [nn.Conv2d(*channels, 3, stride=2, padding=1) for channels in ((3, 8), (8, 8), (8, 8))]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    plain = copy.deepcopy(model)
+    run = morphogen.attach(model, optimizer, morphogen.ProgressiveResizing(stages=3), example=image(1, 64), epochs=3)
+    for epoch in range(3):
+        run.begin_epoch(epoch)
+        for training in (False, True):
+            model.train(training)
+            for size in (64, 100, 96, 60, 36):
+                x = image(2, size)
+                with torch.no_grad():
+                    assert model(x).shape == plain(x).shape == (2, 3, -(-size // 8), -(-size // 8))
+        model(image(2, 64)).square().sum().backward()
+        optimizer.step()
+    x = image(2, 100)  # at full size nothing is between the model and its user
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model(x), plain(x))
+    run.end()

@@ -14,6 +14,7 @@ from morphogen.methods import build_method
 from morphogen.parts import Grow
 from morphogen.schedule.revision import halfway, revised
 from morphogen.schedule.stages import Stage
+from morphogen.train.checkpoint import Checkpoints, read, write
 from morphogen.train.config import Recipe
 from morphogen.train.loop import Run
 from morphogen.train.sources import load_data
@@ -193,3 +194,35 @@ def test_a_fall_of_accuracy_is_told_of(monkeypatch):
     with pytest.warns(UserWarning, match=r"epoch 2: accuracy fell from 50.0 to 39.0 %.*warn_drop=10 points") as told:
         list(run.epochs())
     assert len([w for w in told if "accuracy fell" in str(w.message)]) == 1
+
+
+def test_a_rescue_is_not_lost_when_the_run_is_resumed_in_its_epoch(fragile, tmp_path):
+    """Stopped in the epoch that will go wrong, and resumed by another process."""
+    fragile(bears=8, until=0)
+    run = run_of(rescue=["later"])
+    epochs = run.epochs()
+    next(epochs), next(epochs)
+    run._at = run._at.__class__(2)
+    with run._random.active():
+        run._before = None
+        grown = run.state_dict()
+        run._before = grown
+        run._begin(2)
+    run._at.step = 0
+    write(tmp_path / "state.safetensors", run.state_dict())
+    run.attached.close()
+
+    fragile(bears=8, until=3)
+    resumed = run_of(rescue=["later"])
+    resumed.load_state_dict(read(tmp_path / "state.safetensors"))
+    with pytest.warns(UserWarning, match=r"not finite.*back to before the morph"):
+        assert [epoch.epoch for epoch in resumed.epochs()] == [2, 3, 4, 5]
+    assert widths(resumed) == [(0, 8), (3, 12), (4, 16)]
+
+
+def test_a_run_that_has_gone_back_is_resumed_from_where_it_is(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (300, 600, 100, 400):  # back after 600
+        checkpoints.save(5, step, {"step": step})
+        assert checkpoints.latest() == {"step": step}
+    assert len(checkpoints.files()) == 2

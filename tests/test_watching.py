@@ -116,14 +116,16 @@ def test_frozen_layers_cost_less_than_the_whole():
 
 def test_patience_counts_from_the_last_change_of_size_and_not_while_one_is_to_come():
     epochs = [SimpleNamespace(epoch=number, accuracy=value) for number, value in enumerate((50, 60, 55, 58, 57))]
-    ledger = SimpleNamespace(epochs=epochs, morphs=[])
+    ledger = SimpleNamespace(epochs=epochs, morphs=[], kept={"epoch": 1, "accuracy": 60})
     run = SimpleNamespace(ledger=ledger, is_growing=False)
     assert waited(run) == 3 and not is_best(ledger)
     ledger.morphs = [SimpleNamespace(epoch=3)]  # before the fourth epoch
     assert waited(run) == 2
     run.is_growing = True
     assert waited(run) == 0
-    ledger.epochs = epochs[:2]
+    ledger.epochs, ledger.kept = epochs[:2], {"epoch": 0, "accuracy": 50}
+    assert is_best(ledger)
+    ledger.kept = None
     assert is_best(ledger)
 
 

@@ -123,11 +123,10 @@ def _say_best(run: Run, config: TrainConfig) -> None:
             f"stopped after epoch {len(epochs)} of {run.total_epochs}: no better test in {config.patience} epochs; "
             f"the network is at {size}"
         )
-    if (config.output / BEST).exists():
-        best = max(epochs, key=lambda epoch: epoch.accuracy)
+    if (kept := run.ledger.kept) is not None:
         print(
-            f"{BEST} is of epoch {best.epoch + 1}, {run.ledger.metric} {best.accuracy:.2f} %, at the size it had then "
-            f"({extent_at(run, best.epoch)}); morphogen export {config.output} --best"
+            f"{BEST} is of epoch {kept['epoch'] + 1}, {run.ledger.metric} {kept['accuracy']:.2f} %, at the size it had "
+            f"then ({extent_at(run, kept['epoch'])}); morphogen export {config.output} --best"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from math import gcd
 from typing import Any, ClassVar
 
@@ -60,15 +61,19 @@ class Resize(Part):
 
     def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Call:
         """Resize what is an image."""
-        runs = self.run.running if training else self.run.network.current
         images = images_in(self.run.network, args, kwargs)
         # A loop that makes the calls itself may have images of the right size already.
         self._seen = self._seen or (training and (images is not None or not self.run.hooked))
-        if images is None or runs.resolution is None:
-            return args, kwargs
-        dense = self.run.network.structure.resolution or runs.resolution
-        height, width = map(_side, images[1].shape[-2:], runs.resolution, dense)
-        return resized_call(self.run.network, args, kwargs, (height, width), self.resized)
+        size = None if images is None else self._size(images[1], training)
+        return (args, kwargs) if size is None else resized_call(self.run.network, args, kwargs, size, self.resized)
+
+    def _size(self, images: torch.Tensor, training: bool) -> tuple[int, int] | None:
+        """The height and width at which images run; None where nothing has any."""
+        runs = (self.run.running if training else self.run.network.current).resolution
+        if runs is None:
+            return None
+        height, width = map(_side, images.shape[-2:], runs, self.run.network.structure.resolution or runs)
+        return height, width
 
     def before_step(self) -> None:
         """Raise ConfigError where the step had no images, and the whole resolution is not what it should run at."""
@@ -88,17 +93,33 @@ class Resize(Part):
 
     def after_forward(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Bring maps back to the size that goes with the images given."""
-        images = images_in(self.run.network, args, kwargs)
-        maps, dense = self._maps.get(self.run.network.model.training), self.run.network.structure.resolution
+        images, training = images_in(self.run.network, args, kwargs), self.run.network.model.training
+        maps, dense = self._maps.get(training), self.run.network.structure.resolution
         if not maps or images is None or dense is None:
             return output
-        scale = [given / whole for given, whole in zip(images[1].shape[-2:], dense, strict=True)]
+        height, width = images[1].shape[-2:]
+        if self._size(images[1], training) == (height, width):
+            return output  # as the model gives it
         leaves, tree = tree_flatten(output)
-        for number, sides in maps.items():
-            size = tuple(round(side * by) for side, by in zip(sides, scale, strict=True))
+        for number in maps:
             if number < len(leaves) and isinstance(leaves[number], torch.Tensor) and leaves[number].ndim in (4, 5):
-                leaves[number] = _enlarged(leaves[number], size)
+                leaves[number] = _enlarged(leaves[number], self._sides(number, training, (height, width)))
         return tree_unflatten(leaves, tree)
+
+
+    def _sides(self, number: int, training: bool, size: tuple[int, int]) -> tuple[int, int]:
+        """The size of a map for images of this size: in proportion, or as the whole network says where that is no whole
+        number."""
+        dense = self.run.network.structure.resolution
+        assert dense is not None  # there are maps
+        sides, steady = self._maps[training][number]
+        if not steady or any(side * given % whole for side, given, whole in zip(sides, size, dense, strict=True)):
+            with suppress(Exception):  # whatever the model's own code raises at a size that it was not made for
+                shape = self.run.network.outputs_at(size, training=training)[number]
+                if shape is not None:
+                    return shape[-2], shape[-1]
+        height, width = (round(side * given / whole) for side, given, whole in zip(sides, size, dense, strict=True))
+        return height, width
 
 
 def _side(given: int, runs: int, dense: int) -> int:
@@ -119,9 +140,9 @@ def _enlarged(maps: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 
 def _maps(
     network: Network, resolutions: Collection[tuple[int, int] | None], training: bool
-) -> dict[int, tuple[int, int]]:
+) -> dict[int, tuple[tuple[int, int], bool]]:
     """The outputs that are maps of the image's grid, by their place among the outputs: height and width of the dense
-    network's."""
+    network's, and whether those of the smallest images are in proportion."""
     dense = network.structure.resolution
     small = min((r for r in resolutions if r is not None), default=dense)
     if dense is None or small == dense:
@@ -131,14 +152,18 @@ def _maps(
     except Exception:  # whatever a model's own code raises in a mode that it may never be in
         return {}
     pairs = list(zip(*shapes, strict=False))
-    follow = {i: whole for i, (whole, less) in enumerate(pairs) if whole is not None and whole != less}
-    maps = {i: (shape[-2], shape[-1]) for i, shape in follow.items() if len(shape) in (4, 5)}
+    follow = {i: (whole, less) for i, (whole, less) in enumerate(pairs) if whole and less and whole != less}
+    maps = {
+        i: ((whole[-2], whole[-1]), all(whole[k] * small[k] == less[k] * dense[k] for k in (-2, -1)))
+        for i, (whole, less) in follow.items()
+        if len(whole) in (4, 5)
+    }
     if follow and not maps and len(follow) == sum(whole is not None for whole, _ in pairs):
         raise ConfigError(
             "all that this model returns follows the image's grid, and would not fit targets of full size",
             where=type(network.model).__name__,
             expected="maps (N, C, H, W), which are brought back to full size, or one output for each image",
-            found=", ".join(f"shape {shape}" for shape in follow.values()),
+            found=", ".join(f"shape {shape}" for shape, _ in follow.values()),
             todo="Use a method that leaves the resolution alone, or attach(..., hooks=False) and "
             "images, targets = run.begin_step(images, targets)",
         )

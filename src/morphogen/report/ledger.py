@@ -171,6 +171,8 @@ class Ledger:
     """Decay of the moving average that was tested, the best of several; None for the weights themselves."""
     tested_at: dict[str, Any] | None = None
     """Size and accuracy at another size of the test images; None where the recipe has none."""
+    kept: dict[str, Any] | None = None
+    """Epoch and accuracy of the network that was kept as the best; None where none was."""
     pruned: PrunedRun | None = None
     """None for a run that does not prune."""
     stopped: str | None = None
@@ -249,6 +251,7 @@ class Ledger:
             "protocol": self.protocol,
             "average": self.average,
             "tested_at": self.tested_at,
+            "kept": self.kept,
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "morphs": [asdict(event) for event in self.morphs],
             "stages": [asdict(stage) for stage in self.stages],
@@ -281,6 +284,7 @@ class Ledger:
         return Ledger(
             **{key: record[key] for key in (*plain, "peak_memory")},
             metric=record.get("metric", "accuracy"),
+            kept=record.get("kept"),
             seconds=dict(record["seconds"]),
             epochs=[Epoch(**data) for data in record["epochs"]],
             morphs=[MorphEvent(**data) for data in record["morphs"]],

@@ -36,6 +36,7 @@ ADDED: dict[str, Any] = {
     "protocol": str,
     "average": float | None,
     "tested_at": dict[str, Any] | None,
+    "kept": dict[str, Any] | None,
     "predicted_speedup": float | None,
     "schedule": dict[str, Any] | None,
     "history": list[dict[str, Any]],

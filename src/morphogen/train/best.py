@@ -20,9 +20,8 @@ BEST = "best.pt"
 
 
 def is_best(ledger: Ledger) -> bool:
-    """Whether the last epoch tested better than all before it."""
-    *before, last = [epoch.accuracy for epoch in ledger.epochs]
-    return not before or last > max(before)
+    """Whether the last epoch tested better than the network that is kept."""
+    return ledger.kept is None or ledger.epochs[-1].accuracy > ledger.kept["accuracy"]
 
 
 def keep_best(run: Run, path: Path) -> None:
@@ -36,6 +35,8 @@ def keep_best(run: Run, path: Path) -> None:
         )
         return
     save_network(run, path)
+    last = run.ledger.epochs[-1]
+    run.ledger.kept = {"epoch": last.epoch, "accuracy": last.accuracy}
 
 
 def waited(run: Run) -> int:

@@ -129,7 +129,11 @@ class Checkpoints:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write(self.folder / f"epoch-{epoch:05}-step-{step:07}.safetensors", state)
+            path = self.folder / f"epoch-{epoch:05}-step-{step:07}.safetensors"
+            write(path, state)
+            for later in self.files():  # of a way that the run has gone back from
+                if later.name > path.name:
+                    later.unlink()
             self._remove_but(self.keep)
         except (OSError, ExportError) as error:
             if self._asked is not None:

@@ -206,6 +206,7 @@ class Run:
         ledger = self.ledger
         if self._at.step is None:
             grows = self.recipe.rescue and number in {stage.start for stage in self.attached.stages[1:]}
+            self._before = None  # which is in the state
             self._before = copy.deepcopy(self.state_dict()) if grows else None
             self._begin(number)
             self._at.step = 0
@@ -268,6 +269,7 @@ class Run:
             "beside": [self._beside(model) for model in self._models],
             "stepper": self.stepper.state_dict(),
             "ledger": self.ledger.record(),
+            "before": self._before,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -282,6 +284,7 @@ class Run:
                 raise CheckpointError("the checkpoint is of a run on another kind of device", where="device")
             attached, stepper = state["attached"], dict(state["stepper"])
             beside = list(state.get("beside", [{} for _ in self._models]))  # earlier checkpoints have none
+            before = None if state.get("before") is None else {**state["before"]}
             self._check_beside(beside)
             if step is not None and epoch != attached["progress"]["epoch"]:
                 raise ValueError("the run and its network are at different epochs")
@@ -291,7 +294,7 @@ class Run:
             self.attached.load_state_dict(attached)
         for model, saved in zip(self._models, beside, strict=True):
             model.load_state_dict(saved, strict=False)
-        self._at = _Position(epoch, step, losses)
+        self._at, self._before = _Position(epoch, step, losses), before
         self.ledger.become(ledger)
         self.ledger.stopped = None
         if len(random) == ranks():

@@ -15,12 +15,14 @@ from morphogen.cli import _parse, main
 from morphogen.commands import watching
 from morphogen.commands.recommend import settings
 from morphogen.commands.terminal import measuring, told_file
+from morphogen.commands.train import _own_model
 from morphogen.errors import MorphError
 from morphogen.plan.planner import Plan
 from morphogen.plan.recommend import ranked
 from morphogen.plan.steps import Bench
 from morphogen.plan.studies import CNN, OTHER, Study, studied
 from morphogen.report.render import as_table, fitted
+from morphogen.train.config import TrainConfig
 from test_recommend import plan_of, stage
 from test_train import SMALL
 
@@ -152,6 +154,11 @@ def test_train_names_the_next_commands_and_a_run_of_enough_steps_gets_no_advice(
         f"  morphogen predict {tmp_path} IMAGE",
         f"  morphogen export {tmp_path} --onnx",
     ]
+
+
+def test_the_next_commands_name_a_model_of_ones_own_and_are_those_of_the_task():
+    assert _own_model(TrainConfig(model="resnet8(width=8)")) == ""
+    assert _own_model(TrainConfig(model="mine.nets:Net(depth=3)")) == " --model 'mine.nets:Net(depth=3)'"
 
 
 def test_a_small_file_has_its_size_in_kilobytes(tmp_path):

@@ -1,5 +1,6 @@
 """How a network is tested: the crop of its own configuration, another size, several averages; tables say so."""
 
+import csv
 import json
 
 import pytest
@@ -115,6 +116,20 @@ def test_tables_have_the_best_epoch_beside_the_last_and_the_protocol(tmp_path):
     write_results([record], tmp_path)
     assert "Tested on whole test images at 16 pixels." in (tmp_path / "summary.md").read_text()
     assert measured([record], [record])["best"] == 60
+
+
+def test_what_was_tested_at_another_size_and_the_best_average_are_in_the_tables(tmp_path):
+    record = run_of().ledger.record() | {"speedup": 1.0, "flop_speedup": 1.0, "realised": None}
+    records = [
+        record | {"seed": seed, "tested_at": {"size": 24, "accuracy": accuracy}, "average": average}
+        for seed, accuracy, average in ((0, 40.0, 0.5), (1, 44.0, 0.9))
+    ]
+    (row,) = summary(records)
+    assert (row["at 24 %"], row["average"]) == ("42.00", "0.5, 0.9")
+    assert "average" not in summary(records[:1])[0]
+    write_results(records, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [row["tested_at_accuracy"] for row in rows] == ["40.0", "44.0"]
 
 
 def test_figures_of_another_protocol_are_not_put_beside_each_other():

@@ -16,6 +16,7 @@ from morphogen.parts import Prune
 from morphogen.run.images import nearest
 from morphogen.train.config import Recipe
 from morphogen.train.data import Pass
+from morphogen.train.images import read_mask
 from morphogen.train.loop import Run
 from morphogen.train.masks import MaskedCrops
 from morphogen.train.models import build_model, build_noted
@@ -153,7 +154,24 @@ def test_whole_images_are_tested_in_batches_of_one_size(streets):
     ("spoil", "told"),
     [
         (lambda root: (root / "masks" / "val" / "0.png").unlink(), "images without masks, or masks without images.*0"),
-        (lambda root: Image.new("RGB", (64, 48)).save(root / "masks" / "val" / "0.png"), "one byte a pixel"),
+        (
+            lambda root: Image.new("RGB", (64, 48)).save(root / "masks" / "val" / "0.png"),
+            "PNG of one channel.*mode RGB",
+        ),
+        (
+            lambda root: Image.new("I;16", (64, 48), 300).save(root / "masks" / "val" / "0.png"),
+            "from 0 to 255.*found 300",
+        ),
+        (
+            lambda root: Image.new("L", (64, 48)).save(
+                (root / "masks" / "val" / "0.png").rename(root / "masks/val/0.jpg")
+            ),
+            "without loss|JPEG, which changes numbers",
+        ),
+        (
+            lambda root: Image.new("RGB", (64, 48)).save(root / "images" / "val" / "0.jpg"),
+            "two files of one name.*0.jpg and 0.png",
+        ),
         (lambda root: Image.new("L", (64, 40)).save(root / "masks" / "val" / "0.png"), "another size than its image"),
         (lambda root: (root / "masks" / "train" / "0.png").write_bytes(b"no"), "cannot read the image.*0.png"),
         (lambda root: [path.unlink() for path in (root / "images" / "val").iterdir()], "masks without images"),
@@ -165,6 +183,19 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path, spoil, told):
     spoil(tmp_path)
     with pytest.raises(ConfigError, match=f"(?s){told}"):
         load_data(recipe(tmp_path))
+
+
+def test_masks_of_one_bit_and_of_sixteen_are_read_and_hidden_files_are_not(tmp_path):
+    for part in ("train", "val"):
+        write_images(tmp_path, part, 4)
+        (tmp_path / "images" / part / ".DS_Store").write_bytes(b"no")
+        for number, mode in enumerate(("1", "I;16")):
+            path = tmp_path / "masks" / part / f"{number}.png"
+            Image.fromarray((np.array(Image.open(path)) == 1).astype(np.uint8) * (255 if mode == "1" else 1)).convert(
+                mode if mode == "1" else "I"
+            ).convert(mode).save(path)
+            assert Image.open(path).mode in (mode, "I") and set(read_mask(str(path)).unique().tolist()) == {0, 1}
+    assert load_data(recipe(tmp_path)).num_classes == 3
 
 
 def test_masks_of_one_class_or_none_are_refused(tmp_path):

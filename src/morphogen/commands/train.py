@@ -18,14 +18,18 @@ from ..report.render import as_table
 from ..report.savings.write import draw_savings
 from ..report.searches import draw_searches, search_rows, search_title
 from ..report.training import TRAINING_PICTURE, draw_training, extent_of
+from ..spec import parse_call
 from ..train.best import BEST, extent_at, is_best, keep_best, waited
 from ..train.checkpoint import Checkpoints, Stopped, listening, number_of
 from ..train.config import TrainConfig
 from ..train.distributed import joined
 from ..train.earlier import Earlier
 from ..train.loop import Run
+from ..train.models import OPEN_SOURCES
 from ..train.saved import save_network
 from ..train.sources import load_data
+from ..train.tasks.detection import Detection
+from ..train.tasks.segmentation import Segmentation
 from ..train.trackers import tracking
 from .command import Command
 from .terminal import console, tell_savings
@@ -110,9 +114,18 @@ def _train(config: TrainConfig) -> int:
     if run.ledger.predicted_speedup:
         print(f"by the step times in its searches, {run.ledger.predicted_speedup:.2f}x as fast as dense training")
     print(f"weights, ledger and schedule are in {config.output}; next:")
-    for verb, rest in (("report", ""), ("predict", " IMAGE"), ("export", " --onnx")):
-        print(f"  morphogen {verb} {config.output}{rest}")
+    task, own = run.data.task, _own_model(config)
+    print(f"  morphogen report {config.output}")
+    if not isinstance(task, Segmentation):
+        print(f"  morphogen predict {config.output} IMAGE{own}")
+    print(f"  morphogen export {config.output}{'' if isinstance(task, Detection) else ' --onnx'}{own}")
     return 0
+
+
+def _own_model(config: TrainConfig) -> str:
+    """How the model is named to a command that reads the run: code of the user's own is run when its user says so."""
+    name, _ = parse_call(config.model)
+    return "" if name.rpartition(":")[0] in OPEN_SOURCES else f" --model {config.model!r}"
 
 
 def _say_best(run: Run, config: TrainConfig) -> None:
@@ -126,7 +139,7 @@ def _say_best(run: Run, config: TrainConfig) -> None:
     if (kept := run.ledger.kept) is not None:
         print(
             f"{BEST} is of epoch {kept['epoch'] + 1}, {run.ledger.metric} {kept['accuracy']:.2f} %, at the size it had "
-            f"then ({extent_at(run, kept['epoch'])}); morphogen export {config.output} --best"
+            f"then ({extent_at(run, kept['epoch'])}); morphogen export {config.output} --best{_own_model(config)}"
         )
 
 

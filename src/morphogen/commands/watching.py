@@ -113,7 +113,10 @@ class Watching:
             "FLOPs": f"{flop_share(run):.2f}",
             "lr": f"{run.optimizer.param_groups[0]['lr']:.3g}",
             "images/s": f"{images / max(steps, 1e-9):,.0f}",
-            "left": duration(seconds * epochs_left(run, epoch.epoch + 1)),
+            # Steps follow the size of the network; tests, data and what is done once an epoch do not.
+            "left": duration(
+                steps * epochs_left(run, epoch.epoch + 1) + (seconds - steps) * (run.total_epochs - epoch.epoch - 1)
+            ),
         }
 
     def _now(self) -> str:

@@ -106,7 +106,6 @@ class Resize(Part):
                 leaves[number] = _enlarged(leaves[number], self._sides(number, training, (height, width)))
         return tree_unflatten(leaves, tree)
 
-
     def _sides(self, number: int, training: bool, size: tuple[int, int]) -> tuple[int, int]:
         """The size of a map for images of this size: in proportion, or as the whole network says where that is no whole
         number."""

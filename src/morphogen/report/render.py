@@ -28,6 +28,22 @@ def _mean_figure(runs: Sequence[Record], name: str) -> str:
     return "" if None in values else f"{statistics.fmean(values):.2f}"
 
 
+def _beside(records: Sequence[Record]) -> dict[str, str]:
+    """The columns of what runs were tested for beside their images' size and weights: key of the record by heading."""
+    sizes = sorted({record["tested_at"]["size"] for record in records if record.get("tested_at")})
+    averages = {record.get("average") for record in records} - {None}
+    return {f"at {size} %": "tested_at" for size in sizes} | ({"average": "average"} if len(averages) > 1 else {})
+
+
+def _tested(runs: Sequence[Record], heading: str, key: str) -> str:
+    """The cell of a method in one of these columns: a mean accuracy, or which averages were best."""
+    if key == "average":
+        return ", ".join(f"{run['average']:g}" for run in runs if run.get("average") is not None)
+    found = [run["tested_at"] for run in runs if run.get("tested_at")]
+    values = [each["accuracy"] for each in found if f"at {each['size']} %" == heading]
+    return f"{statistics.fmean(values):.2f}" if len(values) == len(runs) else ""
+
+
 def summary(records: Sequence[Record]) -> list[dict[str, str]]:
     """One row a method: accuracy (mean and standard deviation over seeds), gap to dense, time, speedups.
 
@@ -39,6 +55,7 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
     one_protocol(records)
     groups, metric = by_method(records), measured(records)
     others = dict.fromkeys(name for record in records for name in record["epochs"][-1].get("figures", {}))
+    beside = _beside(records)
     dense = _mean(groups["Dense"], "accuracy") or 0.0
     rows = []
     for method, runs in groups.items():
@@ -53,6 +70,7 @@ def summary(records: Sequence[Record]) -> list[dict[str, str]]:
                 "best epoch %": f"{statistics.fmean(map(best_epoch, runs)):.2f}",
                 "gap (points)": f"{mean - dense:+.2f}",
                 **{f"{name} %": _mean_figure(runs, name) for name in others},
+                **{heading: _tested(runs, heading, key) for heading, key in beside.items()},
                 "seconds": f"{_mean(runs, 'training_seconds'):.1f}",
                 "speedup": f"{_mean(runs, 'speedup'):.2f}x",
                 "FLOP speedup": f"{_mean(runs, 'flop_speedup'):.2f}x",
@@ -131,6 +149,8 @@ def write_results(records: Sequence[Record], folder: Path) -> None:
     flat = [
         {key: value for key, value in record.items() if not isinstance(value, (dict, list))}
         | {f"seconds_{cause}": value for cause, value in record["seconds"].items()}
+        | record["epochs"][-1].get("figures", {})
+        | {f"tested_at_{name}": value for name, value in (record.get("tested_at") or {}).items()}
         for record in records
     ]
     with open(folder / "results.csv", "w", newline="") as file:

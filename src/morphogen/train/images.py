@@ -112,14 +112,21 @@ def read_mask(path: str) -> Tensor:
     """The class of each pixel, (H, W), uint8, as the file has it.
 
     Raises:
-        ConfigError: as `read_image`; it has not one byte a pixel.
+        ConfigError: as `read_image`; it holds no numbers of classes.
     """
     with _opened(path) as image:
-        if image.mode not in ("L", "P"):
-            raise ValueError(
-                f"a mask has one byte a pixel, the number of a class, and this file's mode is {image.mode}"
-            )
-        return torch.from_numpy(np.array(image))
+        mode, kind, numbers = image.mode, image.format, np.array(image)
+    several = mode not in ("1", "L", "P") and not mode.startswith("I")
+    if several or kind == "JPEG" or numbers.max(initial=0) > 255:
+        wrong = f"mode {mode}" if several else "JPEG, which changes them" if kind == "JPEG" else f"{numbers.max()}"
+        raise ConfigError(
+            "a mask has the number of a class at each pixel",
+            where=path,
+            expected="a PNG of one channel with numbers from 0 to 255",
+            found=wrong,
+            todo="Make masks of colours into numbers, and save them without loss",
+        )
+    return torch.from_numpy(numbers.astype(np.uint8))
 
 
 def size_of(path: str) -> Size:

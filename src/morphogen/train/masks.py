@@ -228,10 +228,7 @@ def cityscapes(folder: str, recipe: Recipe) -> Masked:
 
 def _pairs(root: Path, part: str) -> list[Pair]:
     """Images of a part and the masks of the same names."""
-    images, masks = (
-        {path.stem: str(path) for path in sorted((root / kind / part).glob("*")) if path.is_file()}
-        for kind in ("images", "masks")
-    )
+    images, masks = (_by_name(root / kind / part) for kind in ("images", "masks"))
     alone = sorted(images.keys() ^ masks.keys())
     if alone or not images:
         raise ConfigError(
@@ -241,6 +238,20 @@ def _pairs(root: Path, part: str) -> list[Pair]:
             found=", ".join(alone[:5]) + (" ..." if len(alone) > 5 else "") if alone else f"none in images/{part}",
         )
     return [(images[name], masks[name]) for name in images]
+
+
+def _by_name(folder: Path) -> dict[str, str]:
+    """The files of a folder by name without suffix, hidden ones (`.DS_Store`) left out."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("[!.]*")):
+        if path.is_file() and found.setdefault(path.stem, str(path)) != str(path):
+            raise ConfigError(
+                "two files of one name",
+                where=str(folder),
+                expected="one image, and one mask, of each name",
+                found=f"{Path(found[path.stem]).name} and {path.name}",
+            )
+    return found
 
 
 def _watched(pairs: Sequence[Pair], name: str) -> Any:

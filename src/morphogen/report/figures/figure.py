@@ -61,7 +61,20 @@ def methods_of(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def mean_of(runs: Sequence[Record], key: str | Callable[[Record], float]) -> tuple[float, float]:
-    """Mean and standard deviation over the runs; 0 of a single run."""
+    """Mean and standard deviation over the runs; 0 of a single run.
+
+    Raises:
+        ConfigError: they are no runs of one thing.
+    """
+    kinds = list(dict.fromkeys((run["model"], run["data"], run.get("metric", "accuracy")) for run in runs))
+    if len(kinds) > 1:
+        raise ConfigError(
+            "runs of one method that are not seeds of one another",
+            where=str(runs[0]["method"]),
+            expected=", ".join(kinds[0]),
+            found=", ".join(kinds[1]),
+            todo="Give the runs of one model, data set and metric",
+        )
     values = [float(run[key]) if isinstance(key, str) else key(run) for run in runs]
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 

@@ -6,7 +6,7 @@ import copy
 import types
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ def _is_number(value: Any) -> bool:
     return all(map(is_whole, several))
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     """Whether it is a whole number, of Python or NumPy."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -66,7 +66,7 @@ def kept(module: nn.Module, name: str) -> Any:
     head, _, inner = name.partition(".")
     value = getattr(module, head)
     value = values_in(value)[inner] if inner else value
-    if isinstance(value, (tuple, list)) and any(is_whole(each) and type(each) is not int for each in value):
+    if type(value) in (tuple, list):
         return type(value)(int(each) if is_whole(each) else each for each in value)
     return int(value) if is_whole(value) else value
 

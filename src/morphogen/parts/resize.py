@@ -144,7 +144,7 @@ def _maps(
     network's, and whether those of the smallest images are in proportion."""
     dense = network.structure.resolution
     small = min((r for r in resolutions if r is not None), default=dense)
-    if dense is None or small == dense:
+    if dense is None or small is None or small == dense:
         return {}
     try:
         shapes = [network.outputs_at(resolution, training=training) for resolution in (dense, small)]

@@ -102,6 +102,30 @@ def test_a_classifier_of_other_classes_begins_anew_and_one_line_says_so(tmp_path
         begin_with(model, written("plain", tensors, tmp_path), "Net", 10)
 
 
+class Anchored(nn.Module):
+    """A detector's heads: classes for each of three anchors, a box for each class, boxes for each anchor."""
+
+    def __init__(self, num_classes, channels=12):
+        super().__init__()
+        self.conv, self.of_anchors = nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 3 * num_classes, 3)
+        self.score, self.of_classes = nn.Linear(channels, num_classes), nn.Linear(channels, 4 * num_classes)
+        self.of_boxes = nn.Conv2d(channels, 3 * 4, 3)
+
+
+def test_a_detectors_heads_begin_anew_with_other_classes(tmp_path):
+    tensors, model = Anchored(91).state_dict(), Anchored(3)
+    path = written("plain", tensors, tmp_path)
+    with pytest.warns(UserWarning, match=r"of_anchors.weight.*is for 91 classes, not 3; it begins anew"):
+        begin_with(model, path, "Anchored", 3, boxes=True)
+    heads = [f"{head}.{kind}" for head in ("of_anchors", "score", "of_classes") for kind in ("weight", "bias")]
+    assert same(model, tensors, but=heads)
+    with pytest.raises(ConfigError, match="are not this model's"):  # of a classifier no multiple is one
+        begin_with(Anchored(3), path, "Anchored", 3)
+    pruned = written("plain", Anchored(91, channels=8).state_dict(), tmp_path)
+    with pytest.raises(ConfigError, match="are not this model's"):
+        begin_with(Anchored(3), pruned, "Anchored", 3, boxes=True)
+
+
 @pytest.mark.parametrize(
     ("damage", "where"),
     [

@@ -28,8 +28,6 @@ from ..train.loop import Run
 from ..train.models import OPEN_SOURCES
 from ..train.saved import save_network
 from ..train.sources import load_data
-from ..train.tasks.detection import Detection
-from ..train.tasks.segmentation import Segmentation
 from ..train.trackers import tracking
 from .command import Command
 from .terminal import console, tell_savings
@@ -116,9 +114,9 @@ def _train(config: TrainConfig) -> int:
     print(f"weights, ledger and schedule are in {config.output}; next:")
     task, own = run.data.task, _own_model(config)
     print(f"  morphogen report {config.output}")
-    if not isinstance(task, Segmentation):
+    if task.predicts:
         print(f"  morphogen predict {config.output} IMAGE{own}")
-    print(f"  morphogen export {config.output}{'' if isinstance(task, Detection) else ' --onnx'}{own}")
+    print(f"  morphogen export {config.output}{'' if task.boxes else ' --onnx'}{own}")
     return 0
 
 

@@ -103,7 +103,7 @@ class Run:
             self.model, recipe = self._dense_model()
             self.model.train()
             self.tester = Tester(recipe, data, self.device)
-            begin_with(self.model, recipe.pretrained, recipe.model, data.num_classes)
+            begin_with(self.model, recipe.pretrained, recipe.model, data.num_classes, boxes=data.task.boxes)
             if recipe.pretrained and isinstance(method, GrowOnce) and not method.pretrained:
                 warnings.warn(
                     "GrowOnce begins at 3/8 of the images' side, where what was learnt at full size is worth little; "

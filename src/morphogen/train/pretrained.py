@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def known_as(source: Source) -> str:
         raise _unreadable(source, error) from error
 
 
-def begin_with(model: nn.Module, source: Source, text: str, num_classes: int) -> None:
+def begin_with(model: nn.Module, source: Source, text: str, num_classes: int, *, boxes: bool = False) -> None:
     """Give a model weights, in place. A classifier of another number of classes, or none, stays new, with a warning.
 
     Args:
@@ -51,6 +52,7 @@ def begin_with(model: nn.Module, source: Source, text: str, num_classes: int) ->
         source: of the weights.
         text: what the model was built by, see `build_model`.
         num_classes: of the data.
+        boxes: it is a detector, whose layers score classes for each anchor, or say where the box of each class is.
 
     Raises:
         ConfigError: the weights cannot be read or fetched, are not finite, or are not this model's; nothing is changed.
@@ -60,32 +62,43 @@ def begin_with(model: nn.Module, source: Source, text: str, num_classes: int) ->
     where = f"the weights of {text}" if source is True else source
     tensors, note = (build_model(text, trained=True).state_dict(), "") if source is True else _read(Path(source))
     own = model.state_dict()
-    anew = _classifier(own, tensors, num_classes, f"{where}", note)
+    anew, classes = _classifier(own, tensors, num_classes, f"{where}", note, boxes)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ConfigError("a weight is not finite", where=f"{where}, {name}", todo="Begin with other weights")
     model.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in anew}, strict=False)
     if anew:
-        classes = {tensors[name].shape[0] for name in anew if name in tensors}
-        had = f"is for {classes.pop()} classes, not {num_classes}" if classes else "is not among them"
+        had = f"is for {classes} classes, not {num_classes}" if classes else "is not among them"
         warnings.warn(f"{where}: the classifier ({', '.join(anew)}) {had}; it begins anew", stacklevel=2)
 
 
 def _classifier(
-    own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], num_classes: int, where: str, note: str
-) -> list[str]:
-    """The tensors of layers that score another number of classes; raises ConfigError for any other difference."""
+    own: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    num_classes: int,
+    where: str,
+    note: str,
+    boxes: bool,
+) -> tuple[list[str], int | None]:
+    """The tensors of layers that score another number of classes, and how many; raises ConfigError for any other
+    difference."""
     absent = [name for name in own if name not in tensors and not name.endswith(COUNTER)]
     other = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
-    anew, counts = [*absent, *other], {tensors[name].shape[0] for name in other if tensors[name].ndim}
+    anew = [*absent, *other]
+    scoring = {name for name in anew if own[name].ndim and _scores(own[name].shape[0], num_classes, boxes)}
+    counts = {
+        Fraction(tensors[name].shape[0] * num_classes, own[name].shape[0])
+        for name in other
+        if name in scoring and tensors[name].ndim
+    }
     wrong = [name for name in tensors if name not in own]
     wrong += [name for name in own if name in tensors and _kind(tensors[name]) != _kind(own[name])]
     wrong += [
         name
         for name in anew
-        if not own[name].ndim
-        or own[name].shape[0] != num_classes
+        if name not in scoring
         or len(counts) > 1
+        or any(count.denominator > 1 for count in counts)
         or (name in other and tensors[name].shape[1:] != own[name].shape[1:])
         or any(_module(known) == _module(name) and known not in anew for known in own if not known.endswith(COUNTER))
     ]
@@ -97,7 +110,12 @@ def _classifier(
             found=f"shape {tuple(tensors[name].shape)}, {tensors[name].dtype}" if name in tensors else "none",
             todo="Only a classifier may differ, by its number of classes; give the model that the weights are of",
         )
-    return anew
+    return anew, next(map(int, counts), None)
+
+
+def _scores(outputs: int, classes: int, boxes: bool) -> bool:
+    """Whether a layer of so many outputs can score so many classes."""
+    return outputs == classes or (boxes and 0 < classes < outputs and outputs % classes == 0)
 
 
 def _module(name: str) -> str:

@@ -99,6 +99,7 @@ class Detection(Task):
 
     metric: ClassVar[str] = "mAP"
     part: ClassVar[str] = "backbone"
+    boxes: ClassVar[bool] = True
 
     @staticmethod
     def prepare(model: nn.Module) -> None:

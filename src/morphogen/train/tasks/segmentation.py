@@ -46,6 +46,7 @@ class Segmentation(Task):
     """
 
     metric: ClassVar[str] = "mIoU"
+    predicts: ClassVar[bool] = False
     whole: Size = (SIDE, SIDE)
 
     def check(self, network: Network, images: int) -> None:

@@ -56,6 +56,12 @@ class Task(ABC):
     part: ClassVar[str] = ""
     """Path of the module that is traced and changes its size; by default the whole model."""
 
+    boxes: ClassVar[bool] = False
+    """Whether the model is a detector: its layers score classes for each anchor or box, and ONNX cannot hold it."""
+
+    predicts: ClassVar[bool] = True
+    """Whether `predict` says what is in an image."""
+
     classes: int
     smoothing: float = 0.0
 

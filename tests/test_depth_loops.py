@@ -269,3 +269,41 @@ def test_blocks_that_append_to_the_list_they_are_given():
     assert model.levels[1].conv.weight.shape == (4, 4, 3, 3)
     morphogen.morph(net, net.dense)
     assert model(images).shape == (2, 2, 8, 8)
+
+
+def test_blocks_that_a_list_holds_too_are_out_of_both():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.blocks, self.by_name, self.head = nn.Conv2d(3, 8, 3), [], {}, nn.Linear(8, 3)
+            for i in range(4):
+                self.add_module(f"block{i}", Inner())
+                self.blocks.append(getattr(self, f"block{i}"))
+                self.by_name[f"{i}"] = self.blocks[-1]
+
+        def forward(self, x):
+            x = self.stem(x)
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x.mean((2, 3)))
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.conv(x).relu()
+
+    model, x = Listed(), image()
+    before = list(model.blocks)
+    net = morphogen.trace(model, x)
+    (stack,) = net.stacks
+    dense = model(x)
+    morphogen.morph(net, net.subnetwork(depth=0.5))
+    for i, block in enumerate(model.blocks):
+        assert block is model.get_submodule(f"block{i}") is model.by_name[f"{i}"]
+        assert isinstance(block, Bypass) == (i not in net.current.blocks[stack.name])
+    assert not torch.equal(model(x), dense)
+    morphogen.morph(net, net.dense)
+    assert model.blocks == before and model(x).shape == (2, 3)

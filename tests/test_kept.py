@@ -16,7 +16,7 @@ from torch import nn
 import morphogen
 from morphogen.dense.kept import is_configuration
 
-from checks import assert_function_preserved
+from checks import assert_equals_masked_dense, assert_function_preserved
 
 
 @dataclasses.dataclass
@@ -256,3 +256,53 @@ OTHERS = logging.getLogger("x"), random.Random(0), {}, {"a": "b"}, {1: 1}, [1], 
 @pytest.mark.parametrize("value", [*OTHERS, nn.ReLU(), torch.ones(1), types])
 def test_what_is_no_configuration(value):
     assert not is_configuration(value)
+
+
+def padded(x, width):
+    return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, width, width))
+
+
+class Shortcut(nn.Module):
+    """Option A of CIFAR's ResNets, as the code of others has it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def shortcuts():
+    planes, others = 32, []
+
+    def counted(x):
+        others.append(x.shape[1])
+        return padded(x, planes // 4)
+
+    yield "lambda", Shortcut(lambda x: padded(x, planes // 4))
+    yield "partial", Shortcut(functools.partial(padded, width=8))
+    yield "a cell that is written to", Shortcut(counted)
+
+
+@pytest.mark.parametrize(("kind", "shortcut"), shortcuts(), ids=lambda each: each if isinstance(each, str) else "")
+def test_numbers_that_functions_were_made_with_follow(kind, shortcut):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, stride=2, padding=1)
+            self.shortcut, self.head = shortcut, nn.Conv2d(32, 3, 1)
+
+        def forward(self, x):
+            x = self.stem(x).relu()
+            return self.head(self.conv(x) + self.shortcut(x))
+
+    model, x, function = Net().double(), torch.randn(2, 3, 8, 8).double(), shortcut.function
+    net = morphogen.trace(model, x)
+    assert shortcut.function is function and sorted(group.size for group in net.groups) == [8, 16]
+    assert_equals_masked_dense(net, net.subnetwork(width=0.5), x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model(x).shape == (2, 3, 4, 4) and model.conv.out_channels == 16
+    assert function(torch.ones(1, 16, 4, 4)).shape[1] == 32  # the user's own is as it was
+    morphogen.morph(net, net.dense)
+    assert model(x).shape == (2, 3, 4, 4)

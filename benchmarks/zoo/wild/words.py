@@ -32,7 +32,9 @@ def clip(name: str) -> nn.Module:
             "attn_pooler_queries": 8,
             "attn_pooler_heads": 4,
         }
-        return coca.CoCa(64, coca.MultimodalCfg(**{**TEXT, "n_queries": 8, "attn_pooler_heads": 4}), words, seen)
+        model = coca.CoCa(64, coca.MultimodalCfg(**{**TEXT, "n_queries": 8, "attn_pooler_heads": 4}), words, seen)
+        nn.init.normal_(model.text_decoder.text_projection, std=0.02)  # which it leaves as the memory was
+        return model
     return library.CLIP(32, library.CLIPVisionCfg(**VISION[name]), library.CLIPTextCfg(**TEXT), output_dict=True)
 
 

@@ -41,12 +41,23 @@ class Bypass(nn.Module):
 
 
 def replace_module(tree: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """Put a module in the place of another, in the same order among its siblings; returns the other."""
+    """Put a module in the place of another, in the same order among its siblings, and in the lists and dictionaries in
+    which the parent holds it, too (`self.add_module(f"block{i}", block); self.blocks.append(block)`).
+
+    Returns:
+        The other.
+    """
     parent, _, name = path.rpartition(".")
-    siblings = tree.get_submodule(parent)._modules
-    old = siblings[name]
+    holder = tree.get_submodule(parent)
+    old = holder._modules[name]
     assert old is not None
-    siblings[name] = module
+    holder._modules[name] = module
+    for value in vars(holder).values():
+        if value is holder._modules:
+            continue
+        places = value.items() if type(value) is dict else enumerate(value) if type(value) is list else ()
+        for place in [place for place, held in places if held is old]:
+            value[place] = module
     return old
 
 

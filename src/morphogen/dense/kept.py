@@ -1,10 +1,12 @@
-"""Sizes that modules keep, as attributes of their own or of a configuration object that they hold (`config.n_embd`)."""
+"""Sizes that modules keep, as attributes of their own, or of what they hold: a configuration object (`config.n_embd`),
+a function that was made where they were known (`lambda x: pad(x, planes // 4)`)."""
 
 from __future__ import annotations
 
 import copy
 import types
-from functools import cached_property
+from collections.abc import Iterator, MutableMapping
+from functools import cached_property, partial
 from numbers import Integral
 from typing import Any, TypeGuard
 
@@ -15,9 +17,37 @@ USUAL = "__new__ __reduce__ __reduce_ex__ __getstate__ __setstate__ __copy__ __g
 """What decides how an object is copied, and what its attributes are."""
 
 
+class Cells(MutableMapping[str, Any]):
+    """What a function has taken from where it was made, by name."""
+
+    def __init__(self, function: types.FunctionType):
+        self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self._cells[name].cell_contents
+        except ValueError:  # nothing has been put there yet
+            return None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._cells[name].cell_contents = value
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("a function keeps what it was made with")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells)
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+
 def is_configuration(value: Any) -> bool:
-    """Whether it is an object that keeps numbers by name and can be copied: a dataclass, a namespace, a dictionary."""
+    """Whether it keeps numbers by name and can be copied: a dataclass, a namespace, a dictionary, a function, a
+    `functools.partial`."""
     kind = type(value)
+    if kind in (types.FunctionType, partial):
+        return any(map(_is_number, values_in(value).values()))
     if kind is dict:
         return all(type(key) is str for key in value) and any(map(_is_number, value.values()))
     if isinstance(value, (nn.Module, torch.Tensor, type, types.ModuleType, dict, list, tuple, set)) or callable(value):
@@ -40,8 +70,12 @@ def is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def values_in(configuration: Any) -> dict[str, Any]:
+def values_in(configuration: Any) -> MutableMapping[str, Any]:
     """What it holds, by name."""
+    if isinstance(configuration, types.FunctionType):
+        return Cells(configuration)
+    if isinstance(configuration, partial):
+        return configuration.keywords
     return configuration if type(configuration) is dict else vars(configuration)
 
 
@@ -55,9 +89,22 @@ def given_in(configuration: Any) -> dict[str, Any]:
 
 def copied(configuration: Any) -> Any:
     """A copy with what is given alone."""
+    if isinstance(configuration, types.FunctionType):
+        return _function(configuration)
+    if isinstance(configuration, partial):
+        return partial(configuration.func, *configuration.args, **configuration.keywords)
     own, given = copy.copy(configuration), given_in(configuration)
     values_in(own).clear()
     values_in(own).update(given)
+    return own
+
+
+def _function(function: types.FunctionType) -> types.FunctionType:
+    """The same function with numbers of its own."""
+    held = zip(Cells(function).values(), function.__closure__ or (), strict=True)
+    cells = tuple(types.CellType(value) if _is_number(value) else cell for value, cell in held)
+    own = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    own.__kwdefaults__, own.__dict__ = function.__kwdefaults__, dict(vars(function))
     return own
 
 

@@ -419,6 +419,20 @@ class Cut(nn.Module):
         return self.last(roi_align(self.first(x), boxes, (3, 3)).flatten(1))
 
 
+class Dynamic(nn.Module):
+    """A depthwise kernel of each example's own, in a convolution with a group for each channel of each example."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.kernel, self.last = nn.Conv2d(3, 16, 1), nn.Linear(3, 16 * 9), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x):
+        kernel, x = self.kernel(x.mean((2, 3))), self.first(x)
+        b, c, h, w = x.shape
+        x = F.conv2d(x.reshape(1, b * c, h, w), kernel.view(b * c, 1, 3, 3), padding=1, groups=b * c)
+        return self.last(x.view(b, c, h, w).relu())
+
+
 class Words(nn.Module):
     """Pooled along the words alone (Funnel), as images of one channel."""
 
@@ -438,8 +452,9 @@ class Words(nn.Module):
         (Unpooled(), torch.randn(2, 3, 8, 8), [16]),
         (Cut(), torch.randn(2, 3, 8, 8), [16]),
         (Words(), torch.randn(2, 5, 6), [16]),
+        (Dynamic(), torch.randn(2, 3, 8, 8), [16]),
     ],
-    ids=["deformable", "deformable in groups", "unpooled", "boxes", "words"],
+    ids=["deformable", "deformable in groups", "unpooled", "boxes", "words", "dynamic"],
 )
 def test_rules_of_space(model, x, sizes):
     model, x = model.double(), x.double()

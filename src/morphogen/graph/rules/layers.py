@@ -25,10 +25,11 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
             call.keeps(kernel_size=weight.axes[2:])
         else:
             slots.fix(weight.axes[dim], "")
+    single = tuple(weight.shape[:2]) == (groups, 1)  # each channel by itself
     if groups == 1:
         call.reads(x, channel, weight.axes[1 - out_axis])
         out = weight.axes[out_axis]
-    elif x.axes[channel] is None or first is None or any(map(_is_product, call.numbers(groups))):
+    elif x.axes[channel] is None or first is None or (not single and any(map(_is_product, call.numbers(groups)))):
         for axis in (first, second):
             slots.fix(axis, "a grouped convolution of fixed channels")
         slots.fix(x.axes[channel], "a grouped convolution with fixed weights")

@@ -53,7 +53,10 @@ def _train(config: TrainConfig) -> int:
     if config.resume and earlier.finished:
         checkpoints.clear()  # which it may have been killed before
         if rank() == 0:
-            print(f"the run in {config.output} is finished; to train it anew, --overwrite in place of --resume")
+            print(
+                f"the run on {earlier.data} in {config.output} is finished; "
+                "to train it anew, --overwrite in place of --resume"
+            )
         return 0
     method = build_method(config.method)
     try:

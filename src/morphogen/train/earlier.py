@@ -46,11 +46,13 @@ class Earlier:
         folder: it is in.
         there: its files.
         finished: it was trained to its end, and all is written.
+        data: what it was trained on, by name; empty where that is not known.
     """
 
     folder: Path
     there: list[Path]
     finished: bool
+    data: str = ""
 
     @classmethod
     def of(cls, config: TrainConfig) -> Earlier:
@@ -87,7 +89,7 @@ class Earlier:
                     found=f"{theirs.get(other)}",
                     todo="Give the settings it was started with, or choose another folder with --output",
                 )
-        return cls(folder, there, finished)
+        return cls(folder, there, finished, str(record.get("data", "")))
 
     def remove(self) -> None:
         """Remove it, and say so first."""

@@ -167,7 +167,7 @@ def stopped(folder, monkeypatch, *more, number=signal.SIGTERM):
 def test_a_stopped_run_is_gone_on_with_or_refused(tmp_path, monkeypatch, capsys):
     assert stopped(tmp_path, monkeypatch) == 143
     error = capsys.readouterr().err
-    told = "stopped by SIGTERM, saved in epoch 0 after step 1; continue with the same command and --resume"
+    told = "stopped by SIGTERM, saved in epoch 1 after step 1; continue with the same command and --resume"
     assert error == f"morphogen: {told}\n"
     before = contents(tmp_path)
     for more in ([], ["--save_every", "3600"], ["--lr", "0.3"]):
@@ -186,7 +186,7 @@ def test_a_stopped_run_is_gone_on_with_or_refused(tmp_path, monkeypatch, capsys)
 
 def test_ctrl_c_says_where_and_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert stopped(tmp_path, monkeypatch, number=signal.SIGINT) == 130
-    assert "stopped by SIGINT, saved in epoch 0 after step 1; continue with" in capsys.readouterr().err
+    assert "stopped by SIGINT, saved in epoch 1 after step 1; continue with" in capsys.readouterr().err
 
     def twice(*_):
         os.kill(os.getpid(), signal.SIGINT), os.kill(os.getpid(), signal.SIGINT)
@@ -198,7 +198,7 @@ def test_ctrl_c_says_where_and_how_to_go_on(tmp_path, monkeypatch, capsys):
         assert train(tmp_path, "--resume", "true") == 130
     error = capsys.readouterr().err
     assert (
-        error == "morphogen: stopped by SIGINT, last saved in epoch 0 after step 1; continue with the same command and "
+        error == "morphogen: stopped by SIGINT, last saved in epoch 1 after step 1; continue with the same command and "
         "--resume\n"
     )
     assert json.loads((tmp_path / "results.json").read_text())[0]["stopped"]  # which is not finished, though written

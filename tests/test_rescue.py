@@ -108,7 +108,7 @@ def widths(run):
 def test_a_stage_is_put_off(fragile):
     fragile(bears=8, until=3)  # the three steps of the first epoch that is wider
     run = run_of(rescue=["later"])
-    with pytest.warns(UserWarning, match=r"epoch 2, step 0: the loss is not finite.*which is an epoch later"):
+    with pytest.warns(UserWarning, match=r"epoch 3, step 1: the loss is not finite.*which is an epoch later"):
         epochs = list(run.epochs())
     assert [epoch.epoch for epoch in epochs] == list(range(6))
     assert widths(run) == [(0, 8), (3, 12), (4, 16)]
@@ -164,7 +164,7 @@ def test_it_stops_where_nothing_is_left_to_try(fragile, rescue, kept):
 def test_a_loss_that_is_no_number_without_a_morph_is_not_blamed_on_one(fragile):
     fragile(bears=0, until=1000)
     run = run_of(rescue=["later", "smaller"])
-    with pytest.raises(DivergedError, match="epoch 0, step 0"):
+    with pytest.raises(DivergedError, match="epoch 1, step 1"):
         list(run.epochs())
 
 
@@ -191,7 +191,7 @@ def test_a_fall_of_accuracy_is_told_of(monkeypatch):
     run = run_of(warn_drop=10.0)
     accuracies = iter([50.0, 50.0, 39.0, 50.0, 50.0, 45.0, 50.0, 50.0, 50.0])
     monkeypatch.setattr(run, "_evaluate", lambda: (next(accuracies), {}))
-    with pytest.warns(UserWarning, match=r"epoch 2: accuracy fell from 50.0 to 39.0 %.*warn_drop=10 points") as told:
+    with pytest.warns(UserWarning, match=r"epoch 3: accuracy fell from 50.0 to 39.0 %.*warn_drop=10 points") as told:
         list(run.epochs())
     assert len([w for w in told if "accuracy fell" in str(w.message)]) == 1
 

@@ -82,7 +82,7 @@ def test_a_shortened_run_ends_its_schedule_early():
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path, capsys):
-    with pytest.raises(TrainingError, match=r"epoch 0, step \d+: the loss is not finite"):
+    with pytest.raises(TrainingError, match=r"epoch 1, step \d+: the loss is not finite"):
         finish(Run(recipe(lr=1e30), load_data(recipe()), Dense(), "x", seed=0))
     assert main(["train", *SMALL, "--method", "Dense", "--lr", "1e30", "--output", str(tmp_path)]) == 2
     error = capsys.readouterr().err

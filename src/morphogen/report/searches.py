@@ -46,7 +46,7 @@ def search_rows(search: Record) -> list[dict[str, str]]:
 def search_title(search: Record) -> str:
     """What a table of candidates is headed by."""
     what = "proxies x FLOPs" if is_without_training(search) else "loss x time"
-    return f"search before epoch {search['epoch']}: {what}^{search['exponent']:.3f}, {search['seconds']:.1f} s"
+    return f"search before epoch {search['epoch'] + 1}: {what}^{search['exponent']:.3f}, {search['seconds']:.1f} s"
 
 
 def is_without_training(search: Record) -> bool:
@@ -101,7 +101,7 @@ def draw_searches(searches: Sequence[Record], path: Path) -> None:
         steps = [times[0] + (times[-1] - times[0]) * i / 50 for i in range(51)]
         at, exponent = point_of(best)[0], search["exponent"]
         axes.plot(steps, [best["fitted"] * (at / t) ** exponent for t in steps], "k:", lw=1)
-        axes.set_title(f"before epoch {search['epoch']}, exponent {search['exponent']:.3f}", fontsize=9)
+        axes.set_title(f"before epoch {search['epoch'] + 1}, exponent {search['exponent']:.3f}", fontsize=9)
         axes.set_xlabel(axes_of(search)[0])
         axes.set_ylabel(axes_of(search)[1])
         axes.grid(alpha=0.3)

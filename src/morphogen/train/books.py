@@ -115,7 +115,7 @@ class Books:
         resized = (old.channels, old.blocks) == (new.channels, new.blocks)  # falls, and comes back in an epoch
         if before - after > self._recipe.warn_drop and not resized:
             warnings.warn(
-                f"epoch {epoch}: {ledger.metric} fell from {before:.1f} to {after:.1f} % at a change of size, by "
+                f"epoch {epoch + 1}: {ledger.metric} fell from {before:.1f} to {after:.1f} % at a change of size, by "
                 f"more than warn_drop={self._recipe.warn_drop:g} points; more stages or another operator lose less",
                 stacklevel=2,
             )

@@ -113,13 +113,13 @@ class Checkpoints:
             self.save(epoch, step, state())
             gathered(None)  # none leaves before it is saved
         if asked is not None:
-            raise Stopped(asked, f"saved in epoch {epoch} after step {step}")
+            raise Stopped(asked, f"saved in epoch {epoch + 1} after step {step}")
 
     def told(self) -> str:
         """Where the latest one is, for a message."""
         names = [path.stem.split("-") for path in self.files()[:1]]
         return (
-            "".join(f"last saved in epoch {int(n[1])} after step {int(n[3])}" for n in names) or "nothing was saved yet"
+            "".join(f"last saved in epoch {int(n[1]) + 1} after step {int(n[3])}" for n in names) or "nothing was saved yet"
         )
 
     def save(self, epoch: int, step: int, state: dict[str, Any]) -> None:

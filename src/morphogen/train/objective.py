@@ -71,7 +71,7 @@ def check_finite(losses: list[torch.Tensor], epoch: int, first_step: int) -> Non
         bad = int((~finite).nonzero()[0])
         raise DivergedError(
             "the loss is not finite",
-            where=f"epoch {epoch}, step {first_step + bad}",
+            where=f"epoch {epoch + 1}, step {first_step + bad + 1}",
             found=f"{float(losses[bad])}",
             todo="Lower the learning rate, begin with a larger network, or let rescue put off what it came with",
         )

@@ -36,7 +36,7 @@ def warn_of_lack(attached: Run, batch_size: int, device: torch.device) -> None:
         return
     if epoch is not None:
         warnings.warn(
-            f"from epoch {epoch} on a step of {batch_size} images is predicted to need {need / 2**30:.1f} GiB of "
+            f"from epoch {epoch + 1} on a step of {batch_size} images is predicted to need {need / 2**30:.1f} GiB of "
             f"{there / 2**30:.1f}: {'it will go in pieces' if ranks() == 1 else 'the run will stop there'}; a smaller "
             "batch_size leaves it whole",
             stacklevel=2,

@@ -74,7 +74,7 @@ def draw_correlations(records: Sequence[Record], path: Path) -> None:
         axes.grid(visible=False)
         axes.axhline(old - 0.5, color="k", linewidth=0.8)
         axes.axvline(old - 0.5, color="k", linewidth=0.8)
-        told = f"{correlations['layer']}, before epoch {morph['epoch']}: {old} old channels, then the new"
+        told = f"{correlations['layer']}, before epoch {morph['epoch'] + 1}: {old} old channels, then the new"
         axes.set_title(f"{run['method']}\n{told}\nnew to old, largest |r|: {between(correlations):.2f}", fontsize=8)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))

@@ -35,7 +35,7 @@ def _search(search: Record) -> Element:
     looks = {
         size: Series(size, size, f"s{n % SERIES}", MARKERS[n % SERIES]) for n, size in enumerate(sorted(sizes, key=len))
     }
-    title = f"Search before epoch {search['epoch']}"
+    title = f"Search before epoch {search['epoch'] + 1}"
     if not finite:
         return el("p", f"{title}: no candidate had a finite loss.")
     chart = Chart(

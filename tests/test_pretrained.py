@@ -126,6 +126,13 @@ def test_a_detectors_heads_begin_anew_with_other_classes(tmp_path):
         begin_with(Anchored(3), pruned, "Anchored", 3, boxes=True)
 
 
+def test_a_whole_model_is_refused_and_its_message_says_what_to_write(tmp_path):
+    torch.save(Net(), tmp_path / "whole.pt")
+    with pytest.raises(ConfigError, match=r"more than tensors.*Net; write torch.save\(model.state_dict") as refused:
+        begin_with(Net(), str(tmp_path / "whole.pt"), "Net", 10)
+    assert "\x1b" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("damage", "where"),
     [

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -106,6 +108,12 @@ def read_pickle(path: Path) -> Any:
                 raise ValueError(f"the checksum of {torn} is another one")
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         values = walk(found)
+    except UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
+        what = f", {named[1]}" if named else ""
+        raise ValueError(
+            f"it holds more than tensors and plain data{what}; write torch.save(model.state_dict(), ...)"
+        ) from error
     except Exception as error:  # whatever the readers stumble over in a damaged file
         raise ValueError(first_line(error)) from error
     for value in values:

@@ -119,7 +119,8 @@ class Checkpoints:
         """Where the latest one is, for a message."""
         names = [path.stem.split("-") for path in self.files()[:1]]
         return (
-            "".join(f"last saved in epoch {int(n[1]) + 1} after step {int(n[3])}" for n in names) or "nothing was saved yet"
+            "".join(f"last saved in epoch {int(n[1]) + 1} after step {int(n[3])}" for n in names)
+            or "nothing was saved yet"
         )
 
     def save(self, epoch: int, step: int, state: dict[str, Any]) -> None:

@@ -230,5 +230,5 @@ def test_copies_are_seen_in_a_real_run(operators, tmp_path):
 
 def test_runs_that_are_not_seeds_of_each_other_are_not_averaged(tmp_path):
     output = read_output(folder(tmp_path / "x", run(), run(seed=1, data="letters"), grown()))
-    with pytest.raises(ConfigError, match=r"Dense: .*not seeds of one another; expected net, digits.*net, letters"):
+    with pytest.raises(ConfigError, match=r"Dense: .*cannot be averaged; expected net, digits.*net, letters"):
         draw_figure(FIGURES["network-expansion/5"], [output], tmp_path / "f.png")

@@ -1,7 +1,9 @@
 """Numbers of a model's code in places where they count nothing, or count something else than they seem to."""
 
+import enum
 import functools
 import math
+import operator
 
 import numpy as np
 import pytest
@@ -409,3 +411,59 @@ def test_pairs_of_numbers_of_numpy():
     net = morphogen.trace(model, x)
     morphogen.morph(net, net.subnetwork(width=0.5))
     assert model(x).shape == (2, 4, 3) and model.last.in_features == 8
+
+
+class Kind(enum.IntEnum):
+    PLAIN = 0
+    TWICE = 1
+
+
+def test_members_of_an_enumeration_are_no_sizes():
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kind = Kind.TWICE
+            self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(self.second(x) if self.kind is Kind.TWICE and self.kind.name == "TWICE" else x)
+
+    model, x = Chosen(), torch.randn(2, 6)
+    net = morphogen.trace(model, x)
+    assert_equals_masked_dense(net, net.subnetwork(width=0.5), x)
+    morphogen.morph(net, net.subnetwork(width=0.5))
+    assert model.kind is Kind.TWICE and model.second.weight.shape == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net, x: F.pad(x, (-net.one, net.one)),
+        lambda net, x: x[:, -(net.heads * net.size) :],
+        lambda net, x: x[:, net.heads - net.heads * net.size :],
+        lambda net, x: x[:, operator.neg(-net.heads) :],
+    ],
+    ids=["a shift", "a product from the end", "a difference", "twice"],
+)
+def test_numbers_below_nothing(use):
+    class Ends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.size, self.one = 2, 4, 1
+            self.first, self.last = nn.Linear(6, 12), nn.LazyLinear(3)
+
+        def forward(self, x):
+            return self.last(use(self, self.first(x)))
+
+    model, x = Ends(), torch.randn(2, 6)
+    model(x)
+    net = morphogen.trace(model, x)
+    before = model(x)
+    target = net.subnetwork(width=0.5)
+    if target != net.dense:
+        assert_equals_masked_dense(net, target, x)
+        morphogen.morph(net, target)
+        assert model(x).shape == (2, 3)
+        morphogen.morph(net, net.dense)
+    assert model(x).shape == before.shape

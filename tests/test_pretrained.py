@@ -121,6 +121,9 @@ def test_a_detectors_heads_begin_anew_with_other_classes(tmp_path):
     assert same(model, tensors, but=heads)
     with pytest.raises(ConfigError, match="are not this model's"):  # of a classifier no multiple is one
         begin_with(Anchored(3), path, "Anchored", 3)
+    headless = {name: tensor for name, tensor in tensors.items() if not name.startswith("conv")}
+    with pytest.raises(ConfigError, match="conv"):  # twelve channels are four times three classes, and no head
+        begin_with(Anchored(3), written("plain", headless, tmp_path), "Anchored", 3, boxes=True)
     pruned = written("plain", Anchored(91, channels=8).state_dict(), tmp_path)
     with pytest.raises(ConfigError, match="are not this model's"):
         begin_with(Anchored(3), pruned, "Anchored", 3, boxes=True)

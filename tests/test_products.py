@@ -110,6 +110,31 @@ ROLES = {
 }
 
 
+class Jax(nn.Module):
+    """Depthwise and grouped kernels that are stored with their outputs last."""
+
+    def __init__(self, groups):
+        super().__init__()
+        self.groups, self.first, self.last = groups, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1)
+        self.kernel = weight(3, 3, 8 // groups, 8)
+
+    def forward(self, x):
+        kernel = self.kernel.permute(3, 2, 0, 1)
+        groups = self.kernel.shape[-1] if self.groups == 8 else self.groups
+        return self.last(F.conv2d(self.first(x), kernel, padding=1, groups=groups).relu())
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_kernels_of_grouped_convolutions_in_another_order(groups):
+    model, x = Jax(groups).double(), torch.randn(2, 3, 8, 8).double()
+    net = morphogen.trace(model, x)
+    assert_equals_masked_dense(net, net.subnetwork(width=0.5), x)
+    for operator in ("quiet", "net2net", "orthogonal", "random"):
+        morphogen.morph(net, net.subnetwork(width=0.5))
+        morphogen.morph(net, net.dense, operator=operator)
+        assert model(x).isfinite().all() and model.kernel.shape[-1] == 8
+
+
 class LowRank(nn.Module):
     """A weight that is a product of two, beside one of its own (LoRA, merged)."""
 

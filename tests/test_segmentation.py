@@ -156,17 +156,23 @@ def test_whole_images_are_tested_in_batches_of_one_size(streets):
         (lambda root: (root / "masks" / "val" / "0.png").unlink(), "images without masks, or masks without images.*0"),
         (
             lambda root: Image.new("RGB", (64, 48)).save(root / "masks" / "val" / "0.png"),
-            "PNG of one channel.*mode RGB",
+            "one channel, such as a PNG.*mode RGB",
         ),
         (
             lambda root: Image.new("I;16", (64, 48), 300).save(root / "masks" / "val" / "0.png"),
-            "from 0 to 255.*found 300",
+            "from 0 to 255, found 0 to 300",
         ),
         (
             lambda root: Image.new("L", (64, 48)).save(
                 (root / "masks" / "val" / "0.png").rename(root / "masks/val/0.jpg")
             ),
             "without loss|JPEG, which changes numbers",
+        ),
+        (
+            lambda root: Image.fromarray(np.full((48, 64), -1, np.int32)).save(
+                (root / "masks" / "val" / "0.png").rename(root / "masks" / "val" / "0.tif"), "TIFF"
+            ),
+            "found -1 to 0",
         ),
         (
             lambda root: Image.new("RGB", (64, 48)).save(root / "images" / "val" / "0.jpg"),

@@ -127,6 +127,8 @@ def test_patience_counts_from_the_last_change_of_size_and_not_while_one_is_to_co
     assert is_best(ledger)
     ledger.kept = None
     assert is_best(ledger)
+    ledger.epochs = epochs[:3]
+    assert not is_best(ledger)
 
 
 def test_a_run_stops_early_at_full_size_and_is_finished(tmp_path, monkeypatch, capsys):

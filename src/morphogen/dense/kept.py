@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Iterator, MutableMapping
+from enum import Enum
 from functools import cached_property, partial
 from numbers import Integral
 from typing import Any, TypeGuard
@@ -18,7 +19,7 @@ USUAL = "__new__ __reduce__ __reduce_ex__ __getstate__ __setstate__ __copy__ __g
 
 
 class Cells(MutableMapping[str, Any]):
-    """What a function has taken from where it was made, by name."""
+    """What a function has taken from where it was made, by name; None where nothing has been put yet."""
 
     def __init__(self, function: types.FunctionType):
         self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -26,7 +27,7 @@ class Cells(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         try:
             return self._cells[name].cell_contents
-        except ValueError:  # nothing has been put there yet
+        except ValueError:
             return None
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -67,7 +68,7 @@ def _is_number(value: Any) -> bool:
 
 def is_whole(value: Any) -> TypeGuard[int]:
     """Whether it is a whole number, of Python or NumPy."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, (bool, Enum))
 
 
 def values_in(configuration: Any) -> MutableMapping[str, Any]:
@@ -105,6 +106,7 @@ def _function(function: types.FunctionType) -> types.FunctionType:
     cells = tuple(types.CellType(value) if _is_number(value) else cell for value, cell in held)
     own = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
     own.__kwdefaults__, own.__dict__ = function.__kwdefaults__, dict(vars(function))
+    own.__qualname__, own.__module__, own.__doc__ = function.__qualname__, function.__module__, function.__doc__
     return own
 
 

@@ -35,14 +35,14 @@ class AllPicked(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a call; those that pick by a mask in another way."""
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        first: Any = args[0] if args else None
-        if name == "where" and len(args) == 1 and not kwargs and _is_mask(first):
+        first: Any = args[0] if args else kwargs.get("input", kwargs.get("condition"))
+        if name == "where" and len(args) + len(kwargs) == 1 and _is_mask(first):
             return _places(first)
         if name in ("nonzero", "argwhere") and _is_mask(first):
             places = _places(first)
             return places if kwargs.get("as_tuple") else torch.stack(places, dim=-1)
-        if name == "masked_select" and len(args) == 2 and _is_mask(args[1]):
-            x, mask = torch.broadcast_tensors(*args)
+        if name == "masked_select" and "out" not in kwargs:
+            x, mask = torch.broadcast_tensors(first, args[1] if len(args) > 1 else kwargs["mask"])
             return x[_places(mask)]
         if name == "__getitem__":
             index = args[1] if isinstance(args[1], tuple) else (args[1],)

@@ -207,7 +207,7 @@ class Role:
         return self.outs[0] if self.kind == "weight" and len(self.outs) == 1 else None
 
     def through(self, order: Sequence[int]) -> Role:
-        """The role of a tensor whose axis `order[i]` is axis `i` of the one that this is the role of."""
+        """The role of another tensor; `order[i]` is the axis of it that axis i of this one is."""
         if self.kind != "weight":
             return self
         outs, ins, batch = (tuple(order[axis] for axis in axes) for axes in (self.outs, self.ins, self.batch))

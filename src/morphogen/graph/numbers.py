@@ -250,7 +250,10 @@ class Number(int):
         return hash((id(self.equal), identity(self)))
 
     def __neg__(self) -> Any:
-        """Counted from the end."""
+        """Counted from the end; `-(-n)` is n."""
+        first, *rest = factors_of(self)
+        if type(first) is int and first == -1:
+            return rest[0] if len(rest) == 1 else Number(-int(self), Times(tuple(rest)), self.equal)
         return self._times(-1, self)
 
     def __reduce__(self) -> Any:

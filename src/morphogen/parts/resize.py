@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from ..dense.network import Network
+from ..dense.network import Network, Shapes
 from ..errors import ConfigError
 from ..machine.private import tree_flatten, tree_unflatten
 from ..run.images import images_in, resized_call
@@ -42,6 +42,7 @@ class Resize(Part):
         check_resizing(kind)
         self.kind = kind
         self._seen = True
+        self._shapes: dict[tuple[tuple[int, int], bool], Shapes] = {}
 
     def settings(self) -> tuple[Any, ...]:
         """The kind."""
@@ -113,10 +114,13 @@ class Resize(Part):
         assert dense is not None  # there are maps
         sides, steady = self._maps[training][number]
         if not steady or any(side * given % whole for side, given, whole in zip(sides, size, dense, strict=True)):
-            with suppress(Exception):  # whatever the model's own code raises at a size that it was not made for
-                shape = self.run.network.outputs_at(size, training=training)[number]
-                if shape is not None:
-                    return shape[-2], shape[-1]
+            if (size, training) not in self._shapes:
+                self._shapes[size, training] = ()
+                with suppress(Exception):  # whatever the model's own code raises at a size that it was not made for
+                    self._shapes[size, training] = self.run.network.outputs_at(size, training=training)
+            shape = next(iter(self._shapes[size, training][number:]), None)
+            if shape is not None:
+                return shape[-2], shape[-1]
         height, width = (round(side * given / whole) for side, given, whole in zip(sides, size, dense, strict=True))
         return height, width
 

@@ -46,7 +46,7 @@ def same_channels(network: Network, names: Sequence[str]) -> torch.Tensor | None
         return None
     groups = network.structure.unit_groups()
     layouts = [network.structure.tensors[name] for name in names]
-    units = [layout.axes[layout.role.outs[0]] for layout in layouts]
+    units = [None if layout.role.filters is None else layout.axes[layout.role.filters] for layout in layouts]
     group = [-1 - i if each is None else int(groups[each[each != FIXED][0]]) for i, each in enumerate(units)]
     own = torch.tensor(group, device="cpu")
     device = tensor_named(network.model, names[0]).device

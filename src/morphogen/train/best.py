@@ -20,8 +20,9 @@ BEST = "best.pt"
 
 
 def is_best(ledger: Ledger) -> bool:
-    """Whether the last epoch tested better than the network that is kept."""
-    return ledger.kept is None or ledger.epochs[-1].accuracy > ledger.kept["accuracy"]
+    """Whether the last epoch tested better than the network that is kept; where none is, than all before it."""
+    *before, last = [epoch.accuracy for epoch in ledger.epochs]
+    return last > max(before, default=-1.0) if ledger.kept is None else last > ledger.kept["accuracy"]
 
 
 def keep_best(run: Run, path: Path) -> None:

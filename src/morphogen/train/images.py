@@ -117,12 +117,19 @@ def read_mask(path: str) -> Tensor:
     with _opened(path) as image:
         mode, kind, numbers = image.mode, image.format, np.array(image)
     several = mode not in ("1", "L", "P") and not mode.startswith("I")
-    if several or kind == "JPEG" or numbers.max(initial=0) > 255:
-        wrong = f"mode {mode}" if several else "JPEG, which changes them" if kind == "JPEG" else f"{numbers.max()}"
+    extent = int(numbers.min(initial=0)), int(numbers.max(initial=0))
+    if several or kind == "JPEG" or extent[0] < 0 or extent[1] > 255:
+        wrong = (
+            f"mode {mode}"
+            if several
+            else "JPEG, which changes them"
+            if kind == "JPEG"
+            else f"{extent[0]} to {extent[1]}"
+        )
         raise ConfigError(
             "a mask has the number of a class at each pixel",
             where=path,
-            expected="a PNG of one channel with numbers from 0 to 255",
+            expected="one channel, such as a PNG's, with numbers from 0 to 255",
             found=wrong,
             todo="Make masks of colours into numbers, and save them without loss",
         )

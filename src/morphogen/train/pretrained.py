@@ -85,7 +85,9 @@ def _classifier(
     absent = [name for name in own if name not in tensors and not name.endswith(COUNTER)]
     other = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
     anew = [*absent, *other]
-    scoring = {name for name in anew if own[name].ndim and _scores(own[name].shape[0], num_classes, boxes)}
+    scoring = {
+        name for name in anew if own[name].ndim and _scores(own[name].shape[0], num_classes, boxes and name in tensors)
+    }
     counts = {
         Fraction(tensors[name].shape[0] * num_classes, own[name].shape[0])
         for name in other

@@ -127,7 +127,7 @@ def einsum(call: Call) -> Axes:
         output = "..." * bool(dots) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
     for number, (term, value) in enumerate(zip(terms, values, strict=True)):
         others = "".join(other for i, other in enumerate(terms) if i != number)
-        if "..." not in term and any(other.origin is None for other in values):
+        if "..." not in term and all((other is value) == (other.origin is not None) for other in values):
             outs = tuple(i for i, letter in enumerate(term) if letter in output and letter not in others)
             ins = tuple(i for i, letter in enumerate(term) if letter not in output)
             batch = tuple(i for i, letter in enumerate(term) if letter in output and letter in others)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..numbers import Number
+from ..numbers import Number, factors_of
 from .table import Axes, Call, rule
 
 
@@ -241,7 +241,11 @@ def slice_(call: Call) -> Axes:
             if call.counting.stays(number) or (x.origin is not None and not isinstance(number, Number)):
                 call.slots.fix(behind, "a table read as far as the input is long")
         else:
-            call.counts(-number if isinstance(number, Number) else number, behind)
+            length = -number  # of what is behind
+            if any(int(factor) < 0 for factor in factors_of(length)):  # a difference below 0
+                call.slots.fix(behind, "sliced at positions that are not followed")
+            else:
+                call.counts(length, behind)
     return (*x.axes[:dim], axis[start:end:step] if end > 0 else axis[start:][:end:step], *x.axes[dim + 1 :])
 
 

@@ -51,7 +51,7 @@ def pad(call: Call) -> Axes:
         axis = axes[-1 - i]
         if not sides:
             continue
-        if axis is None or not constant or not all(isinstance(numbers[side], Number) for side in sides):
+        if axis is None or not constant or not all(isinstance(numbers[i], Number) and pads[i] > 0 for i in sides):
             call.slots.fix(axis, f"padded by {call.op}")
             axes[-1 - i] = None
             continue

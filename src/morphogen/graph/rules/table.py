@@ -61,7 +61,7 @@ class Call:
         args: the op's arguments by the names of its schema, tensors as `Value`, defaults filled in.
         shapes: the shapes of the outputs.
         parameters: the model's parameters and buffers by name.
-        roles: what each of them is to its layer; the first to claim one wins.
+        roles: what each of them is to its layer; the first to claim one wins, but for factors of a weight.
         lengths: of parameters that weight norm reads as lengths, the axis of the weight that they belong to.
         sizes: arguments of this call that count axes, by name; filled by `keeps`.
         used: for each output, whether the model does anything with it.
@@ -106,13 +106,13 @@ class Call:
         names = () if value is None else value.origin or ()
         for name in names:
             assert value is not None
-            own, factor = _role_of(self.parameters[name], value, role), False
-            if own is None:
-                own, factor = _role_of_factor(self.slots, self.parameters[name], value, role), True
-            if own is not None:
+            own = _role_of(self.parameters[name], value, role)
+            factor = _role_of_factor(self.slots, self.parameters[name], value, role) if own is None else None
+            if factor is not None:  # what factors are to each other was noted before
+                self.roles[name] = factor
+            elif own is not None:
                 of_inputs = [each for each in names if own.kind == "weight" and self.lengths.get(each) in own.ins]
-                if factor or name not in self.roles:  # what factors are to each other was noted before
-                    self.roles[name] = Role("direct") if of_inputs else own
+                self.roles.setdefault(name, Role("direct") if of_inputs else own)
                 self.roles.update(dict.fromkeys(of_inputs, Role("shift")))
 
     def keeps(self, /, **sizes: Axis | Axes) -> None:
@@ -187,7 +187,9 @@ class Call:
 def _role_of(parameter: Value, value: Value, role: Role) -> Role | None:
     """The role of a parameter that a value with this role is, its axes in any order; None where it is not."""
     order = _order(parameter, value)
-    return None if order is None else role.through(order)
+    if order is None or (role.groups > 1 and order[0] != 0):  # groups lie along the first axis of a weight
+        return None
+    return role.through(order)
 
 
 def _role_of_factor(slots: Slots, parameter: Value, value: Value, role: Role) -> Role | None:
@@ -195,20 +197,18 @@ def _role_of_factor(slots: Slots, parameter: Value, value: Value, role: Role) ->
     comes first, the one that has its outputs last. None where that cannot be told."""
     if role.kind != "weight" or len(value.origin or ()) < 2 or sum(size > 1 for size in parameter.shape) < 2:
         return None
-    places = [
-        next(
-            (
-                i
-                for i, other in enumerate(value.axes)
-                if axis is not None and other is not None and slots.tied(axis, other)
-            ),
-            None,
-        )
-        for axis in parameter.axes
-    ]
+    places = [_place(slots, axis, value) for axis in parameter.axes]
     outs, ins = (tuple(dim for dim, at in enumerate(places) if at in axes) for axes in (role.outs, role.ins))
     inner = tuple(dim for dim, at in enumerate(places) if at is None)
     return None if bool(outs) == bool(ins) or not inner else Role("weight", outs or inner, ins or inner)
+
+
+def _place(slots: Slots, axis: Axis, value: Value) -> int | None:
+    """The axis of a value that this axis was tied to; None where there is none."""
+    alike = (
+        i for i, other in enumerate(value.axes) if other is not None and axis is not None and slots.tied(axis, other)
+    )
+    return next(alike, None)
 
 
 def _order(parameter: Value, value: Value) -> list[int] | None:

@@ -64,12 +64,12 @@ def mean_of(runs: Sequence[Record], key: str | Callable[[Record], float]) -> tup
     """Mean and standard deviation over the runs; 0 of a single run.
 
     Raises:
-        ConfigError: they are no runs of one thing.
+        ConfigError: they differ in model, data or metric.
     """
     kinds = list(dict.fromkeys((run["model"], run["data"], run.get("metric", "accuracy")) for run in runs))
     if len(kinds) > 1:
         raise ConfigError(
-            "runs of one method that are not seeds of one another",
+            "the runs differ in model, data or metric, and cannot be averaged",
             where=str(runs[0]["method"]),
             expected=", ".join(kinds[0]),
             found=", ".join(kinds[1]),

@@ -212,15 +212,15 @@ def test_outlook_attention():
 
 
 def test_heads_that_are_kept_where_nothing_can_rewrite_them_are_refused_or_pinned():
-    def closure(heads):
-        def attend(net, x):
+    def made_with(count):
+        def attend(net, x, heads=count):
             b, n, c = x.shape
             q, k, v = net.qkv(x).reshape(b, n, 3, heads, c // heads).permute(2, 0, 3, 1, 4)
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
 
         return attend
 
-    model = Block(closure(4))
+    model = Block(made_with(4))
     net = morphogen.trace(model, tokens())
     assert all(group.size != 4 for group in net.groups)  # they stay; the size of each may change
     try:

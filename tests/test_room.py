@@ -21,7 +21,7 @@ def test_the_first_stage_that_does_not_fit_is_named(monkeypatch):
     memory, stages = (attached := run_of().attached).memory, attached.stages
     needs = [memory.bytes(stage.subnetwork, 128) for stage in stages]
     assert needs[0] < needs[1] < needs[2]
-    for there, epoch in ((needs[2], None), (needs[2] - 1, 4), (needs[1] - 1, 2), (needs[0] - 1, 0)):
+    for there, epoch in ((needs[2], None), (needs[2] - 1, 5), (needs[1] - 1, 3), (needs[0] - 1, 1)):
         monkeypatch.setattr(room, "memory_of", lambda device, there=there: there)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")

@@ -94,7 +94,7 @@ def states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
 
 
 def trial(make) -> tuple[str, str]:
-    """What became of an optimizer: (follows | refused at attach | WRONG | cannot train, why)."""
+    """What became of an optimizer: (follows | refused at attach, or at the first growth | WRONG | cannot train, why)."""
     torch.manual_seed(0)
     x = torch.randn(4, 3, 8, 8)
     plain = Net()
@@ -140,6 +140,8 @@ def trial(make) -> tuple[str, str]:
                 )
         for _ in range(2):
             step(model, optimizer, x)
+    except morphogen.MorphError as error:  # no step of it could be rehearsed
+        return "refused at the first growth", str(error).splitlines()[0][:160]
     except Exception as error:
         return "WRONG", f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
     if not all(p.isfinite().all() for p in model.parameters()):

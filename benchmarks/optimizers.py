@@ -94,7 +94,7 @@ def states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
 
 
 def trial(make) -> tuple[str, str]:
-    """What became of an optimizer: (follows | refused at attach, or at the first growth | WRONG | cannot train, why)."""
+    """Its outcome: (follows | refused at attach, or at the first growth | WRONG | cannot train, why)."""
     torch.manual_seed(0)
     x = torch.randn(4, 3, 8, 8)
     plain = Net()

@@ -156,7 +156,7 @@ def test_train_names_the_next_commands_and_a_run_of_enough_steps_gets_no_advice(
     ]
 
 
-def test_the_next_commands_name_a_model_of_ones_own_and_are_those_of_the_task():
+def test_the_next_commands_name_a_model_of_ones_own():
     assert _own_model(TrainConfig(model="resnet8(width=8)")) == ""
     assert _own_model(TrainConfig(model="mine.nets:Net(depth=3)")) == " --model 'mine.nets:Net(depth=3)'"
 

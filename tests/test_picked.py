@@ -14,7 +14,7 @@ from checks import assert_equals_masked_dense, assert_function_preserved, assert
 def where(x, chosen, experts):
     y = torch.zeros_like(x)
     for number, expert in enumerate(experts):
-        tokens, places = torch.where(chosen == number)
+        tokens, places = torch.where(condition=chosen == number)
         y.index_add_(0, tokens, expert(x[tokens]) * (1 + places[:, None]))
     return y
 
@@ -22,7 +22,7 @@ def where(x, chosen, experts):
 def nonzero(x, chosen, experts):
     y = torch.zeros_like(x)
     for number, expert in enumerate(experts):
-        tokens = (chosen == number).any(-1).nonzero().squeeze(-1)
+        tokens = torch.nonzero(input=(chosen == number).any(-1)).squeeze(-1)
         if tokens.numel() == 0:
             continue
         y[tokens] = y[tokens] + expert(x[tokens])

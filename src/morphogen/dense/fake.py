@@ -17,7 +17,7 @@ from .images import Images, Path, exchanged, find_images, inputs_in
 from .picked import AllPicked
 from .program import silence, uncompiled
 from .rewritten import as_properties
-from .unhidden import DataSeen
+from .tensor_data import DataSeen
 
 Example = torch.Tensor | tuple[Any, ...] | dict[str, Any]
 """What to call the model with: one tensor, positional arguments, or keyword arguments."""

@@ -58,16 +58,9 @@ def convolve(call: Call, out_axis: int, in_axis: int) -> Axes:
     call.keeps(in_channels=x.axes[channel], out_channels=out)
     out = _with_bias(call, out)
     axes = list(x.axes[:channel]) + [out] + [None] * (-channel - 1)
+    plain = call.args.get("padding") == [0] * (-channel - 1)  # a deformable one names its padding otherwise
     for dim in range(channel + 1, 0):
-        if (
-            weight.shape[dim] == 1
-            and "stride" in call.args
-            and (call["stride"][dim], *call["padding"])
-            == (
-                1,
-                *[0] * (-channel - 1),
-            )
-        ):
+        if weight.shape[dim] == 1 and plain and call["stride"][dim] == 1:
             axes[dim] = x.axes[dim]  # every position by itself
         elif dim != spanned - len(weight.shape):
             slots.fix(x.axes[dim], "convolved along it")
